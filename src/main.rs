@@ -1,0 +1,2 @@
+//! The `bifold` command.
+fn main(){}
