@@ -21,7 +21,10 @@ use emu_core::{Gva, Privilege, Sfn};
 
 /// Entries in one context.
 pub const ENTRIES: usize = 1024;
+/// Contexts that are filled, one a privilege. After them comes one that never is, see [`FastTlb::select_none`].
 const CONTEXTS: usize = Privilege::ALL.len();
+const TOTAL: usize = ENTRIES * (CONTEXTS + 1);
+const _: () = assert!(TOTAL.is_power_of_two(), "a masked index needs no bounds check");
 const PAGE: u64 = 4096;
 
 /// What a fill allows.
@@ -64,10 +67,10 @@ impl CodePage {
 
 /// See the module.
 pub struct FastTlb {
-    entries: Box<[Entry; ENTRIES * CONTEXTS]>,
+    entries: Box<[Entry; TOTAL]>,
     /// First entry of the selected context.
     active: usize,
-    info: Box<[Info; ENTRIES * CONTEXTS]>,
+    info: Box<[Info; TOTAL]>,
     /// Slots in use, so that a flush costs what was filled and not what could have been.
     filled: Vec<u16>,
     memory: Arc<SystemMemory>,
@@ -92,13 +95,13 @@ const fn slot_of(gva: u64) -> usize {
 impl FastTlb {
     /// An empty TLB over `memory`.
     pub fn new(memory: Arc<SystemMemory>) -> FastTlb {
-        let mut entries = Vec::with_capacity(ENTRIES * CONTEXTS);
-        for i in 0..ENTRIES * CONTEXTS {
+        let mut entries = Vec::with_capacity(TOTAL);
+        for i in 0..TOTAL {
             entries.push(Self::empty(i));
         }
         let (Ok(entries), Ok(info)) = (
             entries.into_boxed_slice().try_into(),
-            vec![Info { sfn: Sfn::new(0), global: false }; ENTRIES * CONTEXTS].into_boxed_slice().try_into(),
+            vec![Info { sfn: Sfn::new(0), global: false }; TOTAL].into_boxed_slice().try_into(),
         ) else {
             unreachable!("both were made with this length")
         };
@@ -121,11 +124,16 @@ impl FastTlb {
         self.active = privilege.index() * ENTRIES;
     }
 
+    /// Makes a context current in which nothing ever hits: every access is seen by the slow path, as alignment checks
+    /// and data breakpoints need it.
+    #[inline]
+    pub fn select_none(&mut self) {
+        self.active = CONTEXTS * ENTRIES;
+    }
+
     #[inline(always)]
     fn entry(&self, gva: u64) -> &Entry {
-        // `active` is one of three multiples of ENTRIES; the minimum lets the compiler drop the bounds check.
-        let index = (self.active + slot_of(gva)).min(ENTRIES * CONTEXTS - 1);
-        &self.entries[index]
+        &self.entries[(self.active + slot_of(gva)) % TOTAL]
     }
 
     #[inline(always)]
@@ -250,7 +258,7 @@ impl FastTlb {
 
     /// Copies the code bytes from `gva` to the end of its page, and says which frame they are in.
     pub fn code_bytes<'a>(&self, gva: u64, into: &'a mut [u8; PAGE as usize]) -> Option<(Sfn, &'a [u8])> {
-        let index = self.active + slot_of(gva);
+        let index = (self.active + slot_of(gva)) % TOTAL;
         let entry = &self.entries[index];
         let offset = gva ^ entry.tag_x;
         if offset >= PAGE {
