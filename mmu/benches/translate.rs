@@ -1,0 +1,2 @@
+//! Placeholder group, replaced with the walker.
+fn main() {}

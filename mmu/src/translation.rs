@@ -1,0 +1,69 @@
+//! What a translation that succeeded says.
+
+use bitflags::bitflags;
+use emu_core::{Gpa, MemoryType, PageSize, Spa};
+
+bitflags! {
+    /// Properties of a translated page, folded over every entry on the way of both stages.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub struct PageFlags: u16 {
+        /// R/W of the guest's entries.
+        const WRITABLE = 1 << 0;
+        /// U/S of the guest's entries.
+        const USER = 1 << 1;
+        /// No guest entry has NX in force.
+        const EXECUTABLE = 1 << 2;
+        /// A global page (G with CR4.PGE).
+        const GLOBAL = 1 << 3;
+        /// D of the guest's leaf is set, or there is no leaf because paging is off.
+        const DIRTY = 1 << 4;
+        /// The nested entries allow reads.
+        const NESTED_READ = 1 << 5;
+        /// The nested entries allow writes.
+        const NESTED_WRITE = 1 << 6;
+        /// The nested entries allow the fetches of this page's mode.
+        const NESTED_EXECUTE = 1 << 7;
+        /// D of the nested leaf is set, or nobody keeps it.
+        const NESTED_DIRTY = 1 << 8;
+    }
+}
+
+impl PageFlags {
+    /// The part that belongs to the nested entries.
+    pub const NESTED: PageFlags = PageFlags::NESTED_READ
+        .union(PageFlags::NESTED_WRITE)
+        .union(PageFlags::NESTED_EXECUTE)
+        .union(PageFlags::NESTED_DIRTY);
+}
+
+/// A translated address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translation {
+    /// Where the access goes.
+    pub spa: Spa,
+    /// The guest physical address in between; equal to [`Translation::spa`] in number where nothing is nested.
+    pub gpa: Gpa,
+    /// How far the same translation reaches: the smaller of the guest's and the nested page.
+    pub size: PageSize,
+    /// The memory type of the EPT leaf; write-back where there is none.
+    pub memory_type: MemoryType,
+    /// The PAT entry that the guest's leaf selects, 0 to 7 (PAT, PCD, PWT).
+    pub pat_index: u8,
+    /// The protection key of the guest's leaf, 0 to 15.
+    pub protection_key: u8,
+    /// Rights and dirtiness.
+    pub flags: PageFlags,
+}
+
+/// A guest physical address, translated by the nested tables alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GpaTranslation {
+    /// Where it is.
+    pub spa: Spa,
+    /// The size of the nested page.
+    pub size: PageSize,
+    /// The memory type of the EPT leaf; write-back where there is none.
+    pub memory_type: MemoryType,
+    /// The members of [`PageFlags::NESTED`] that hold.
+    pub flags: PageFlags,
+}
