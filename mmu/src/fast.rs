@@ -70,6 +70,8 @@ pub struct FastTlb {
     entries: Box<[Entry; TOTAL]>,
     /// First entry of the selected context.
     active: usize,
+    /// The same for code, which no alignment check or data breakpoint slows down.
+    active_code: usize,
     info: Box<[Info; TOTAL]>,
     /// Slots in use, so that a flush costs what was filled and not what could have been.
     filled: Vec<u16>,
@@ -105,7 +107,7 @@ impl FastTlb {
         ) else {
             unreachable!("both were made with this length")
         };
-        FastTlb { entries, active: 0, info, filled: Vec::with_capacity(FLUSH_LIST), memory }
+        FastTlb { entries, active: 0, active_code: 0, info, filled: Vec::with_capacity(FLUSH_LIST), memory }
     }
 
     const fn empty(index: usize) -> Entry {
@@ -122,13 +124,15 @@ impl FastTlb {
     #[inline]
     pub fn select(&mut self, privilege: Privilege) {
         self.active = privilege.index() * ENTRIES;
+        self.active_code = self.active;
     }
 
-    /// Makes a context current in which nothing ever hits: every access is seen by the slow path, as alignment checks
-    /// and data breakpoints need it.
+    /// Like [`FastTlb::select`] for code; for data a context in which nothing ever hits, so that every access is seen by
+    /// the slow path, as alignment checks and data breakpoints need it.
     #[inline]
-    pub fn select_none(&mut self) {
+    pub fn select_none(&mut self, privilege: Privilege) {
         self.active = CONTEXTS * ENTRIES;
+        self.active_code = privilege.index() * ENTRIES;
     }
 
     #[inline(always)]
@@ -252,13 +256,20 @@ impl FastTlb {
     /// The page that code at `gva` lies in, if it is here.
     #[inline(always)]
     pub fn code_page(&self, gva: u64) -> Option<CodePage> {
-        let entry = self.entry(gva);
+        let entry = &self.entries[(self.active_code + slot_of(gva)) % TOTAL];
         if gva ^ entry.tag_x < PAGE { Some(CodePage { host: entry.host }) } else { None }
+    }
+
+    /// The frame that code at `gva` lies in, if its page is here.
+    #[inline]
+    pub fn code_frame(&self, gva: u64) -> Option<Sfn> {
+        self.code_page(gva)?;
+        Some(self.info[(self.active_code + slot_of(gva)) % TOTAL].sfn)
     }
 
     /// Copies the code bytes from `gva` to the end of its page, and says which frame they are in.
     pub fn code_bytes<'a>(&self, gva: u64, into: &'a mut [u8; PAGE as usize]) -> Option<(Sfn, &'a [u8])> {
-        let index = (self.active + slot_of(gva)) % TOTAL;
+        let index = (self.active_code + slot_of(gva)) % TOTAL;
         let entry = &self.entries[index];
         let offset = gva ^ entry.tag_x;
         if offset >= PAGE {
@@ -405,7 +416,9 @@ mod tests {
     #[test]
     fn an_empty_slot_matches_no_address() {
         let t = tlb();
-        for gva in [0_u64, 0x1000, 0xfff, u64::MAX, u64::MAX << 12, 1 << 47, 0x8000_0000_0000_0000, (ENTRIES as u64 - 1) << 12] {
+        for gva in
+            [0_u64, 0x1000, 0xfff, u64::MAX, u64::MAX << 12, 1 << 47, 0x8000_0000_0000_0000, (ENTRIES as u64 - 1) << 12]
+        {
             assert_eq!(t.load::<u8>(gva), None, "{gva:#x}");
             assert!(!t.can_store(gva, 1));
             assert!(t.code_page(gva).is_none());
@@ -463,7 +476,12 @@ mod tests {
 
     #[test]
     fn copies_behave_as_element_by_element() {
-        for (to, from, len, step) in [(0x1001_u64, 0x1000_u64, 8_usize, 1_usize), (0x1000, 0x1001, 8, 1), (0x1004, 0x1000, 16, 4), (0x1003, 0x1000, 16, 4)] {
+        for (to, from, len, step) in [
+            (0x1001_u64, 0x1000_u64, 8_usize, 1_usize),
+            (0x1000, 0x1001, 8, 1),
+            (0x1004, 0x1000, 16, 4),
+            (0x1003, 0x1000, 16, 4),
+        ] {
             let mut t = tlb();
             enter(&mut t, Privilege::User, 0x1000, 1, ALL, false);
             t.select(Privilege::User);

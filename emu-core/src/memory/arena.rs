@@ -24,16 +24,73 @@ pub struct HostError {
 }
 
 /// Values that memory holds as they are: every bit pattern is valid, no padding, little-endian as the guest sees it.
-pub trait Scalar: Copy + sealed::Sealed + 'static {}
+pub trait Scalar: Copy + sealed::Sealed + 'static {
+    /// The value whose bytes, lowest address first, these are; bytes past its size do not count.
+    fn from_bytes(bytes: &[u8; 32]) -> Self;
+    /// Its bytes, lowest address first, zero-padded.
+    fn to_bytes(self) -> [u8; 32];
+}
 
 mod sealed {
     pub trait Sealed {}
 }
 
-macro_rules! scalars {
-    ($($T:ty),*) => {$( impl sealed::Sealed for $T {} impl Scalar for $T {} )*};
+macro_rules! integers {
+    ($($T:ty),*) => {$(
+        impl sealed::Sealed for $T {}
+        impl Scalar for $T {
+            #[inline]
+            fn from_bytes(bytes: &[u8; 32]) -> $T {
+                let mut own = [0; size_of::<$T>()];
+                own.copy_from_slice(&bytes[..size_of::<$T>()]);
+                <$T>::from_le_bytes(own)
+            }
+            #[inline]
+            fn to_bytes(self) -> [u8; 32] {
+                let mut bytes = [0; 32];
+                bytes[..size_of::<$T>()].copy_from_slice(&self.to_le_bytes());
+                bytes
+            }
+        }
+    )*};
 }
-scalars!(u8, u16, u32, u64, u128, [u64; 2], [u64; 4], [u8; 10]);
+integers!(u8, u16, u32, u64, u128);
+
+impl<const N: usize> sealed::Sealed for [u64; N] {}
+impl<const N: usize> Scalar for [u64; N] {
+    #[inline]
+    fn from_bytes(bytes: &[u8; 32]) -> [u64; N] {
+        let mut words = [0; N];
+        for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+            *word = chunk.iter().rev().fold(0, |w, &b| w << 8 | b as u64);
+        }
+        words
+    }
+    #[inline]
+    fn to_bytes(self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        for (chunk, word) in bytes.chunks_exact_mut(8).zip(self) {
+            chunk.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+}
+
+impl sealed::Sealed for [u8; 10] {}
+impl Scalar for [u8; 10] {
+    #[inline]
+    fn from_bytes(bytes: &[u8; 32]) -> [u8; 10] {
+        let mut own = [0; 10];
+        own.copy_from_slice(&bytes[..10]);
+        own
+    }
+    #[inline]
+    fn to_bytes(self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        bytes[..10].copy_from_slice(&self);
+        bytes
+    }
+}
 
 /// A sparse range of memory.
 pub(super) struct Arena {
@@ -179,6 +236,15 @@ mod tests {
         assert!(arena.host_page(0x2000).is_none());
         assert!(arena.cell(0x400).is_none());
         assert!(arena.cell(0x3ff).is_some());
+    }
+
+    #[test]
+    fn scalars_and_bytes_agree() {
+        let bytes: [u8; 32] = core::array::from_fn(|i| i as u8 + 1);
+        assert_eq!(u32::from_bytes(&bytes), 0x0403_0201);
+        assert_eq!(<[u64; 2]>::from_bytes(&bytes), [0x0807_0605_0403_0201, 0x100f_0e0d_0c0b_0a09]);
+        assert_eq!(<[u64; 4]>::from_bytes(&bytes).to_bytes(), bytes);
+        assert_eq!(<[u8; 10]>::from_bytes(&bytes).to_bytes()[9..12], [10, 0, 0]);
     }
 
     #[test]
