@@ -1,0 +1,30 @@
+//! IEEE 754 and x87 arithmetic in integers, with x86 results and status flags.
+//!
+//! Models what Intel SDM vol. 1, chapters 4, 8, 10, 11 and 14 say about one floating-point operation: the value, the
+//! exception flags, what masks change, NaN rules. Values are bit patterns: `u16`, `u32`, `u64` by the markers [`F16`],
+//! [`F32`], [`F64`], and [`F80`]. Every function takes an [`Env`], made from MXCSR or from the x87 control word, and
+//! accumulates flags in it; nothing here reads or changes the host's floating-point state.
+//!
+//! - [`env`]: rounding, masks, flags, and what an instruction leaves behind.
+//! - [`arith`], [`fma`](mod@fma), [`compare`](mod@compare), [`convert`](mod@convert): the operations, one algorithm for
+//!   all formats.
+//! - [`x87`]: what only x87 has.
+//! - [`fast`]: the host's arithmetic where it is provably the same.
+//!
+//! The module depends on nothing else of the emulator.
+
+pub mod arith;
+pub mod compare;
+pub mod convert;
+pub mod env;
+pub mod fast;
+pub mod fma;
+pub mod format;
+mod round;
+
+pub use arith::{add, add_mixed, div, div_mixed, mul, mul_mixed, sqrt, sub, sub_mixed};
+pub use compare::{NanRule, Predicate, Relation, compare, compare_mixed, max, min};
+pub use convert::{convert, from_i64, from_u64, round_to_integral, to_signed, to_unsigned};
+pub use env::{Denormals, Destination, Env, Flags, Outcome, Precision, Rounding};
+pub use fma::{fma, negate_number};
+pub use format::{Class, F16, F32, F64, F80, Format};
