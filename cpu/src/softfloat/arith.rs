@@ -6,7 +6,7 @@
 //! what it was. Exceptions keep the priority of SDM vol. 1, 4.9.2: a NaN operand hides DE, IE and ZE hide DE.
 
 use super::env::{Env, Flags};
-use super::format::{Class, Format, Unpacked, invalid, propagate, propagate_one};
+use super::format::{Class, F80, Format, Unpacked, invalid, propagate, propagate_one};
 use super::round::{Exact, shift_right_sticky};
 
 /// Sets DE if one of the operands is denormal.
@@ -124,6 +124,12 @@ fn mul_unpacked<R: Format>(a: Unpacked, b: Unpacked, env: &mut Env) -> R::Bits {
     }
     let product = u128::from(a.significand) * u128::from(b.significand);
     Exact::from_u128(a.negative != b.negative, a.exponent + b.exponent + 1, product).round::<R>(env)
+}
+
+/// The product of two numbers, finite and not zero, in the full 80-bit precision whatever the precision control.
+pub(super) fn mul_unpacked_full(a: &Unpacked, b: &Unpacked, env: &mut Env) -> F80 {
+    let product = u128::from(a.significand) * u128::from(b.significand);
+    Exact::from_u128(a.negative != b.negative, a.exponent + b.exponent + 1, product).round_full::<F80>(env)
 }
 
 #[cold]

@@ -197,8 +197,12 @@ impl Env {
             let flags = raised & Flags::PRE_COMPUTATION;
             return Outcome { flags, unmasked: flags - self.masks, write: false };
         }
-        let held_back = destination == Destination::Memory && unmasked.intersects(Flags::OE | Flags::UE);
-        Outcome { flags: raised, unmasked, write: !held_back }
+        if destination == Destination::Memory && unmasked.intersects(Flags::OE | Flags::UE) {
+            // Nothing is rounded to the destination, so precision and C1 do not show.
+            let flags = raised - Flags::PE - Flags::C1;
+            return Outcome { flags, unmasked: flags & (Flags::EXCEPTIONS - self.masks), write: false };
+        }
+        Outcome { flags: raised, unmasked, write: true }
     }
 }
 

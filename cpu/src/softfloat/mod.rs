@@ -21,6 +21,7 @@ pub mod fast;
 pub mod fma;
 pub mod format;
 mod round;
+pub mod x87;
 
 pub use arith::{add, add_mixed, div, div_mixed, mul, mul_mixed, sqrt, sub, sub_mixed};
 pub use compare::{NanRule, Predicate, Relation, compare, compare_mixed, max, min};

@@ -111,13 +111,16 @@ impl Exact {
     fn underflow<R: Format>(self, rounded: i32, cut: &Cut, precision: u32, env: &mut Env) -> R::Bits {
         let tiny = rounded < 1;
         if tiny && !env.masked(Flags::UE) {
-            env.raise(Flags::UE | rounding_flags(cut));
-            if R::X87 && rounded + BIAS_ADJUST >= 1 {
-                return R::pack(self.negative, rounded + BIAS_ADJUST, cut.significand | (1 << 63));
+            env.raise(Flags::UE);
+            if R::X87 && rounded + BIAS_ADJUST < 1 {
+                // FSCALE alone reaches down here; processors then deliver zero in all rounding modes.
+                env.raise(Flags::PE);
+                return R::zero(self.negative);
             }
-            // Never written: SSE and x87 stores to memory keep the destination, and no x87 register result but that of
-            // FSCALE lies further down.
-            return R::zero(self.negative);
+            env.raise(rounding_flags(cut));
+            // Only the x87 result is ever written: SSE and x87 stores to memory keep the destination.
+            let biased = if R::X87 { rounded + BIAS_ADJUST } else { 0 };
+            return R::pack(self.negative, biased, cut.significand | (1 << 63));
         } else if tiny && !R::X87 && env.denormals.flush_results {
             env.raise(Flags::UE | Flags::PE);
             return R::zero(self.negative);
@@ -138,12 +141,15 @@ impl Exact {
 fn overflow<R: Format>(negative: bool, rounded: i32, cut: &Cut, precision: u32, env: &mut Env) -> R::Bits {
     env.raise(Flags::OE);
     if !env.masked(Flags::OE) {
-        env.raise(rounding_flags(cut));
         let adjusted = rounded - BIAS_ADJUST;
-        if R::X87 && adjusted < R::MAX_BIASED {
-            return R::pack(negative, adjusted, cut.significand | (1 << 63));
+        if R::X87 && adjusted >= R::MAX_BIASED {
+            // FSCALE alone reaches up here; processors then deliver infinity in all rounding modes.
+            env.raise(Flags::PE | Flags::C1);
+            return R::infinity(negative);
         }
-        return R::infinity(negative);
+        env.raise(rounding_flags(cut));
+        // Only the x87 result is ever written: SSE and x87 stores to memory keep the destination.
+        return if R::X87 { R::pack(negative, adjusted, cut.significand | (1 << 63)) } else { R::infinity(negative) };
     }
     env.raise(Flags::PE);
     let to_infinity = match env.rounding {
