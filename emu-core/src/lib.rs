@@ -15,9 +15,12 @@
 
 pub mod access;
 pub mod addr;
+pub mod cpu_model;
+pub mod cpuid;
 pub mod event;
 pub mod exception;
 pub mod memory;
+pub mod msr;
 pub mod page;
 pub mod regs;
 pub mod rng;
@@ -26,5 +29,8 @@ pub mod time;
 
 pub use access::{Access, AccessKind, Privilege};
 pub use addr::{Gfn, Gpa, Gva, Gvn, Sfn, Spa};
+pub use cpu_model::{CpuModel, Vendor};
+pub use cpuid::Feature;
 pub use exception::{Exception, PageFaultCode};
+pub use msr::Msr;
 pub use page::{MemoryType, Order, PageSize};

@@ -53,12 +53,8 @@ bitflags! {
 
 impl Rflags {
     /// The six flags arithmetic defines.
-    pub const STATUS: Rflags = Rflags::CF
-        .union(Rflags::PF)
-        .union(Rflags::AF)
-        .union(Rflags::ZF)
-        .union(Rflags::SF)
-        .union(Rflags::OF);
+    pub const STATUS: Rflags =
+        Rflags::CF.union(Rflags::PF).union(Rflags::AF).union(Rflags::ZF).union(Rflags::SF).union(Rflags::OF);
 
     /// I/O privilege level, 0 to 3.
     pub const fn iopl(self) -> u8 {
@@ -166,6 +162,8 @@ bitflags! {
         const FFXSR = 1 << 14;
         /// Translation cache extension (AMD).
         const TCE = 1 << 15;
+        /// Automatic IBRS enable (AMD).
+        const AIBRSE = 1 << 21;
     }
 }
 
