@@ -1,0 +1,92 @@
+//! What a VM is to be, and what can go wrong on the host's side.
+
+use emu_core::PageSize;
+use emu_core::memory::BusError;
+use gmem::host::HostSetupError;
+use gmem::{BindError, CreateError, FolioPolicy, GetError, HostConfig, HugeSize, OutOfMemory};
+use thiserror::Error;
+
+use crate::memslot::MemslotError;
+use crate::tdp::TdpFormat;
+use crate::vm::GmemId;
+
+/// Which pages stand behind guest memory and how large they are mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PagePolicy {
+    /// Size and source of folios.
+    pub folios: FolioPolicy,
+    /// The largest leaf to install.
+    pub max_level: PageSize,
+}
+
+impl PagePolicy {
+    /// The usual policy of `--pages`: 4K from the page allocator, 2M and 1G from a pool of their own.
+    pub const fn of(size: PageSize) -> PagePolicy {
+        let folios = match size {
+            PageSize::Size4K => FolioPolicy::Buddy { largest: size },
+            PageSize::Size2M => FolioPolicy::Pool { size: HugeSize::Size2M },
+            PageSize::Size1G => FolioPolicy::Pool { size: HugeSize::Size1G },
+        };
+        PagePolicy { folios, max_level: size }
+    }
+}
+
+/// What a VM is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmConfig {
+    /// Format of the nested tables.
+    pub format: TdpFormat,
+    /// Folios and levels.
+    pub pages: PagePolicy,
+    /// Width of a guest physical address in bits: 32 to 48, what a 4-level table translates.
+    pub maxphyaddr: u8,
+    /// The host's share of system memory.
+    pub host: HostConfig,
+}
+
+/// The host could not do what was asked. Nothing here is the guest's doing alone; a guest can only run into it where
+/// the host promised more memory than it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum VmError {
+    /// The address width cannot be had.
+    #[error("guest physical addresses of {maxphyaddr} bits were asked for, 4-level tables translate 32 to 48")]
+    MaxPhyAddr {
+        /// What was asked for.
+        maxphyaddr: u8,
+    },
+    /// The host's memory could not be set up.
+    #[error(transparent)]
+    Host(#[from] HostSetupError),
+    /// No frame for a page table.
+    #[error("no memory for a nested page table: {0}")]
+    Table(#[from] OutOfMemory),
+    /// No folio behind a guest page.
+    #[error("guest memory cannot be populated: {0}")]
+    Backing(#[from] GetError),
+    /// A guest_memfd could not be created.
+    #[error(transparent)]
+    Create(#[from] CreateError),
+    /// A memslot call was refused.
+    #[error(transparent)]
+    Memslot(#[from] MemslotError),
+    /// No such inode.
+    #[error("there is no guest_memfd {}", id.0)]
+    NoSuchGmem {
+        /// The number asked for.
+        id: GmemId,
+    },
+    /// A hole must consist of whole pages.
+    #[error("a hole of {len_bytes:#x} bytes at {offset_bytes:#x} is not a positive number of whole 4 KiB pages")]
+    BadHole {
+        /// Its start in the inode.
+        offset_bytes: u64,
+        /// Its length.
+        len_bytes: u64,
+    },
+    /// The inode is being changed by a removal in flight.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// A table or a folio lies outside system memory.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+}

@@ -1,0 +1,104 @@
+//! Stage 4: how large the entry may be (`kvm_mmu_hugepage_adjust`).
+
+use emu_core::{AccessKind, Gfn, PageSize, Sfn};
+use gmem::SeqSample;
+
+use super::back::Backed;
+use crate::memslot::MemSlot;
+use crate::tdp::Rights;
+
+/// A fault that knows the entry it wants.
+#[derive(Clone, Copy, Debug)]
+pub struct Sized {
+    backed: Backed,
+    size: PageSize,
+}
+
+impl Sized {
+    /// The faulting guest frame.
+    pub const fn gfn(&self) -> Gfn {
+        self.backed.fault().fault().fault().gfn()
+    }
+    /// The frame behind it.
+    pub const fn sfn(&self) -> Sfn {
+        self.backed.folio().sfn
+    }
+    /// Level of the leaf.
+    pub const fn size(&self) -> PageSize {
+        self.size
+    }
+    /// What the leaf allows.
+    pub const fn rights(&self) -> Rights {
+        self.backed.fault().rights()
+    }
+    /// What the guest wants to do.
+    pub const fn kind(&self) -> AccessKind {
+        self.backed.fault().fault().fault().input().kind
+    }
+    /// The sequence number at the start of the fault.
+    pub const fn sample(&self) -> SeqSample {
+        self.backed.fault().fault().fault().sample()
+    }
+}
+
+/// The largest size that the folio, the slot and the policy allow.
+pub fn choose(backed: Backed, max_level: PageSize) -> Sized {
+    let fault = backed.fault().fault();
+    let gmem::Backed { sfn, size } = backed.folio();
+    let size = largest(fault.slot(), fault.fault().gfn(), sfn, size.min(max_level));
+    Sized { backed, size }
+}
+
+/// The largest size up to `limit` whose guest frames around `gfn` lie in `slot` and are congruent with the system frames
+/// around `sfn`. Between the sizes that fit the whole folio and 4K it settles for a part of the folio.
+pub fn largest(slot: &MemSlot, gfn: Gfn, sfn: Sfn, limit: PageSize) -> PageSize {
+    let fits = |size: &PageSize| {
+        let base = gfn.align_down(*size);
+        let contained = base >= slot.first && base.raw() + size.frames() <= slot.end().raw();
+        contained && (gfn.raw() ^ sfn.raw()) & (size.frames() - 1) == 0
+    };
+    PageSize::ALL[..=limit.index()].iter().copied().rfind(fits).unwrap_or(PageSize::Size4K)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memslot::SlotFlags;
+    use crate::vm::GmemId;
+    use gmem::{PageIndex, SlotId};
+
+    const G1: u64 = PageSize::Size1G.frames();
+    const M2: u64 = PageSize::Size2M.frames();
+
+    fn slot(first: u64, nr_pages: u64) -> MemSlot {
+        MemSlot {
+            id: SlotId(0),
+            first: Gfn::new(first),
+            nr_pages,
+            flags: SlotFlags::empty(),
+            gmem: GmemId(0),
+            first_index: PageIndex(first),
+        }
+    }
+
+    #[test]
+    fn a_slot_above_the_legacy_hole_has_all_2m_blocks_but_its_first() {
+        let slot = slot(0x100, 8 * M2);
+        let huge = (0x100..0x100 + 8 * M2)
+            .filter(|&g| largest(&slot, Gfn::new(g), Sfn::new(4 * G1 + g), PageSize::Size2M) == PageSize::Size2M)
+            .count() as u64;
+        assert_eq!(huge, 7 * M2);
+    }
+
+    #[test]
+    fn containment_congruence_and_limit_each_bind() {
+        let all = slot(0, 2 * G1);
+        let at = |slot: &MemSlot, gfn: u64, sfn: u64, limit| largest(slot, Gfn::new(gfn), Sfn::new(sfn), limit);
+        assert_eq!(at(&all, 5, 3 * G1 + 5, PageSize::Size1G), PageSize::Size1G);
+        assert_eq!(at(&all, 5, 3 * G1 + 5, PageSize::Size2M), PageSize::Size2M);
+        assert_eq!(at(&all, 5, 3 * G1 + M2 + 5, PageSize::Size1G), PageSize::Size2M, "congruent in 2M only");
+        assert_eq!(at(&all, 5, 3 * G1 + 6, PageSize::Size1G), PageSize::Size4K);
+        assert_eq!(at(&slot(0, G1 - 1), 5, 5, PageSize::Size1G), PageSize::Size2M, "a part of the 1G folio");
+        assert_eq!(at(&slot(0, G1 - 1), G1 - 2, G1 - 2, PageSize::Size1G), PageSize::Size4K);
+    }
+}

@@ -1,0 +1,43 @@
+//! Which translations vCPUs must forget.
+
+use emu_core::Gfn;
+
+/// What every TLB of the VM must drop before its vCPU enters the guest again: combined and nested translations of these
+/// guest frames, and cached parts of walks through them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlushRequest {
+    /// Everything.
+    All,
+    /// Guest frames `[first, first + nr_pages)`.
+    Range {
+        /// The first.
+        first: Gfn,
+        /// How many.
+        nr_pages: u64,
+    },
+}
+
+/// Flushes that are owed, as one hull: too much is allowed, too little is not.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Owed {
+    hull: Option<(u64, u64)>,
+}
+
+impl Owed {
+    pub(crate) fn range(&mut self, first: Gfn, nr_pages: u64) {
+        let (from, to) = (first.raw(), first.raw().saturating_add(nr_pages));
+        self.hull = Some(self.hull.map_or((from, to), |(a, b)| (a.min(from), b.max(to))));
+    }
+
+    pub(crate) fn all(&mut self) {
+        self.hull = Some((0, u64::MAX));
+    }
+
+    pub(crate) fn take(&mut self) -> Option<FlushRequest> {
+        let (from, to) = self.hull.take()?;
+        Some(match (from, to) {
+            (0, u64::MAX) => FlushRequest::All,
+            _ => FlushRequest::Range { first: Gfn::new(from), nr_pages: to - from },
+        })
+    }
+}

@@ -1,0 +1,58 @@
+//! Counters of a VM.
+
+use gmem::host::HostStats;
+
+use crate::fault::{Action, Resumed};
+use crate::tdp::TablesStats;
+
+/// Faults by how they ended. Sizes are indexed by [`emu_core::PageSize::index`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct FaultStats {
+    /// All that came in.
+    pub taken: u64,
+    /// Of these, on an entry of the guest's own tables.
+    pub on_guest_tables: u64,
+    /// Of these, through a present entry that denied the access.
+    pub denied: u64,
+    /// Ended with a leaf of each size.
+    pub fixed: [u64; 3],
+    /// The leaf was there.
+    pub spurious: u64,
+    /// Raced with an invalidation.
+    pub retry: u64,
+    /// No memslot.
+    pub mmio: u64,
+    /// Writes to read-only slots.
+    pub rom_write: u64,
+    /// Exits to the VMM.
+    pub memory_fault: u64,
+}
+
+impl FaultStats {
+    pub(crate) fn count(&mut self, action: &Action) {
+        let counter = match action {
+            Action::Resume(Resumed::Fixed { size }) => &mut self.fixed[size.index()],
+            Action::Resume(Resumed::Spurious) => &mut self.spurious,
+            Action::Resume(Resumed::Retry) => &mut self.retry,
+            Action::Mmio { .. } => &mut self.mmio,
+            Action::RomWrite { .. } => &mut self.rom_write,
+            Action::MemoryFault(_) => &mut self.memory_fault,
+        };
+        *counter += 1;
+    }
+}
+
+/// Everything a summary prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct VmStats {
+    /// Faults.
+    pub faults: FaultStats,
+    /// Leaves and tables.
+    pub tables: TablesStats,
+    /// Folios, pools, free memory.
+    pub host: HostStats,
+    /// Invalidations completed.
+    pub invalidations: u64,
+    /// Flush requests handed out.
+    pub flushes: u64,
+}

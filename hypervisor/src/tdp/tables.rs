@@ -1,0 +1,201 @@
+//! The tree and the one function that changes it.
+
+use std::sync::Arc;
+
+use emu_core::event::{Event, EventSink};
+use emu_core::memory::{BusError, SystemMemory};
+use emu_core::{Gfn, PageSize, Sfn, Spa};
+use gmem::{HostMemory, OutOfMemory};
+
+use super::spte::{Entry, Level, Rights, Spte, TdpFormat};
+use crate::flush::{FlushRequest, Owed};
+
+/// Counters of a tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct TablesStats {
+    /// Leaves present, by [`PageSize::index`] (`pages_4k`, `pages_2m`, `pages_1g`).
+    pub mapped: [u64; 3],
+    /// Leaves installed so far.
+    pub installed: [u64; 3],
+    /// Leaves removed so far.
+    pub zapped: [u64; 3],
+    /// Tables in use, by [`Level::index`]; the root included.
+    pub tables: [u64; Level::COUNT],
+}
+
+/// Where an entry stands.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) at: Spa,
+    pub(super) level: Level,
+    /// First guest frame under the entry.
+    pub(super) gfn: Gfn,
+}
+
+impl Place {
+    pub(super) fn in_table(table: Spa, level: Level, gfn: Gfn) -> Place {
+        // A table is one frame, so the sum stays inside it.
+        Place { at: table.wrapping_add(8 * level.slot(gfn)), level, gfn: level.base(gfn) }
+    }
+}
+
+/// Another writer changed the entry since it was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Lost;
+
+/// A present leaf, as [`Tables::leaves`] lists them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeafView {
+    /// First guest frame.
+    pub gfn: Gfn,
+    /// First system frame.
+    pub sfn: Sfn,
+    /// Its size.
+    pub size: PageSize,
+    /// What it allows.
+    pub rights: Rights,
+}
+
+/// See [`crate::tdp`].
+pub struct Tables {
+    pub(super) memory: Arc<SystemMemory>,
+    pub(super) format: TdpFormat,
+    pub(super) root: Spa,
+    pub(super) stats: TablesStats,
+    pub(super) owed: Owed,
+}
+
+impl Tables {
+    /// An empty tree.
+    pub fn new(host: &mut HostMemory, format: TdpFormat) -> Result<Tables, OutOfMemory> {
+        let root = host.alloc_table()?;
+        let mut stats = TablesStats::default();
+        stats.tables[Level::ROOT.index()] = 1;
+        Ok(Tables { memory: Arc::clone(host.memory()), format, root, stats, owed: Owed::default() })
+    }
+
+    /// The root table.
+    pub const fn root(&self) -> Spa {
+        self.root
+    }
+
+    /// The format.
+    pub const fn format(&self) -> TdpFormat {
+        self.format
+    }
+
+    /// The counters.
+    pub const fn stats(&self) -> &TablesStats {
+        &self.stats
+    }
+
+    /// The flush owed since the last call.
+    pub fn take_flush(&mut self) -> Option<FlushRequest> {
+        self.owed.take()
+    }
+
+    pub(super) fn load(&self, place: Place) -> Result<Spte, BusError> {
+        Ok(Spte::from_raw(self.memory.load(place.at)?))
+    }
+
+    pub(super) fn alloc_table(&mut self, host: &mut HostMemory, level: Level) -> Result<Spa, OutOfMemory> {
+        let table = host.alloc_table()?;
+        self.stats.tables[level.index()] += 1;
+        Ok(table)
+    }
+
+    pub(super) fn free_table(&mut self, host: &mut HostMemory, table: Spa, level: Level) {
+        self.stats.tables[level.index()] -= 1;
+        host.free_table(table);
+    }
+
+    /// The funnel: replaces `old` by `new`. Accessed and dirty flags that a processor set meanwhile do not count as a
+    /// change; the value really replaced is returned.
+    ///
+    /// # Panics
+    /// When the change is one that must never happen.
+    pub(super) fn change(
+        &mut self,
+        place: Place,
+        old: Spte,
+        new: Spte,
+        events: &mut dyn EventSink,
+    ) -> Result<Result<Spte, Lost>, BusError> {
+        let Place { at, level, gfn } = place;
+        let (before, after) = (self.format.read(old, level), self.format.read(new, level));
+        if let Entry::Leaf { sfn, .. } = after {
+            let aligned = level.leaf_size().is_some_and(|size| sfn.is_aligned(size));
+            assert!(aligned, "a leaf of level {level:?} at {gfn:?} cannot start at {sfn:?}");
+            if let Entry::Leaf { sfn: from, .. } = before {
+                assert_eq!(from, sfn, "the leaf at {gfn:?} changes its frame while present");
+            }
+        }
+        let (mut current, mut target) = (old, new);
+        while let Err(seen) = self.memory.compare_exchange_u64(at, current.raw(), target.raw())? {
+            let seen = Spte::from_raw(seen);
+            if !self.format.same_but_ad(seen, current) {
+                return Ok(Err(Lost));
+            }
+            current = seen;
+            if let Entry::Leaf { .. } = after {
+                // A dirty flag that a processor set meanwhile must survive into the new leaf.
+                target = self.format.inheriting(new, old, seen);
+            }
+        }
+        self.account(place, before, after, events);
+        if self.owes_flush(before, after, current, target) {
+            self.owed.range(gfn, level.frames());
+        }
+        Ok(Ok(current))
+    }
+
+    fn owes_flush(&self, before: Entry, after: Entry, old: Spte, new: Spte) -> bool {
+        let flags = self.format.accessed() | self.format.dirty();
+        match (before, after) {
+            (Entry::Absent, _) => false,
+            (Entry::Leaf { rights: had, .. }, Entry::Leaf { rights: has, .. }) => {
+                !has.contains(had) || old.raw() & flags & !new.raw() != 0
+            }
+            (Entry::Table(_) | Entry::Leaf { .. }, _) => true,
+        }
+    }
+
+    fn account(&mut self, place: Place, before: Entry, after: Entry, events: &mut dyn EventSink) {
+        let Some(size) = place.level.leaf_size() else { return };
+        let gfn = place.gfn;
+        match (before, after) {
+            (Entry::Leaf { .. }, Entry::Leaf { .. }) => {}
+            (Entry::Leaf { .. }, _) => {
+                self.stats.mapped[size.index()] -= 1;
+                self.stats.zapped[size.index()] += 1;
+                events.report(Event::Zapped { gfn, size });
+            }
+            (_, Entry::Leaf { sfn, .. }) => {
+                self.stats.mapped[size.index()] += 1;
+                self.stats.installed[size.index()] += 1;
+                events.report(Event::Mapped { gfn, sfn, size });
+            }
+            _ => {}
+        }
+    }
+
+    /// Every present leaf, ascending: for checks and listings.
+    pub fn leaves(&self) -> Result<Vec<LeafView>, BusError> {
+        let mut found = Vec::new();
+        self.collect(self.root, Level::ROOT, Gfn::new(0), &mut found)?;
+        Ok(found)
+    }
+
+    fn collect(&self, table: Spa, level: Level, base: Gfn, found: &mut Vec<LeafView>) -> Result<(), BusError> {
+        for slot in 0..512 {
+            let gfn = Gfn::new(base.raw() + slot * level.frames());
+            let place = Place::in_table(table, level, gfn);
+            match (self.format.read(self.load(place)?, level), level.leaf_size(), level.below()) {
+                (Entry::Leaf { sfn, rights }, Some(size), _) => found.push(LeafView { gfn, sfn, size, rights }),
+                (Entry::Table(next), _, Some(below)) => self.collect(next, below, gfn, found)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}

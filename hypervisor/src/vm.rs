@@ -1,0 +1,347 @@
+//! The VM: host memory, inodes, memslots and nested tables under one door.
+
+use std::sync::Arc;
+
+use emu_core::event::{Event, EventSink};
+use emu_core::memory::SystemMemory;
+use emu_core::page::PAGE_SIZE;
+use emu_core::{AccessKind, Gfn, Gpa, PageSize, Spa};
+use gmem::{CreateInfo, FolioPolicy, GuestMemfd, HostMemory, Invalidating, Invalidation, PageIndex, PageRange, SlotId};
+
+use crate::config::{PagePolicy, VmConfig, VmError};
+use crate::fault::{
+    Action, EntryState, FaultCause, FaultInput, Resumed, Stop, Unresolved, admit, back, level, resolve,
+};
+use crate::flush::FlushRequest;
+use crate::memslot::{MemSlot, MemSlotSpec, MemSlots, MemslotError, SlotFlags};
+use crate::plan::RamLayout;
+use crate::stats::{FaultStats, VmStats};
+use crate::tdp::{AdBit, Outcome, Tables, TdpFormat};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+
+/// Number of a guest_memfd inode of this VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GmemId(pub u32);
+
+/// A hole whose pages are unmapped and not yet removed. Bindings of the inode are frozen and faults on the range retry
+/// until [`Vm::punch_finish`].
+#[derive(Debug)]
+#[must_use = "faults on the range retry until punch_finish"]
+pub struct PunchInFlight {
+    id: GmemId,
+    removal: Invalidating,
+}
+
+/// See the crate's introduction.
+pub struct Vm {
+    host: HostMemory,
+    gmems: Vec<GuestMemfd>,
+    slots: MemSlots,
+    tables: Tables,
+    invalidation: Invalidation,
+    pages: PagePolicy,
+    faults: FaultStats,
+    flushes: u64,
+}
+
+impl Vm {
+    /// A VM without memory. The host's share of `memory` must be all zero.
+    pub fn new(memory: Arc<SystemMemory>, config: &VmConfig) -> Result<Vm, VmError> {
+        let maxphyaddr = config.maxphyaddr;
+        if !(32..=48).contains(&maxphyaddr) {
+            return Err(VmError::MaxPhyAddr { maxphyaddr });
+        }
+        let mut host = HostMemory::new(memory, &config.host)?;
+        let tables = Tables::new(&mut host, config.format)?;
+        let last_gfn = Gfn::new((1 << (u32::from(maxphyaddr) - emu_core::page::PAGE_SHIFT)) - 1);
+        Ok(Vm {
+            host,
+            gmems: Vec::new(),
+            slots: MemSlots::new(last_gfn),
+            tables,
+            invalidation: Invalidation::default(),
+            pages: config.pages,
+            faults: FaultStats::default(),
+            flushes: 0,
+        })
+    }
+
+    /// The root of the nested tables.
+    pub fn root(&self) -> Spa {
+        self.tables.root()
+    }
+
+    /// What nCR3 (NPT) or the EPTP (EPT) holds.
+    pub fn root_register(&self) -> u64 {
+        self.format().root_register(self.root())
+    }
+
+    /// The format of the nested tables.
+    pub fn format(&self) -> TdpFormat {
+        self.tables.format()
+    }
+
+    /// The bytes.
+    pub fn memory(&self) -> &Arc<SystemMemory> {
+        self.host.memory()
+    }
+
+    /// The host's memory, for its counters and pools.
+    pub fn host(&self) -> &HostMemory {
+        &self.host
+    }
+
+    /// The nested tables, for listings and checks.
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// The memslots.
+    pub fn memslots(&self) -> &MemSlots {
+        &self.slots
+    }
+
+    /// An inode.
+    pub fn gmem(&self, id: GmemId) -> Option<&GuestMemfd> {
+        self.gmems.get(id.0 as usize)
+    }
+
+    /// The state of the invalidation protocol.
+    pub fn invalidation(&self) -> &Invalidation {
+        &self.invalidation
+    }
+
+    /// The counters.
+    pub fn stats(&self) -> VmStats {
+        VmStats {
+            faults: self.faults,
+            tables: *self.tables.stats(),
+            host: self.host.stats(),
+            invalidations: self.invalidation.seq(),
+            flushes: self.flushes,
+        }
+    }
+
+    pub(crate) fn host_and_gmem(&mut self, id: GmemId) -> Option<(&mut HostMemory, &mut GuestMemfd)> {
+        Some((&mut self.host, self.gmems.get_mut(id.0 as usize)?))
+    }
+
+    /// `KVM_CREATE_GUEST_MEMFD` with the VM's folio policy; `flags` are [`gmem::GmemFlags`] as the caller gave them.
+    pub fn create_guest_memfd(&mut self, size_bytes: u64, flags: u64) -> Result<GmemId, VmError> {
+        self.create_guest_memfd_with(size_bytes, flags, self.pages.folios)
+    }
+
+    /// The same with a policy of its own.
+    pub fn create_guest_memfd_with(
+        &mut self,
+        size_bytes: u64,
+        flags: u64,
+        policy: FolioPolicy,
+    ) -> Result<GmemId, VmError> {
+        let inode = GuestMemfd::create(&mut self.host, CreateInfo { size_bytes, flags, policy })?;
+        self.gmems.push(inode);
+        Ok(GmemId(self.gmems.len() as u32 - 1))
+    }
+
+    /// `KVM_SET_USER_MEMORY_REGION2`: binds, then publishes.
+    pub fn add_memslot(&mut self, spec: &MemSlotSpec) -> Result<(), VmError> {
+        let slot = self.slots.check(spec, None)?;
+        let inode = Self::inode_of(&mut self.gmems, slot.gmem)?;
+        inode.bind(slot.id, slot.range()).map_err(MemslotError::Bind)?;
+        self.slots.publish(slot);
+        Ok(())
+    }
+
+    /// Deletes a memslot: its leaves go before anything else can be put there.
+    pub fn remove_memslot(&mut self, id: SlotId, events: &mut dyn EventSink) -> Result<(), VmError> {
+        let slot = *self.slots.by_id(id).ok_or(MemslotError::NotFound { id })?;
+        // Before anything changes: a removal in flight freezes the binding.
+        Self::inode_of(&mut self.gmems, slot.gmem)?.unbind(slot.first_index).map_err(MemslotError::Bind)?;
+        self.withdraw(&slot, events)
+    }
+
+    /// Moves a memslot to another guest physical address; its bytes stay.
+    pub fn move_memslot(&mut self, id: SlotId, gpa: Gpa, events: &mut dyn EventSink) -> Result<(), VmError> {
+        let slot = *self.slots.by_id(id).ok_or(MemslotError::NotFound { id })?;
+        let spec = MemSlotSpec {
+            id,
+            gpa,
+            len_bytes: slot.nr_pages * PAGE,
+            flags: slot.flags,
+            gmem: slot.gmem,
+            offset_bytes: slot.first_index.0 * PAGE,
+        };
+        let moved = self.slots.check(&spec, Some(id))?;
+        self.withdraw(&slot, events)?;
+        self.slots.publish(moved);
+        Ok(())
+    }
+
+    fn withdraw(&mut self, slot: &MemSlot, events: &mut dyn EventSink) -> Result<(), VmError> {
+        self.invalidation.begin();
+        self.invalidation.add_range(slot.first, slot.nr_pages);
+        let zapped = self.tables.zap(slot.first, slot.nr_pages, events);
+        self.slots.withdraw(slot.id);
+        self.invalidation.end();
+        Ok(zapped?)
+    }
+
+    fn inode_of(gmems: &mut [GuestMemfd], id: GmemId) -> Result<&mut GuestMemfd, MemslotError> {
+        gmems.get_mut(id.0 as usize).ok_or(MemslotError::NoSuchGmem { id })
+    }
+
+    /// Guest RAM: one guest_memfd, shared with the host, and a memslot for each part, numbered from `first_id`.
+    pub fn add_ram(&mut self, layout: &RamLayout, first_id: SlotId) -> Result<GmemId, VmError> {
+        let flags = gmem::GmemFlags::MMAP | gmem::GmemFlags::INIT_SHARED;
+        let gmem = self.create_guest_memfd(layout.inode_bytes, flags.bits())?;
+        for (n, range) in layout.ranges.iter().enumerate() {
+            self.add_memslot(&MemSlotSpec {
+                id: SlotId(first_id.0.saturating_add(n as u16)),
+                gpa: range.gpa,
+                len_bytes: range.len_bytes,
+                flags: SlotFlags::empty(),
+                gmem,
+                offset_bytes: range.offset_bytes,
+            })?;
+        }
+        Ok(gmem)
+    }
+
+    /// Answers a nested fault.
+    pub fn handle_fault(&mut self, fault: FaultInput, events: &mut dyn EventSink) -> Result<Action, VmError> {
+        self.faults.taken += 1;
+        self.faults.on_guest_tables += u64::from(fault.cause == FaultCause::GuestTable);
+        self.faults.denied += u64::from(fault.entry == EntryState::Denied);
+        events.report(Event::PageFault {
+            gpa: fault.gpa,
+            write: fault.kind == AccessKind::Write,
+            execute: fault.kind == AccessKind::Execute,
+        });
+        let action = match self.run_pipeline(fault, events) {
+            Ok(action) | Err(Stop::Answer(action)) => action,
+            Err(Stop::Failed(error)) => return Err(error),
+        };
+        self.faults.count(&action);
+        Ok(action)
+    }
+
+    fn run_pipeline(&mut self, fault: FaultInput, events: &mut dyn EventSink) -> Result<Action, Stop> {
+        let fault = self.fault_in(fault, events)?;
+        self.install(fault, events)
+    }
+
+    /// The stages up to the folio. Between them and [`Vm::install`] anything may happen to what they read.
+    fn fault_in(&mut self, fault: FaultInput, events: &mut dyn EventSink) -> Result<back::Backed, Stop> {
+        let fault = Unresolved::new(fault, &self.invalidation);
+        let fault = resolve::resolve(&self.slots, fault)?;
+        if self.invalidation.must_retry(fault.fault().sample(), fault.fault().gfn()) {
+            // Saves populating a page that is about to go.
+            return Err(Stop::Answer(Action::Resume(Resumed::Retry)));
+        }
+        let inode = Self::inode_of(&mut self.gmems, fault.slot().gmem)?;
+        let fault = admit::admit(inode.shareability(), fault)?;
+        back::fault_in(inode, &mut self.host, fault, events)
+    }
+
+    fn install(&mut self, fault: back::Backed, events: &mut dyn EventSink) -> Result<Action, Stop> {
+        let fault = level::choose(fault, self.pages.max_level);
+        Ok(Action::Resume(match self.tables.install(&mut self.host, &self.invalidation, fault, events)? {
+            Outcome::Fixed { size } => Resumed::Fixed { size },
+            Outcome::Spurious => Resumed::Spurious,
+            Outcome::Retry => Resumed::Retry,
+        }))
+    }
+
+    /// The flush owed since the last call. Every vCPU obeys it before it enters the guest.
+    pub fn take_flush(&mut self) -> Option<FlushRequest> {
+        let flush = self.tables.take_flush();
+        self.flushes += u64::from(flush.is_some());
+        flush
+    }
+
+    /// Removes the leaves of a range of guest frames; the memory stays and comes back by faults.
+    pub fn zap_range(&mut self, first: Gfn, nr_pages: u64, events: &mut dyn EventSink) -> Result<(), VmError> {
+        self.invalidation.begin();
+        self.invalidation.add_range(first, nr_pages);
+        let zapped = self.tables.zap(first, nr_pages, events);
+        self.invalidation.end();
+        Ok(zapped?)
+    }
+
+    /// Removes every leaf and every table but the root.
+    pub fn zap_all(&mut self, events: &mut dyn EventSink) -> Result<(), VmError> {
+        self.invalidation.begin();
+        self.invalidation.add_range(Gfn::new(0), u64::MAX);
+        let zapped = self.tables.zap_all(&mut self.host, events);
+        self.invalidation.end();
+        Ok(zapped?)
+    }
+
+    /// `fallocate(FALLOC_FL_PUNCH_HOLE)`: the pages read as zero from now on, their folios go back to their provider
+    /// where they lie in the hole as a whole.
+    pub fn punch_hole(
+        &mut self,
+        id: GmemId,
+        offset_bytes: u64,
+        len_bytes: u64,
+        events: &mut dyn EventSink,
+    ) -> Result<(), VmError> {
+        let punch = self.punch_begin(id, offset_bytes, len_bytes, events)?;
+        self.punch_finish(punch);
+        Ok(())
+    }
+
+    /// The first half of [`Vm::punch_hole`]: zaps. The flush must be taken before the second half.
+    pub fn punch_begin(
+        &mut self,
+        id: GmemId,
+        offset_bytes: u64,
+        len_bytes: u64,
+        events: &mut dyn EventSink,
+    ) -> Result<PunchInFlight, VmError> {
+        if len_bytes == 0 || !offset_bytes.is_multiple_of(PAGE) || !len_bytes.is_multiple_of(PAGE) {
+            return Err(VmError::BadHole { offset_bytes, len_bytes });
+        }
+        let inode = self.gmems.get_mut(id.0 as usize).ok_or(VmError::NoSuchGmem { id })?;
+        let range = PageRange { first: PageIndex(offset_bytes / PAGE), nr_pages: len_bytes / PAGE };
+        let removal = inode.invalidate_begin(range);
+        self.invalidation.begin();
+        let mut zapped = Ok(());
+        for bound in inode.bound(&removal) {
+            let Some(slot) = self.slots.by_id(bound.slot) else { continue };
+            let first = Gfn::new(slot.first.raw() + bound.first_in_slot);
+            self.invalidation.add_range(first, bound.nr_pages);
+            zapped = zapped.and(self.tables.zap(first, bound.nr_pages, events));
+        }
+        if let Err(error) = zapped {
+            inode.invalidate_end(removal);
+            self.invalidation.end();
+            return Err(error.into());
+        }
+        Ok(PunchInFlight { id, removal })
+    }
+
+    /// The second half of [`Vm::punch_hole`]: removes, then lets faults through again.
+    pub fn punch_finish(&mut self, punch: PunchInFlight) {
+        let PunchInFlight { id, removal } = punch;
+        if let Some(inode) = self.gmems.get_mut(id.0 as usize) {
+            inode.remove(&mut self.host, &removal);
+            inode.invalidate_end(removal);
+        }
+        self.invalidation.end();
+    }
+
+    /// Clears the accessed or dirty flag of every leaf that reaches into the range and tells which had it. The flush is
+    /// owed before the next harvest can be believed.
+    pub fn harvest(
+        &mut self,
+        first: Gfn,
+        nr_pages: u64,
+        bit: AdBit,
+        events: &mut dyn EventSink,
+        found: &mut dyn FnMut(Gfn, PageSize),
+    ) -> Result<(), VmError> {
+        Ok(self.tables.harvest(first, nr_pages, bit, events, found)?)
+    }
+}
