@@ -32,6 +32,12 @@ impl Level {
     pub const fn below(self) -> Option<Level> {
         if self.0 > 1 { Some(Level(self.0 - 1)) } else { None }
     }
+
+    /// `top` and every level below it.
+    #[inline]
+    pub(crate) fn down_from(top: Level) -> impl Iterator<Item = Level> {
+        (1..=top.0).rev().map(Level)
+    }
 }
 
 impl fmt::Debug for Level {

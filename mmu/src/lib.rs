@@ -9,16 +9,27 @@
 #![deny(unsafe_code)]
 #![deny(missing_docs)]
 
+mod caches;
+mod context;
 pub mod fast;
 mod fault;
+mod flush;
+mod format;
 mod invalidate;
 mod level;
 mod mmu;
+mod nested;
 mod paging;
+mod rights;
+mod stage1;
 mod stage2;
 mod stats;
+mod tlb;
 mod translation;
+mod walk;
+mod walk_cache;
 
+pub use caches::Caches;
 pub use fast::FastTlb;
 pub use fault::{MmuFault, NestedFaultKind, NestedPageFault, Stage2Cause, Stage2Rights};
 pub use invalidate::{Globals, Invept, Invpcid, Invvpid};

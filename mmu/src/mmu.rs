@@ -1,43 +1,77 @@
-//! The facade: one [`Mmu`] for each virtual processor.
+//! The facade: one [`Mmu`] for each virtual processor. What it holds and how it answers; the operations that drop cached
+//! translations are in `flush`.
 
 use std::sync::Arc;
 
-use emu_core::memory::SystemMemory;
 use emu_core::memory::code::{Backlog, CodeEvent, Cursor};
-use emu_core::{Access, AccessKind, Gfn, Gpa, Gva, MemoryType, PageSize, Spa};
+use emu_core::memory::{SystemMemory, Writability};
+use emu_core::{Access, AccessKind, Gpa, Gva, Privilege, Spa};
 
-use crate::fast::FastTlb;
-use crate::fault::MmuFault;
-use crate::invalidate::{Globals, Invept, Invpcid, Invvpid};
-use crate::paging::{PagingChange, PagingFeatures, PagingState};
-use crate::stage2::{Asid, Stage2};
+use crate::caches::{CacheStore, Caches};
+use crate::context::{CacheRefs, Context, Work};
+use crate::fast::{FastRights, FastTlb};
+use crate::fault::{MmuFault, Stage2Rights};
+use crate::nested::{Effects, Reached};
+use crate::paging::{PagingFeatures, PagingState};
+use crate::stage1::Outcome;
+use crate::stage2::Stage2;
 use crate::stats::MmuStats;
+use crate::tlb::{Cover, Space, SpaceId, TlbEntry};
 use crate::translation::{GpaTranslation, PageFlags, Translation};
 
 /// The memory-management unit of one virtual processor.
 pub struct Mmu {
     /// The front: what answers an access before anything here runs.
     pub fast: FastTlb,
-    memory: Arc<SystemMemory>,
-    features: PagingFeatures,
-    paging: PagingState,
-    stage2: Stage2,
+    /// What is known of all fast entries since they were last dropped together.
+    pub(crate) fast_facts: FastFacts,
+    pub(crate) memory: Arc<SystemMemory>,
+    pub(crate) features: PagingFeatures,
+    pub(crate) paging: PagingState,
+    pub(crate) context: Context,
+    /// The second stages that tags name, by [`SpaceId`]; the first is [`Stage2::None`].
+    pub(crate) spaces: Vec<Stage2>,
+    pub(crate) caches: CacheStore,
     code: Cursor,
-    stats: MmuStats,
+    pub(crate) stats: MmuStats,
+}
+
+/// See [`Mmu::fast_facts`].
+pub(crate) struct FastFacts {
+    /// Covers the large pages.
+    pub(crate) large: Cover,
+    /// Protection keys of the user pages, a bit each.
+    pub(crate) user_keys: u16,
+    /// Protection keys of the supervisor pages.
+    pub(crate) supervisor_keys: u16,
+}
+
+impl FastFacts {
+    pub(crate) const NONE: FastFacts = FastFacts { large: Cover::EMPTY, user_keys: 0, supervisor_keys: 0 };
 }
 
 impl Mmu {
-    /// Paging off, no guest, nothing cached.
+    /// Paging off, no guest, nothing cached, every cache on.
     pub fn new(memory: Arc<SystemMemory>, features: PagingFeatures) -> Mmu {
+        let paging = PagingState::default();
         Mmu {
             fast: FastTlb::new(Arc::clone(&memory)),
+            fast_facts: FastFacts::NONE,
             memory,
             features,
-            paging: PagingState::default(),
-            stage2: Stage2::None,
+            paging,
+            context: Context::new(&features, &paging, &Stage2::None, SpaceId::HOST),
+            spaces: vec![Stage2::None],
+            caches: CacheStore::new(),
             code: Cursor::default(),
             stats: MmuStats::default(),
         }
+    }
+
+    /// Chooses what is cached from now on; nothing cached so far survives.
+    pub fn set_caches(&mut self, caches: Caches) {
+        self.caches.enabled = caches;
+        self.flush_all();
     }
 
     /// System memory.
@@ -54,99 +88,59 @@ impl Mmu {
     }
     /// The second stage.
     pub fn stage2(&self) -> &Stage2 {
-        &self.stage2
+        &self.spaces[self.context.id.index()]
     }
     /// What was done so far.
     pub fn stats(&self) -> MmuStats {
         self.stats
     }
 
-    /// Puts new first-stage registers in force; `change` decides which cached translations go.
-    pub fn set_paging(&mut self, new: PagingState, change: PagingChange) {
-        let _ = change;
-        self.paging = new;
-        self.flush_all();
-    }
-
-    /// Puts another second stage in force. Entries stay under their tags.
-    pub fn set_stage2(&mut self, stage2: Stage2) {
-        self.stage2 = stage2;
-        self.fast.flush_all();
-    }
-
     /// Translates `gva` for `access` as the processor would: from the TLB or by a walk, which sets A and D bits and fills
-    /// the TLBs.
+    /// the TLBs. Outside long mode bits 63:32 of `gva` are ignored.
     pub fn translate(&mut self, gva: Gva, access: Access) -> Result<Translation, MmuFault> {
         self.stats.fast_misses += 1;
-        self.probe(gva, access)
+        let gva = self.context.linear(gva);
+        let uses_tlb = self.caches.enabled.contains(Caches::TLB) && self.context.is_paged();
+        if uses_tlb && let Some(outcome) = self.look_up(gva, access) {
+            self.stats.tlb_hits += 1;
+            self.fill_fast(gva, access.privilege, &outcome);
+            return Ok(outcome.translation);
+        }
+        let work =
+            Work { memory: &self.memory, stats: &mut self.stats, caches: self.caches.refs(), effects: Effects::Live };
+        let outcome = self.context.translate(gva, access, work)?;
+        if uses_tlb {
+            self.fill_tlb(gva, &outcome);
+        }
+        self.fill_fast(gva, access.privilege, &outcome);
+        Ok(outcome.translation)
     }
 
-    /// Translates a guest physical address by the second stage alone, as an access of `kind` by the processor itself.
+    /// Translates a guest physical address by the second stage alone, as a read, write or fetch of the processor's own
+    /// (loading PDPTEs, a debugger, the board). Sets A and D of nested tables.
     pub fn translate_gpa(&mut self, gpa: Gpa, kind: AccessKind) -> Result<GpaTranslation, MmuFault> {
-        self.probe_gpa(gpa, kind)
+        let work =
+            Work { memory: &self.memory, stats: &mut self.stats, caches: self.caches.refs(), effects: Effects::Live };
+        self.context.reach(gpa, kind, work).map(GpaTranslation::from)
     }
 
     /// What the tables say about `gva` for `access`, without any side effect: no A or D bit, no cache, no counter. TLBs
     /// are not asked.
-    pub fn probe(&self, gva: Gva, _access: Access) -> Result<Translation, MmuFault> {
-        Ok(Translation {
-            spa: Spa::new(gva.raw()),
-            gpa: Gpa::new(gva.raw()),
-            size: PageSize::Size4K,
-            memory_type: MemoryType::WriteBack,
-            pat_index: 0,
-            protection_key: 0,
-            flags: PageFlags::all(),
-        })
+    pub fn probe(&self, gva: Gva, access: Access) -> Result<Translation, MmuFault> {
+        let mut uncounted = MmuStats::default();
+        let work = Work { memory: &self.memory, stats: &mut uncounted, caches: CacheRefs::NONE, effects: Effects::Dry };
+        self.context.translate(self.context.linear(gva), access, work).map(|outcome| outcome.translation)
     }
 
     /// [`Mmu::translate_gpa`] without any side effect.
-    pub fn probe_gpa(&self, gpa: Gpa, _kind: AccessKind) -> Result<GpaTranslation, MmuFault> {
-        Ok(GpaTranslation {
-            spa: Spa::new(gpa.raw()),
-            size: PageSize::Size4K,
-            memory_type: MemoryType::WriteBack,
-            flags: PageFlags::NESTED,
-        })
+    pub fn probe_gpa(&self, gpa: Gpa, kind: AccessKind) -> Result<GpaTranslation, MmuFault> {
+        let mut uncounted = MmuStats::default();
+        let work = Work { memory: &self.memory, stats: &mut uncounted, caches: CacheRefs::NONE, effects: Effects::Dry };
+        self.context.reach(gpa, kind, work).map(GpaTranslation::from)
     }
 
-    /// INVLPG: the page of `gva` under the current identity, global or not, whole even when it was cached in pieces.
-    pub fn invlpg(&mut self, gva: Gva) {
-        self.fast.flush_page(gva);
-    }
-    /// INVPCID.
-    pub fn invpcid(&mut self, _what: Invpcid) {
-        self.flush_all();
-    }
-    /// INVLPGA: the page of `gva` under `asid`.
-    pub fn invlpga(&mut self, _gva: Gva, _asid: Asid) {
-        self.flush_all();
-    }
-    /// INVEPT.
-    pub fn invept(&mut self, _what: Invept) {
-        self.flush_all();
-    }
-    /// INVVPID.
-    pub fn invvpid(&mut self, _what: Invvpid) {
-        self.flush_all();
-    }
-    /// TLB_CONTROL 3 and 7 of VMRUN: the entries of `asid`.
-    pub fn flush_asid(&mut self, _asid: Asid, _globals: Globals) {
-        self.flush_all();
-    }
-    /// Everything, every identity, global or not.
-    pub fn flush_all(&mut self) {
-        self.stats.flushes += 1;
-        self.fast.flush_all();
-    }
-    /// What a hypervisor's remote flush asks: every translation of a nested guest that reaches through these guest frames
-    /// goes, and every cached table pointer of theirs.
-    pub fn flush_gpa_range(&mut self, _first: Gfn, _frames: u64) {
-        self.flush_all();
-    }
-
-    /// Drops fast write entries of frames that hold translated code by now. Call before trusting a fast write entry
-    /// after another processor or device may have decoded code.
+    /// Drops fast write entries of frames that hold translated code by now. Whoever executes calls this before it trusts
+    /// a fast write entry after another processor or device may have decoded code.
     pub fn catch_up(&mut self) {
         if !self.memory.code().is_behind(self.code) {
             return;
@@ -161,5 +155,90 @@ impl Mmu {
                 }
             }
         }
+    }
+
+    /// The TLB's answer, if it has one that needs neither a fault nor a D bit. Otherwise what it has for the page is
+    /// dropped, as a page fault drops it, and the tables decide.
+    #[inline]
+    fn look_up(&mut self, gva: Gva, access: Access) -> Option<Outcome> {
+        let space = self.context.space;
+        let entry = self.caches.linear.lookup(gva.raw(), space)?;
+        let flags = entry.flags;
+        let marked = access.kind != AccessKind::Write || flags.contains(PageFlags::DIRTY);
+        let allowed = marked
+            && flags.nested_allows(access.kind)
+            && self.context.rules.check(flags, entry.protection_key, access).is_ok();
+        if !allowed {
+            let tag = entry.space;
+            self.caches.linear.drop_page(gva.raw(), tag);
+            return None;
+        }
+        let within = gva.offset_in(entry.size);
+        let translation = Translation {
+            spa: Spa::new(entry.spa | within),
+            gpa: Gpa::new(entry.gpa | within),
+            size: entry.size,
+            memory_type: entry.memory_type,
+            pat_index: entry.pat_index,
+            protection_key: entry.protection_key,
+            flags,
+        };
+        Some(Outcome { translation, page_shift: entry.page_shift })
+    }
+
+    fn fill_tlb(&mut self, gva: Gva, outcome: &Outcome) {
+        let Outcome { translation: t, page_shift } = *outcome;
+        let global = t.flags.contains(PageFlags::GLOBAL);
+        self.caches.linear.fill(TlbEntry {
+            space: if global { Space::global(self.context.id) } else { self.context.space },
+            base: gva.align_down(t.size).raw(),
+            gpa: t.gpa.align_down(t.size).raw(),
+            spa: t.spa.align_down(t.size).raw(),
+            flags: t.flags,
+            page_shift,
+            pat_index: t.pat_index,
+            protection_key: t.protection_key,
+            memory_type: t.memory_type,
+            size: t.size,
+            rights: Stage2Rights::empty(),
+        });
+    }
+
+    /// Enters the 4 KiB page of `gva` in the fast TLB, with the rights that `privilege` has now. Device memory and holes
+    /// are not entered; pages with a clear D bit, ROM and frames with translated code are not entered for writing.
+    #[inline]
+    fn fill_fast(&mut self, gva: Gva, privilege: Privilege, outcome: &Outcome) {
+        let Outcome { translation: t, page_shift } = *outcome;
+        if !self.caches.enabled.contains(Caches::FAST) {
+            return;
+        }
+        let sfn = t.spa.frame();
+        let Some(page) = self.memory.page(sfn) else { return };
+        let allows = |kind| {
+            let access = Access::new(kind, privilege);
+            t.flags.nested_allows(kind) && self.context.rules.check(t.flags, t.protection_key, access).is_ok()
+        };
+        let storable = page.writability == Writability::Ram && self.memory.code().lines(sfn).0 == 0;
+        let rights = FastRights {
+            read: allows(AccessKind::Read),
+            write: storable && t.flags.contains(PageFlags::DIRTY) && allows(AccessKind::Write),
+            execute: allows(AccessKind::Execute),
+        };
+        self.fast.fill(privilege, gva, sfn, page, rights, t.flags.contains(PageFlags::GLOBAL));
+        if page_shift > 12 {
+            self.fast_facts.large.add(gva.raw(), page_shift);
+        }
+        if t.flags.contains(PageFlags::USER) {
+            self.fast_facts.user_keys |= 1 << t.protection_key;
+        } else {
+            self.fast_facts.supervisor_keys |= 1 << t.protection_key;
+        }
+    }
+}
+
+impl From<Reached> for GpaTranslation {
+    fn from(reached: Reached) -> GpaTranslation {
+        let Reached { spa, size, memory_type, flags } = reached;
+        GpaTranslation { spa, size, memory_type, flags }
     }
 }

@@ -1,7 +1,9 @@
 //! What a translation that succeeded says.
 
 use bitflags::bitflags;
-use emu_core::{Gpa, MemoryType, PageSize, Spa};
+use emu_core::{AccessKind, Gpa, MemoryType, PageSize, Spa};
+
+use crate::format::Grants;
 
 bitflags! {
     /// Properties of a translated page, folded over every entry on the way of both stages.
@@ -34,6 +36,26 @@ impl PageFlags {
         .union(PageFlags::NESTED_WRITE)
         .union(PageFlags::NESTED_EXECUTE)
         .union(PageFlags::NESTED_DIRTY);
+
+    /// The rights of a guest's page from what its entries grant together.
+    #[inline]
+    pub(crate) fn of_grants(grants: Grants) -> PageFlags {
+        let mut flags = PageFlags::empty();
+        flags.set(PageFlags::WRITABLE, grants.contains(Grants::WRITE));
+        flags.set(PageFlags::USER, grants.contains(Grants::USER));
+        flags.set(PageFlags::EXECUTABLE, grants.contains(Grants::EXECUTE));
+        flags
+    }
+
+    /// Whether the nested part allows an access of `kind` without another nested walk.
+    #[inline]
+    pub(crate) const fn nested_allows(self, kind: AccessKind) -> bool {
+        match kind {
+            AccessKind::Read => self.contains(PageFlags::NESTED_READ),
+            AccessKind::Write => self.contains(PageFlags::NESTED_WRITE.union(PageFlags::NESTED_DIRTY)),
+            AccessKind::Execute => self.contains(PageFlags::NESTED_EXECUTE),
+        }
+    }
 }
 
 /// A translated address.

@@ -1,0 +1,203 @@
+//! The walker: one routine for every format, nested or not.
+//!
+//! A walk goes down from a table pointer, asking the format what each entry means, and records the slot, the entry and
+//! the folded rights of each step. It changes nothing and judges nothing. Permission is judged afterwards by `rights`;
+//! then [`mark`] sets A and D by compare-exchange, and the caller walks again if another writer was first.
+//!
+//! Nesting is [`TableMemory`]: where an entry of a guest table lies in system memory is a question that the nested
+//! implementation answers by a walk of its own tables with this same routine.
+//!
+//! Termination: each step goes one level down. A walk is repeated only when another writer changed one of its entries in
+//! between, so that somebody made progress.
+
+use emu_core::memory::{BusError, SystemMemory};
+use emu_core::{Gpa, Spa};
+
+use crate::fault::MmuFault;
+use crate::format::{Entry, Format, Grants};
+use crate::level::Level;
+use crate::stats::MmuStats;
+use crate::walk_cache::TablePointer;
+
+/// An address of the space that a kind of table lies in.
+pub(crate) trait TableAddress: Copy {
+    /// From the address field of an entry or a root register.
+    fn from_raw(raw: u64) -> Self;
+    /// `bytes` further. Entries lie inside their table: nothing overflows.
+    fn plus(self, bytes: u64) -> Self;
+}
+
+impl TableAddress for Gpa {
+    fn from_raw(raw: u64) -> Gpa {
+        Gpa::new(raw)
+    }
+    fn plus(self, bytes: u64) -> Gpa {
+        self.wrapping_add(bytes)
+    }
+}
+impl TableAddress for Spa {
+    fn from_raw(raw: u64) -> Spa {
+        Spa::new(raw)
+    }
+    fn plus(self, bytes: u64) -> Spa {
+        self.wrapping_add(bytes)
+    }
+}
+
+/// The memory that tables lie in.
+pub(crate) trait TableMemory {
+    /// The address space of table pointers.
+    type Address: TableAddress;
+
+    /// Where the entry at `slot`, of a table of `level`, lies.
+    fn locate(&mut self, slot: Self::Address, level: Level) -> Result<Spa, MmuFault>;
+    /// Where it lies for setting A or D in it; `found` is what [`TableMemory::locate`] said.
+    fn locate_update(&mut self, slot: Self::Address, level: Level, found: Spa) -> Result<Spa, MmuFault>;
+    /// System memory.
+    fn system(&self) -> &SystemMemory;
+    /// The counters.
+    fn stats(&mut self) -> &mut MmuStats;
+}
+
+/// One entry on the way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Step<A> {
+    pub(crate) slot: A,
+    pub(crate) spa: Spa,
+    pub(crate) raw: u64,
+    /// Folded over the entries down to this one.
+    pub(crate) grants: Grants,
+}
+
+/// A walk that reached a leaf.
+pub(crate) struct Walk<A> {
+    /// Level of the first step.
+    top: Level,
+    /// The entries, from the top; the last `filled` one is the leaf.
+    steps: [Step<A>; Level::MAX],
+    filled: usize,
+    /// Level of the leaf.
+    pub(crate) level: Level,
+}
+
+/// A walk that did not.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Stop {
+    NotPresent(Level),
+    Reserved(Level),
+    /// A table could not be read.
+    Table(MmuFault),
+}
+
+impl From<BusError> for Stop {
+    fn from(error: BusError) -> Stop {
+        Stop::Table(MmuFault::Bus(error))
+    }
+}
+
+impl<A: Copy> Walk<A> {
+    /// The leaf.
+    #[inline]
+    pub(crate) fn leaf(&self) -> &Step<A> {
+        &self.steps[self.filled - 1]
+    }
+    /// Every step with its level, from the top.
+    #[inline]
+    fn steps(&self) -> impl Iterator<Item = (Level, &Step<A>)> {
+        Level::down_from(self.top).zip(&self.steps[..self.filled])
+    }
+    /// Every table that the walk went through below the first.
+    #[inline]
+    pub(crate) fn tables(&self) -> impl Iterator<Item = (Level, &Step<A>, &Step<A>)> {
+        let below = Level::down_from(self.top).skip(1);
+        below.zip(self.steps[..self.filled].windows(2)).map(|(level, pair)| (level, &pair[0], &pair[1]))
+    }
+}
+
+#[inline(always)]
+fn load<F: Format>(memory: &SystemMemory, spa: Spa) -> Result<u64, BusError> {
+    if F::ENTRY_BYTES == 4 { memory.load::<u32>(spa).map(u64::from) } else { memory.load::<u64>(spa) }
+}
+
+/// Walks from `start` to the leaf for `input`.
+#[inline]
+pub(crate) fn walk<F: Format, M: TableMemory>(
+    format: &F,
+    memory: &mut M,
+    start: TablePointer<M::Address>,
+    input: u64,
+) -> Result<Walk<M::Address>, Stop> {
+    let unused = Step { slot: start.table, spa: Spa::new(0), raw: 0, grants: start.grants };
+    let mut walk = Walk { top: start.level, steps: [unused; Level::MAX], filled: 0, level: start.level };
+    let TablePointer { mut level, mut table, spa: mut known, mut grants } = start;
+    loop {
+        let offset = F::offset(input, level);
+        let slot = table.plus(offset);
+        let spa = match known.take() {
+            Some(base) => base.wrapping_add(offset),
+            None => memory.locate(slot, level).map_err(Stop::Table)?,
+        };
+        let raw = load::<F>(memory.system(), spa)?;
+        memory.stats().table_loads += 1;
+        let entry = format.classify(raw, level);
+        if matches!(entry, Entry::Table | Entry::Leaf) {
+            grants &= format.grants(raw, level);
+            walk.steps[walk.filled] = Step { slot, spa, raw, grants };
+            walk.filled += 1;
+        }
+        match (entry, level.below()) {
+            (Entry::NotPresent, _) => return Err(Stop::NotPresent(level)),
+            (Entry::Reserved, _) => return Err(Stop::Reserved(level)),
+            (Entry::Table, Some(below)) => {
+                table = TableAddress::from_raw(format.table(raw));
+                level = below;
+            }
+            (Entry::Leaf, _) | (Entry::Table, None) => {
+                walk.level = level;
+                return Ok(walk);
+            }
+        }
+    }
+}
+
+/// Whether A and D could be set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Marked {
+    /// They are set.
+    Done,
+    /// Another writer changed an entry: walk again.
+    Raced,
+}
+
+/// Sets A in every entry of the walk, and D in the leaf for a write.
+#[inline]
+pub(crate) fn mark<F: Format, M: TableMemory>(
+    format: &F,
+    memory: &mut M,
+    walk: &Walk<M::Address>,
+    write: bool,
+) -> Result<Marked, MmuFault> {
+    for (level, step) in walk.steps() {
+        let dirty = if write && level == walk.level { format.dirty() } else { 0 };
+        let wanted = step.raw | format.accessed(level) | dirty;
+        if wanted == step.raw {
+            continue;
+        }
+        let spa = memory.locate_update(step.slot, level, step.spa)?;
+        let exchanged = if F::ENTRY_BYTES == 4 {
+            memory.system().compare_exchange_u32(spa, step.raw as u32, wanted as u32).map(|done| done.is_ok())
+        } else {
+            memory.system().compare_exchange_u64(spa, step.raw, wanted).map(|done| done.is_ok())
+        };
+        match exchanged {
+            Ok(true) => memory.stats().ad_updates += 1,
+            Ok(false) => {
+                memory.stats().restarts += 1;
+                return Ok(Marked::Raced);
+            }
+            // The entry was readable and is aligned, so this is ROM: the bus drops the store.
+            Err(_) => {}
+        }
+    }
+    Ok(Marked::Done)
+}
