@@ -36,8 +36,12 @@ pub(super) fn version(model: &CpuModel, now: &CpuidDynamic, _: u32) -> CpuidResu
 }
 
 /// Leaf 7: the highest subleaf; all else is feature bits.
-pub(super) fn structured_features(_: &CpuModel, _: &CpuidDynamic, subleaf: u32) -> CpuidResult {
-    CpuidResult { eax: if subleaf == 0 { 1 } else { 0 }, ..CpuidResult::ZERO }
+pub(super) fn structured_features(model: &CpuModel, _: &CpuidDynamic, subleaf: u32) -> CpuidResult {
+    let highest = match model.vendor() {
+        Vendor::Amd => 1,
+        Vendor::Intel => 2,
+    };
+    CpuidResult { eax: if subleaf == 0 { highest } else { 0 }, ..CpuidResult::ZERO }
 }
 
 /// Leaf 0x15: TSC rate as a ratio to the crystal. Linux takes the crystal for the APIC timer's input as well.

@@ -5,8 +5,10 @@
 //!
 //! Speculation does not exist in this machine, so no guest gains by defending against it. The bits are chosen such
 //! that Linux picks the cheapest path for each known weakness: "not affected" bits are on, and automatic IBRS (AMD)
-//! or enhanced IBRS (Intel) is there, which makes it use plain indirect branches in place of retpolines. No barrier
-//! is offered that Linux would then execute at context switches, except IBPB on Intel, which shares its bit with IBRS.
+//! or enhanced IBRS (Intel) is there, which makes it use plain indirect branches in place of retpolines. BHI_CTRL is
+//! there because Linux distrusts the "not affected" bit of that weakness and would run a loop of branches at every
+//! system call; with it, one bit in SPEC_CTRL is set once. No barrier is offered that Linux would then execute at
+//! context switches, except IBPB on Intel, which shares its bit with IBRS.
 //!
 //! Left out on purpose: leaves that advertise only what is not modelled (monitoring, trace, SGX) are answered with
 //! zeros by [`super::LEAVES`] and have no table here.
@@ -229,6 +231,16 @@ cpuid_registers! {
         23 "AVX-IFMA" Absent(BEYOND_V3);
         26 "LAM" Absent("linear address masking is not modelled");
         27 "MSRLIST" Absent(BEYOND_V3);
+    }
+
+    /// Leaf 7 subleaf 2, EDX.
+    LEAF_7_2_EDX = (0x7, 2) Edx "leaf 7 subleaf 2 EDX" {
+        0 "PSFD" Absent(SPECULATION);
+        1 "IPRED_CTRL" Absent(SPECULATION);
+        2 "RRSBA_CTRL" Absent(SPECULATION);
+        3 "DDPD_U" Absent(SPECULATION);
+        4 [BhiCtrl] "BHI_CTRL" Vendor(Intel);
+        5 [McdtNo] "MCDT_NO" Vendor(Intel);
     }
 
     /// Leaf 0xD subleaf 1, EAX.

@@ -23,6 +23,8 @@ pub enum Guard {
     Group(&'static str),
     /// These MSRs exist, else #GP; each carries the feature in the MSR table.
     Msrs(&'static [Msr]),
+    /// These bits of this MSR may be set, beside those that always may.
+    MsrBits(Msr, u64),
     /// The page walker accepts this.
     Paging(&'static str),
     /// These CPUID leaves answer.
@@ -125,6 +127,8 @@ impl Feature {
             Feature::Fsrm => &[Promise("a short REP MOVSB costs no more than its bytes")],
             Feature::SpecCtrl => &[Msrs(&[Msr::SPEC_CTRL, Msr::PRED_CMD])],
             Feature::ArchCapabilities => &[Msrs(&[Msr::ARCH_CAPABILITIES])],
+            Feature::BhiCtrl => &[Guard::MsrBits(Msr::SPEC_CTRL, 1 << 10)],
+            Feature::McdtNo => &[Promise("the time of an instruction does not depend on its data")],
             // Leaf 0xD.
             Feature::Xsaveopt => &[Instructions(&["XSAVEOPT"])],
             Feature::Xsavec => &[Instructions(&["XSAVEC"]), Promise("XRSTOR takes the compacted format")],
@@ -201,6 +205,7 @@ impl Feature {
             | Feature::Mce => &[Feature::Msr],
             Feature::AutomaticIbrs | Feature::EferLmsleUnsupported => &[Feature::LongMode],
             Feature::Pse36 => &[Feature::Pse],
+            Feature::BhiCtrl => &[Feature::SpecCtrl],
             Feature::Clflushopt | Feature::Clwb => &[Feature::Clfsh],
             Feature::Invpcid
             | Feature::Movbe
@@ -234,6 +239,7 @@ impl Feature {
             | Feature::BtcNo
             | Feature::LfenceAlwaysSerializing
             | Feature::NullSelectClearsBase
+            | Feature::McdtNo
             | Feature::SrsoNo
             | Feature::TsaSqNo
             | Feature::TsaL1No => &[],

@@ -3,7 +3,7 @@ use core::num::NonZeroU32;
 use super::*;
 use crate::addr::Gva;
 use crate::cpu_model::{CpuModelError, FeatureSet, Signature};
-use crate::msr::{MSRS, Presence};
+use crate::msr::{MSRS, MsrRefused, Presence, validate_write};
 use crate::regs::{Cr0, Efer};
 
 fn models() -> [CpuModel; 2] {
@@ -49,6 +49,14 @@ fn feature_registers_belong_to_listed_leaves_and_are_not_cut_off() {
             for (vendor, highest) in [Vendor::Amd, Vendor::Intel].into_iter().zip(highest) {
                 let limit = if register.leaf < 0x8000_0000 { highest.basic } else { highest.extended };
                 assert!(!bit.default_on(vendor) || register.leaf <= limit, "{} is above the highest leaf", bit.name);
+                let subleaf_limit = match vendor {
+                    Vendor::Amd => CpuModel::amd_v3(),
+                    Vendor::Intel => CpuModel::intel_v3(),
+                }
+                .cpuid(7, 0, &now(1))
+                .eax;
+                let cut_off = register.leaf == 7 && register.subleaf > subleaf_limit;
+                assert!(!bit.default_on(vendor) || !cut_off, "{} is above the highest subleaf", bit.name);
             }
         }
     }
@@ -140,6 +148,16 @@ fn no_feature_is_advertised_without_a_guard() {
                     }
                 }
                 Guard::Msrs(msrs) => assert!(!msrs.is_empty()),
+                Guard::MsrBits(msr, bits) => {
+                    assert_ne!(*bits, 0);
+                    let Some(base) = CpuModel::intel_v3().with(feature).ok() else { panic!("Intel has {feature:?}") };
+                    assert_eq!(validate_write(&base, *msr, 0, *bits), Ok(*bits));
+                    let lacking = base.without(feature).unwrap();
+                    assert_eq!(
+                        validate_write(&lacking, *msr, 0, *bits),
+                        Err(MsrRefused::Reserved { msr: *msr, bits: *bits })
+                    );
+                }
                 Guard::Instructions(names) => assert!(!names.is_empty()),
                 Guard::Group(text) | Guard::Paging(text) | Guard::Promise(text) => assert!(text.len() > 2),
             }

@@ -13,8 +13,9 @@ use crate::cpuid::Feature;
 use MsrClass::{Apic, Register, Time};
 use Presence::{Always, Only, With};
 
-/// HWCR: bit 24, the TSC counts at the P0 rate. Linux warns when an invariant TSC does not.
-const HWCR: u64 = 1 << 24;
+/// HWCR: bit 0, system-management mode is locked (there is none); bit 24, the TSC counts at the P0 rate. Linux warns
+/// when an invariant TSC does not.
+const HWCR: u64 = 1 << 0 | 1 << 24;
 /// DE_CFG: bit 1, LFENCE serialises.
 const DE_CFG: u64 = 1 << 1;
 /// MTRRcap: 8 variable ranges, fixed ranges, write combining.
@@ -31,8 +32,8 @@ macro_rules! msrs {
         /// Every MSR, ascending.
         pub const MSRS: &[MsrEntry] = &[$(MsrEntry {
             first: Msr::$NAME,
-            // A run's count is added to the 0 that stands for "one".
-            count: { let run: &[u32] = &[$($count)?]; if run.is_empty() { 1 } else { run[0] } },
+            // The first of the two that is there.
+            count: [$($count,)? 1][0],
             name: stringify!($NAME),
             presence: $presence,
             class: $class,
@@ -51,8 +52,8 @@ msrs! {
     APIC_BASE = 0x1b, With(Feature::Apic), Apic, ApicBase;
     /// Offset of the TSC that software may set.
     TSC_ADJUST = 0x3b, With(Feature::TscAdjust), Time, Any;
-    /// Speculation control: IBRS and STIBP are stored and change nothing.
-    SPEC_CTRL = 0x48, With(Feature::SpecCtrl), Register(MsrReg::SpecCtrl), Bits(0b11);
+    /// Speculation control: IBRS, STIBP and BHI_DIS_S are stored and change nothing.
+    SPEC_CTRL = 0x48, With(Feature::SpecCtrl), Register(MsrReg::SpecCtrl), Guarded(0b11);
     /// Prediction command: IBPB does nothing.
     PRED_CMD = 0x49, With(Feature::SpecCtrl), Register(MsrReg::PredCmd), Command(0b1);
     /// Microcode revision. Intel software writes 0 and executes CPUID before it reads.

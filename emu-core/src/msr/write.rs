@@ -2,7 +2,7 @@
 
 use super::{Msr, MsrRefused};
 use crate::cpu_model::{CpuModel, Vendor};
-use crate::cpuid::Feature;
+use crate::cpuid::{Feature, Guard};
 use crate::page::MemoryType;
 use crate::regs;
 
@@ -17,6 +17,8 @@ pub enum WriteRule {
     Any,
     /// Bits outside of the mask raise #GP.
     Bits(u64),
+    /// As [`WriteRule::Bits`], with the bits that [`Guard::MsrBits`] of the model's features add to the mask.
+    Guarded(u64),
     /// Bits outside of the mask keep their value, without complaint.
     Keep(u64),
     /// Write-only; bits outside of the mask raise #GP, and nothing is stored.
@@ -62,6 +64,7 @@ pub fn validate_write(model: &CpuModel, msr: Msr, old: u64, new: u64) -> Result<
         WriteRule::Discarded => Ok(old),
         WriteRule::Any => Ok(new),
         WriteRule::Bits(mask) | WriteRule::Command(mask) => only_bits(msr, new, mask),
+        WriteRule::Guarded(mask) => only_bits(msr, new, mask | guarded_bits(model, msr)),
         WriteRule::Keep(mask) => Ok(old & !mask | new & mask),
         WriteRule::Canonical => canonical(model, msr, new),
         WriteRule::SysenterAddress => match model.vendor() {
@@ -95,6 +98,13 @@ pub fn validate_write(model: &CpuModel, msr: Msr, old: u64, new: u64) -> Result<
         }
         WriteRule::ApicBase => apic_base(model, msr, old, new),
     }
+}
+
+fn guarded_bits(model: &CpuModel, msr: Msr) -> u64 {
+    model.features().iter().flat_map(Feature::guards).fold(0, |mask, guard| match guard {
+        Guard::MsrBits(of, bits) if *of == msr => mask | bits,
+        _ => mask,
+    })
 }
 
 fn only_bits(msr: Msr, value: u64, mask: u64) -> Result<u64, MsrRefused> {
