@@ -92,7 +92,7 @@ impl FeatureSet {
         let mut i = 0;
         while i < Feature::ALL.len() {
             let feature = Feature::ALL[i];
-            if Feature::bit_of(feature).default_on(vendor) {
+            if feature.bit().default_on(vendor) {
                 set = set.with(feature);
             }
             i += 1;
@@ -131,7 +131,7 @@ pub enum CpuModelError {
     /// Physical addresses must be 36 to 52 bits wide.
     #[error("MAXPHYADDR must be 36 to 52, not {0}")]
     Maxphyaddr(u8),
-    /// The C-bit must lie in an entry's address field, above the usable addresses or the highest of them.
+    /// The C-bit must lie in the upper part of an entry's address field.
     #[error("the C-bit must be at bit 32 to 51 of an AMD model, not at bit {0}")]
     CBit(u8),
     /// A clock outside of what CPUID can express.
@@ -196,7 +196,7 @@ impl CpuModel {
 
     /// The model with `feature`, whose needs must already be there.
     pub fn with(mut self, feature: Feature) -> Result<CpuModel, CpuModelError> {
-        if let Some(vendor) = Feature::bit_of(feature).only_of()
+        if let Some(vendor) = feature.bit().only_of()
             && vendor != self.vendor
         {
             return Err(CpuModelError::OtherVendor { feature, vendor });

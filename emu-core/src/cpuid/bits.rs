@@ -106,7 +106,7 @@ impl Bit {
     pub(super) fn reads(&self, model: &CpuModel, now: &CpuidDynamic) -> bool {
         match self.why {
             Why::Absent(_) => false,
-            Why::Copies(feature) => model.vendor() == Vendor::Amd && Feature::bit_of(feature).reads(model, now),
+            Why::Copies(feature) => model.vendor() == Vendor::Amd && feature.bit().reads(model, now),
             Why::Mirrors(mirror) => mirror.reads(model, now),
             Why::Emulated | Why::Vendor(_) | Why::Optional(_) | Why::VendorOptional(..) => {
                 self.feature.is_some_and(|feature| model.has(feature))

@@ -116,9 +116,10 @@ pub struct Leaf {
     pub title: &'static str,
     /// Whether ECX matters.
     pub subleaves: Subleaves,
-    answer: fn(&CpuModel, &CpuidDynamic, u32) -> CpuidResult,
+    answer: Answer,
 }
 
+/// What a leaf holds beside feature bits, for a subleaf that is 0 where ECX does not matter.
 type Answer = fn(&CpuModel, &CpuidDynamic, u32) -> CpuidResult;
 
 const fn plain(number: u32, title: &'static str, answer: Answer) -> Leaf {
@@ -221,14 +222,14 @@ pub struct Highest {
 
 impl Feature {
     /// The bit that advertises this feature.
-    pub const fn bit_of(feature: Feature) -> &'static Bit {
+    pub const fn bit(self) -> &'static Bit {
         let mut r = 0;
         while r < REGISTERS.len() {
             let bits = REGISTERS[r].bits;
             let mut b = 0;
             while b < bits.len() {
                 if let Some(own) = bits[b].feature
-                    && own as u8 == feature as u8
+                    && own as u8 == self as u8
                 {
                     return &bits[b];
                 }

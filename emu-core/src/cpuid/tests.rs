@@ -203,7 +203,7 @@ fn needs_are_acyclic_and_kept_by_every_model_one_can_build() {
             for built in [model.clone().with(feature), model.clone().without(feature)].into_iter().flatten() {
                 for present in built.features().iter() {
                     assert!(present.needs().iter().all(|&need| built.has(need)), "{present:?}");
-                    assert!(Feature::bit_of(present).only_of().is_none_or(|only| only == built.vendor()));
+                    assert!(present.bit().only_of().is_none_or(|only| only == built.vendor()));
                 }
             }
         }

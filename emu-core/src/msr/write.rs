@@ -76,8 +76,8 @@ pub fn validate_write(model: &CpuModel, msr: Msr, old: u64, new: u64) -> Result<
             Vendor::Amd => Ok(new & 0xffff_ffff),
         },
         WriteRule::Efer => efer(model, msr, old, new),
-        WriteRule::Pat => memory_types(msr, new, &|_| true),
-        WriteRule::MtrrFixed => memory_types(msr, new, &|kind| kind != MemoryType::UncacheableMinus),
+        WriteRule::Pat => memory_types(msr, new, |_| true),
+        WriteRule::MtrrFixed => memory_types(msr, new, |kind| kind != MemoryType::UncacheableMinus),
         WriteRule::MtrrDefType => {
             only_bits(msr, new, 0xff | 1 << 10 | 1 << 11)?;
             mtrr_type(msr, new)?;
@@ -133,7 +133,7 @@ fn efer(model: &CpuModel, msr: Msr, old: u64, new: u64) -> Result<u64, MsrRefuse
     Ok(new & !lma | old & lma)
 }
 
-fn memory_types(msr: Msr, value: u64, accepts: &dyn Fn(MemoryType) -> bool) -> Result<u64, MsrRefused> {
+fn memory_types(msr: Msr, value: u64, accepts: fn(MemoryType) -> bool) -> Result<u64, MsrRefused> {
     for (byte, encoding) in value.to_le_bytes().into_iter().enumerate() {
         if !MemoryType::from_encoding(encoding).is_some_and(accepts) {
             return Err(MsrRefused::MemoryType { msr, byte: byte as u8, encoding });
