@@ -8,11 +8,14 @@
 //! - [`env`]: rounding, masks, flags, and what an instruction leaves behind.
 //! - [`arith`], [`fma`](mod@fma), [`compare`](mod@compare), [`convert`](mod@convert): the operations, one algorithm for
 //!   all formats.
+//! - [`approx`]: RCPPS and RSQRTPS.
 //! - [`x87`]: what only x87 has.
 //! - [`fast`]: the host's arithmetic where it is provably the same.
 //!
 //! The module depends on nothing else of the emulator.
 
+pub mod approx;
+mod approx_tables;
 pub mod arith;
 pub mod compare;
 pub mod convert;
@@ -23,6 +26,7 @@ pub mod format;
 mod round;
 pub mod x87;
 
+pub use approx::{reciprocal, reciprocal_sqrt};
 pub use arith::{add, add_mixed, div, div_mixed, mul, mul_mixed, sqrt, sub, sub_mixed};
 pub use compare::{NanRule, Predicate, Relation, compare, compare_mixed, max, min};
 pub use convert::{convert, from_i64, from_u64, round_to_integral, to_signed, to_unsigned};

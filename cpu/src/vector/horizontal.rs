@@ -53,10 +53,11 @@ pairwise! {
 /// PSADBW: in each quadword, the sum of the absolute differences of its unsigned bytes.
 #[inline]
 pub fn psadbw(a: V128, b: V128) -> V128 {
-    let differences = <u8 as Lane>::split(<u8 as Lane>::zip(a, b, u8::abs_diff));
-    let (low, high) = differences.split_at(8);
-    let sum = |bytes: &[u8]| bytes.iter().map(|&byte| u64::from(byte)).sum::<u64>();
-    <u64 as Lane>::join([sum(low), sum(high)])
+    let pairs = <u16 as Lane>::split(<u16 as Lane>::zip(a, b, |x, y| {
+        (x & 0xff).abs_diff(y & 0xff) + (x >> 8).abs_diff(y >> 8)
+    }));
+    let sum = |from: usize| u64::from(pairs[from] + pairs[from + 1] + pairs[from + 2] + pairs[from + 3]);
+    <u64 as Lane>::join([sum(0), sum(4)])
 }
 
 /// MPSADBW: word `i` is the sum of absolute differences of four bytes of `a` from `imm[2] * 4 + i` and the four

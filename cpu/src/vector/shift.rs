@@ -47,23 +47,13 @@ by_count! {
 /// PSLLDQ: the whole value to the left by `bytes`; 0 from 16.
 #[inline]
 pub fn pslldq(a: V128, bytes: u8) -> V128 {
-    let mut wide = [0; 32];
-    wide[16..].copy_from_slice(a.as_bytes());
-    window(&wide, 16 - usize::from(bytes.min(16)))
+    V128::from_u128(a.to_u128().unbounded_shl(8 * u32::from(bytes)))
 }
 
 /// PSRLDQ: the whole value to the right by `bytes`; 0 from 16.
 #[inline]
 pub fn psrldq(a: V128, bytes: u8) -> V128 {
-    let mut wide = [0; 32];
-    wide[..16].copy_from_slice(a.as_bytes());
-    window(&wide, usize::from(bytes.min(16)))
-}
-
-/// The 16 bytes of `wide` from `start`, which is at most 16.
-#[inline]
-fn window(wide: &[u8; 32], start: usize) -> V128 {
-    wide[start..].first_chunk().map_or(V128::ZERO, |bytes| V128::from_bytes(*bytes))
+    V128::from_u128(a.to_u128().unbounded_shr(8 * u32::from(bytes)))
 }
 
 /// VPSLLVD: doublewords to the left, each by the doubleword of `counts`; 0 from count 32.
@@ -134,10 +124,10 @@ mod tests {
     #[test]
     fn byte_shifts() {
         let a = V128::from_u128(0x0f0e_0d0c_0b0a_0908_0706_0504_0302_0100);
-        for bytes in 0..16 {
-            assert_eq!(pslldq(a, bytes), V128::from_u128(a.to_u128() << (8 * u32::from(bytes))));
-            assert_eq!(psrldq(a, bytes), V128::from_u128(a.to_u128() >> (8 * u32::from(bytes))));
-        }
+        assert_eq!((pslldq(a, 0), psrldq(a, 0)), (a, a));
+        assert_eq!(pslldq(a, 3), V128::from_u128(0x0c0b_0a09_0807_0605_0403_0201_0000_0000));
+        assert_eq!(psrldq(a, 9), V128::from_u128(0x0f0e_0d0c_0b0a_09));
+        assert_eq!((pslldq(a, 15), psrldq(a, 15)), (V128::ZERO, V128::from_low(0x0f)));
         assert_eq!((pslldq(a, 16), psrldq(a, 255)), (V128::ZERO, V128::ZERO));
     }
 

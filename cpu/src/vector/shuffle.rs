@@ -16,12 +16,16 @@ const fn selector(imm: u8, lane: usize) -> usize {
 /// PSHUFB: byte `i` is the byte of `a` that `b[i][3:0]` selects, or 0 where `b[i][7]` is set.
 #[inline]
 pub fn pshufb(a: V128, b: V128) -> V128 {
-    let (table, selectors) = (a.to_bytes(), (b & 0x0f_u8.splat()).to_bytes());
-    let mut picked = [0; 16];
-    for (byte, selector) in picked.iter_mut().zip(selectors) {
-        *byte = table[usize::from(selector & 15)];
-    }
-    <i8 as Lane>::zip(V128::from_bytes(picked), b, |byte, selector| byte & !(selector >> 7))
+    let table = a.to_bytes();
+    let half = |selectors: u64| {
+        let picked = (0..8).fold(0, |picked, i| {
+            let selector = selectors >> (8 * i) & 15;
+            picked | u64::from(table[selector as usize]) << (8 * i)
+        });
+        let cleared = (selectors >> 7 & 0x0101_0101_0101_0101) * 0xff;
+        picked & !cleared
+    };
+    <u64 as Lane>::join([half(b.low()), half(b.high())])
 }
 
 /// The MMX form of [`pshufb`]: three selector bits.
@@ -53,18 +57,15 @@ pub fn pshufhw(a: V128, imm: u8) -> V128 {
 /// PSHUFW (MMX): word `i` is that of `a` which `imm[2i+1:2i]` selects.
 #[inline]
 pub fn pshufw(a: u64, imm: u8) -> u64 {
-    let word = |i| (a >> (16 * selector(imm, i)) & 0xffff) << (16 * i);
+    let word = |i: u32| (a >> (16 * u32::from(imm >> (2 * i) & 3)) & 0xffff) << (16 * i);
     word(0) | word(1) | word(2) | word(3)
 }
 
 /// PALIGNR: the 16 bytes from byte `imm` of `a:b`, `b` being the low half; what lies above is 0.
 #[inline]
 pub fn palignr(a: V128, b: V128, imm: u8) -> V128 {
-    let mut wide = [0; 48];
-    wide[..16].copy_from_slice(b.as_bytes());
-    wide[16..32].copy_from_slice(a.as_bytes());
-    let start = usize::from(imm.min(32));
-    wide[start..].first_chunk().map_or(V128::ZERO, |bytes| V128::from_bytes(*bytes))
+    let (a, b, bits) = (a.to_u128(), b.to_u128(), 8 * u32::from(imm));
+    V128::from_u128(if bits < 128 { b >> bits | a.unbounded_shl(128 - bits) } else { a.unbounded_shr(bits - 128) })
 }
 
 /// The MMX form of [`palignr`]: the 8 bytes from byte `imm` of `a:b`.

@@ -5,7 +5,9 @@
 //! operand (the set, the ranges or the needle), `b` the second, register or memory (the text that is searched).
 //! Elements from a string's length on are invalid.
 
+use super::compare::{pcmpeqb, pcmpeqw};
 use super::mask::pmovmskb;
+use super::pack::packsswb;
 use super::{Lane, V128};
 
 /// Element type, `imm8[1:0]`.
@@ -100,41 +102,22 @@ impl Format {
         (1 << self.elements()) - 1
     }
 
-    fn element(self, v: V128, index: usize) -> i32 {
-        match self {
-            Format::UnsignedBytes => <u8 as Lane>::split(v)[index & 15].into(),
-            Format::SignedBytes => <i8 as Lane>::split(v)[index & 15].into(),
-            Format::UnsignedWords => <u16 as Lane>::split(v)[index & 7].into(),
-            Format::SignedWords => <i16 as Lane>::split(v)[index & 7].into(),
-        }
-    }
-
-    /// The elements of `v` for which `predicate` holds.
-    #[inline]
-    fn matching(self, v: V128, predicate: impl Fn(i32) -> bool) -> u32 {
-        let filled = match self {
-            Format::UnsignedBytes => <u8 as Lane>::map(v, |x| if predicate(x.into()) { !0 } else { 0 }),
-            Format::SignedBytes => <i8 as Lane>::map(v, |x| if predicate(x.into()) { !0 } else { 0 }),
-            Format::UnsignedWords => <u16 as Lane>::map(v, |x| if predicate(x.into()) { !0 } else { 0 }),
-            Format::SignedWords => <i16 as Lane>::map(v, |x| if predicate(x.into()) { !0 } else { 0 }),
-        };
-        self.bits_of(filled)
-    }
-
     /// One bit for each element of a vector whose elements are all ones or all zeros.
-    #[inline]
+    #[inline(never)]
     fn bits_of(self, filled: V128) -> u32 {
-        if self.is_words() {
-            u32::from(pmovmskb(super::pack::packsswb(filled, V128::ZERO)))
-        } else {
-            u32::from(pmovmskb(filled))
-        }
+        if self.is_words() { u32::from(pmovmskb(packsswb(filled, V128::ZERO))) } else { u32::from(pmovmskb(filled)) }
+    }
+
+    /// One bit for each element that is equal in both vectors.
+    #[inline]
+    fn equal_bits(self, v: V128, other: V128) -> u32 {
+        self.bits_of(if self.is_words() { pcmpeqw(v, other) } else { pcmpeqb(v, other) })
     }
 
     /// The number of elements before the first that is zero.
     #[inline]
     fn implicit_length(self, v: V128) -> u32 {
-        self.matching(v, |x| x == 0).trailing_zeros().min(self.elements())
+        self.equal_bits(v, V128::ZERO).trailing_zeros().min(self.elements())
     }
 
     /// The absolute value of a length register, saturated to the number of elements.
@@ -234,40 +217,83 @@ fn compare(a: Text, b: Text, mode: StringMode) -> (u32, StringFlags) {
 }
 
 fn equal_any(a: Text, b: Text, format: Format) -> u32 {
-    let found = (0..a.length as usize).fold(0, |found, i| {
-        let wanted = format.element(a.v, i);
-        found | format.matching(b.v, |x| x == wanted)
-    });
-    found & b.valid()
+    let found = if format.is_words() { any_equal::<u16>(a, b.v) } else { any_equal::<u8>(a, b.v) };
+    format.bits_of(found) & b.valid()
+}
+
+/// All ones in the elements of `text` that are one of the valid elements of `set`.
+// Kept apart, as the functions below, so that it is compiled for one width of lanes: inlined where others meet,
+// the loops over lanes would be taken apart into single elements.
+#[inline(never)]
+fn any_equal<T: Lane + PartialEq + Ones>(set: Text, text: V128) -> V128 {
+    T::split(set.v)
+        .as_ref()
+        .iter()
+        .take(set.length as usize)
+        .fold(V128::ZERO, |found, wanted| T::zip(found, text, |found, x| if x == *wanted { T::ONES } else { found }))
 }
 
 fn ranges(a: Text, b: Text, format: Format) -> u32 {
-    // A range whose last element is invalid matches nothing.
-    let found = (0..a.length as usize / 2).fold(0, |found, i| {
-        let (first, last) = (format.element(a.v, 2 * i), format.element(a.v, 2 * i + 1));
-        found | format.matching(b.v, |x| first <= x && x <= last)
-    });
-    found & b.valid()
+    let found = match format {
+        Format::UnsignedBytes => any_within::<u8>(a, b.v),
+        Format::UnsignedWords => any_within::<u16>(a, b.v),
+        Format::SignedBytes => any_within::<i8>(a, b.v),
+        Format::SignedWords => any_within::<i16>(a, b.v),
+    };
+    format.bits_of(found) & b.valid()
+}
+
+/// All ones in the elements of `text` that lie in one of the valid ranges. A range whose last element is invalid
+/// matches nothing.
+#[inline(never)]
+fn any_within<T: Lane + Ord + Ones>(ranges: Text, text: V128) -> V128 {
+    let (lanes, mut found) = (T::split(ranges.v), V128::ZERO);
+    for range in lanes.as_ref().chunks_exact(2).take(ranges.length as usize / 2) {
+        found = T::zip(found, text, |found, x| if range[0] <= x && x <= range[1] { T::ONES } else { found });
+    }
+    found
 }
 
 fn equal_each(a: Text, b: Text, format: Format) -> u32 {
-    let equal = format.bits_of(if format.is_words() {
-        super::compare::pcmpeqw(a.v, b.v)
-    } else {
-        super::compare::pcmpeqb(a.v, b.v)
-    });
+    let equal = format.equal_bits(a.v, b.v);
     (equal & a.valid() & b.valid()) | (!a.valid() & !b.valid() & format.all())
 }
 
 fn equal_ordered(a: Text, b: Text, format: Format) -> u32 {
-    let found = (0..a.length as usize).fold(format.all(), |found, i| {
-        let wanted = format.element(a.v, i);
+    (0..a.length as usize).fold(format.all(), |found, i| {
+        let equal = if format.is_words() {
+            equal_to::<u16>(b.v, <u16 as Lane>::split(a.v)[i & 7])
+        } else {
+            equal_to::<u8>(b.v, a.v.as_bytes()[i & 15])
+        };
         // What lies beyond the register is not compared, and so does not refute a match.
-        let equal = (format.matching(b.v, |x| x == wanted) & b.valid()) | !format.all();
+        let equal = (format.bits_of(equal) & b.valid()) | !format.all();
         found & (equal >> i)
-    });
-    found & format.all()
+    })
 }
+
+/// All ones in the elements of `text` that are `wanted`.
+#[inline(never)]
+fn equal_to<T: Lane + PartialEq + Ones>(text: V128, wanted: T) -> V128 {
+    T::map(text, |x| if x == wanted { T::ONES } else { T::ZERO })
+}
+
+/// The two values of an element of a mask.
+trait Ones {
+    const ZERO: Self;
+    const ONES: Self;
+}
+
+macro_rules! ones {
+    ($($t:ty),*) => {$(
+        impl Ones for $t {
+            const ZERO: $t = 0;
+            const ONES: $t = !0;
+        }
+    )*};
+}
+
+ones!(u8, i8, u16, i16);
 
 fn index(result: u32, mode: StringMode) -> u32 {
     match (result, mode.select) {

@@ -1,0 +1,210 @@
+//! The cache of decoded blocks.
+//!
+//! A block is a run of instructions within one 4 KiB page that ends at a branch, at an instruction after which the
+//! world may differ, at the page's end or at a length limit. Its identity is the system-physical address of its first
+//! byte and the [`ModeKey`]; virtual addresses do not enter it, so that nothing has to be dropped when page tables
+//! change: whoever jumps checks that the target's page is the block's page.
+//!
+//! Direct branches within a page remember the block they lead to as a number, the link. Block numbers are never used
+//! twice between two flushes and a dead block keeps [`ModeKey::DEAD`], so links need no unlinking.
+//!
+//! Always true: every line a live block was decoded from is marked in the memory's code watch.
+
+use emu_core::Sfn;
+use emu_core::memory::code::{CodeWatch, LineMask};
+use hashbrown::HashMap;
+use mmu::fast::CodePage;
+use rustc_hash::FxBuildHasher;
+
+use crate::mode::ModeKey;
+use crate::op::Op;
+
+/// Ops kept before everything is dropped and decoded anew: 64 MiB of ops.
+const MAX_OPS: usize = 2 << 20;
+
+/// A decoded run of instructions.
+pub(crate) struct Block {
+    pub ops: Box<[Op]>,
+    pub key: ModeKey,
+    /// Instructions in it: what entering it costs.
+    pub units: u32,
+    pub page: CodePage,
+    /// Offset of its first byte in the page.
+    pub offset: u16,
+    /// The frame and the lines it was decoded from.
+    sfn: Sfn,
+    lines: LineMask,
+    /// For an instruction that reaches into the next page: that page, and what was decoded from it.
+    pub tail: Option<Tail>,
+}
+
+/// The second page of a straddling instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tail {
+    pub page: CodePage,
+    pub sfn: Sfn,
+    pub lines: LineMask,
+}
+
+/// Where a block was found and what it is to be entered as.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub page: CodePage,
+    pub sfn: Sfn,
+    pub offset: u16,
+    pub key: ModeKey,
+}
+
+/// All blocks of one processor.
+pub(crate) struct CodeCache {
+    blocks: Vec<Block>,
+    /// By (physical address of the first byte, mode).
+    map: HashMap<(u64, u32), u32, FxBuildHasher>,
+    /// Blocks with bytes in a frame.
+    frames: HashMap<u64, Vec<u32>, FxBuildHasher>,
+    ops: usize,
+    /// Blocks decoded since the machine started.
+    pub decoded: u64,
+}
+
+impl CodeCache {
+    pub fn new() -> CodeCache {
+        let mut cache = CodeCache {
+            blocks: Vec::new(),
+            map: HashMap::with_hasher(FxBuildHasher),
+            frames: HashMap::with_hasher(FxBuildHasher),
+            ops: 0,
+            decoded: 0,
+        };
+        cache.flush();
+        cache
+    }
+
+    /// Drops every block. Numbers start anew: whoever remembers some must forget them.
+    pub fn flush(&mut self) {
+        self.blocks.clear();
+        self.map.clear();
+        self.frames.clear();
+        self.ops = 0;
+        // Number 0 is no block: links and jump tables start as 0.
+        self.blocks.push(Block {
+            ops: Box::new([]),
+            key: ModeKey::DEAD,
+            units: 0,
+            page: CodePage::NONE,
+            offset: 0,
+            sfn: Sfn::new(0),
+            lines: LineMask(0),
+            tail: None,
+        });
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.ops >= MAX_OPS
+    }
+
+    /// The block with this number; number 0 and numbers from before a flush lead to a dead or a different block, which
+    /// the caller's checks of key and place sort out.
+    #[inline(always)]
+    pub fn block(&self, id: u32) -> Option<&Block> {
+        self.blocks.get(id as usize)
+    }
+
+    pub fn find(&self, place: Place) -> Option<u32> {
+        let at = place.sfn.base().raw() | place.offset as u64;
+        self.map.get(&(at, place.key.raw())).copied()
+    }
+
+    /// The number that the next inserted block will have.
+    pub fn next_id(&self) -> u32 {
+        self.blocks.len() as u32
+    }
+
+    pub fn insert(
+        &mut self,
+        place: Place,
+        ops: Vec<Op>,
+        units: u32,
+        lines: LineMask,
+        tail: Option<Tail>,
+        watch: &CodeWatch,
+    ) -> u32 {
+        let id = self.next_id();
+        self.ops += ops.len();
+        self.decoded += 1;
+        self.blocks.push(Block {
+            ops: ops.into_boxed_slice(),
+            key: place.key,
+            units,
+            page: place.page,
+            offset: place.offset,
+            sfn: place.sfn,
+            lines,
+            tail,
+        });
+        self.map.insert((place.sfn.base().raw() | place.offset as u64, place.key.raw()), id);
+        self.frames.entry(place.sfn.raw()).or_default().push(id);
+        watch.watch(place.sfn, lines);
+        if let Some(tail) = tail {
+            self.frames.entry(tail.sfn.raw()).or_default().push(id);
+            watch.watch(tail.sfn, tail.lines);
+        }
+        id
+    }
+
+    /// Drops the blocks that have bytes in these lines.
+    pub fn invalidate(&mut self, sfn: Sfn, lines: LineMask) {
+        let Some(ids) = self.frames.get_mut(&sfn.raw()) else { return };
+        let (blocks, map, ops) = (&mut self.blocks, &mut self.map, &mut self.ops);
+        ids.retain(|&id| {
+            let block = &mut blocks[id as usize];
+            if block.key == ModeKey::DEAD {
+                return false;
+            }
+            let first = block.sfn == sfn && block.lines.intersects(lines);
+            let second = block.tail.is_some_and(|t| t.sfn == sfn && t.lines.intersects(lines));
+            if first || second {
+                map.remove(&(block.sfn.base().raw() | block.offset as u64, block.key.raw()));
+                block.key = ModeKey::DEAD;
+                *ops -= block.ops.len();
+                block.ops = Box::new([]);
+                return false;
+            }
+            true
+        });
+        if ids.is_empty() {
+            self.frames.remove(&sfn.raw());
+        }
+    }
+}
+
+/// Guesses for indirect and cross-page jumps: block numbers by a hash of the target address. A guess may be anything;
+/// whoever follows it checks page, offset and mode.
+pub(crate) struct JumpTable(Box<[u32; JUMPS]>);
+
+const JUMPS: usize = 1 << 14;
+
+impl JumpTable {
+    pub fn new() -> JumpTable {
+        let Ok(table) = vec![0; JUMPS].into_boxed_slice().try_into() else { unreachable!("made with this length") };
+        JumpTable(table)
+    }
+
+    #[inline(always)]
+    const fn slot(target: u64) -> usize {
+        (target ^ target >> 12) as usize % JUMPS
+    }
+
+    #[inline(always)]
+    pub fn guess(&self, target: u64) -> u32 {
+        self.0[Self::slot(target)]
+    }
+
+    pub fn remember(&mut self, target: u64, id: u32) {
+        self.0[Self::slot(target)] = id;
+    }
+
+    pub fn clear(&mut self) {
+        self.0.fill(0);
+    }
+}

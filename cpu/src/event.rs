@@ -1,0 +1,48 @@
+//! What can be delivered through the IDT, and what holds it back.
+
+use emu_core::Exception;
+
+/// An event on its way to a handler of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// An exception; RIP is what the handler will see.
+    Exception(Exception),
+    /// A maskable interrupt that the interrupt controller has handed over.
+    Interrupt {
+        /// Its vector.
+        vector: u8,
+    },
+    /// A non-maskable interrupt.
+    Nmi,
+    /// INT n, INT3, INTO or INT1: RIP to return to is after the instruction, gates are checked against CPL.
+    Software {
+        /// The vector.
+        vector: u8,
+        /// RIP of the instruction itself, restored when its delivery faults.
+        rip: u64,
+        /// Which instruction.
+        kind: SoftwareKind,
+    },
+}
+
+/// The instructions that deliver an event by themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SoftwareKind {
+    /// INT n: gate DPL is checked.
+    Int,
+    /// INT3 and INTO: gate DPL is checked, never redirected in virtual-8086 mode.
+    Breakpoint,
+    /// INT1: as an exception, no DPL check.
+    Icebp,
+}
+
+/// Interrupts are held back for one instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(crate) enum InterruptShadow {
+    #[default]
+    None,
+    /// After STI: maskable interrupts.
+    Sti,
+    /// After MOV SS and POP SS: those, NMIs and debug traps.
+    MovSs,
+}

@@ -1,0 +1,129 @@
+//! How control leaves the processor: exits to the machine, and the internal reasons an instruction stops.
+
+use emu_core::{AccessKind, Exception, Gpa, Spa};
+use mmu::NestedPageFault;
+
+/// Why [`crate::Vcpu::run`] returned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// The time granted is used up.
+    TimeUp,
+    /// HLT retired: nothing happens until an interrupt.
+    Halt,
+    /// The stage-2 tables refused an access. When the answer is "emulate a device", perform [`Request`] and
+    /// [`crate::Vcpu::complete`] it; when the tables were mended, just run again.
+    NestedPageFault {
+        /// What was refused.
+        fault: NestedPageFault,
+        /// What the instruction wanted to do there, if the fault was on its own operand and not on a table.
+        access: Option<MmioAccess>,
+    },
+    /// On a bare machine: an access to an address where no memory answers.
+    Mmio {
+        /// Where.
+        spa: Spa,
+        /// What.
+        access: MmioAccess,
+    },
+    /// IN or OUT; [`crate::Vcpu::complete`] with what was read (anything, for a write).
+    Io(IoAccess),
+    /// RDMSR or WRMSR of a register the board answers for.
+    Msr(MsrAccess),
+    /// VMCALL or VMMCALL retired; the arguments are in the registers.
+    Hypercall,
+    /// Maskable interrupts can be taken now, as [`crate::Vcpu::request_interrupt_window`] asked.
+    InterruptWindow,
+    /// Triple fault.
+    Shutdown,
+}
+
+/// One access to memory that a device answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MmioAccess {
+    /// Where, when a nested walk gave a guest physical address; the same number as the system address otherwise.
+    pub gpa: Gpa,
+    /// 1 to 32 bytes.
+    pub len_bytes: u8,
+    /// Read, or write of these bytes (little-endian, the low `len_bytes` count).
+    pub data: MmioData,
+}
+
+/// Direction and data of a device access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MmioData {
+    /// Give back what the device says.
+    Read,
+    /// The device takes this.
+    Write([u8; 32]),
+}
+
+impl MmioData {
+    /// The kind of access, for a translation.
+    pub const fn kind(self) -> AccessKind {
+        match self {
+            MmioData::Read => AccessKind::Read,
+            MmioData::Write(_) => AccessKind::Write,
+        }
+    }
+}
+
+/// One port access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IoAccess {
+    /// The port.
+    pub port: u16,
+    /// 1, 2 or 4.
+    pub len_bytes: u8,
+    /// `None` to read, else what is written.
+    pub write: Option<u32>,
+}
+
+/// One access to a model-specific register that lies on the board (local APIC).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MsrAccess {
+    /// The register's number.
+    pub msr: u32,
+    /// `None` to read, else what is written.
+    pub write: Option<u64>,
+}
+
+/// The machine's answer to an exit that asked for something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Completion {
+    /// Done; for reads, these bytes (little-endian).
+    Done([u8; 32]),
+    /// Refused: #GP(0). Only MSR accesses can be refused.
+    Refused,
+}
+
+impl Completion {
+    /// Done, and this was read.
+    pub fn value(value: u64) -> Completion {
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&value.to_le_bytes());
+        Completion::Done(bytes)
+    }
+}
+
+/// Why an instruction stopped before it retired.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Trap {
+    /// The guest gets an exception; RIP stays on the instruction.
+    Exception(Exception),
+    /// Control goes to the machine; the instruction restarts afterwards.
+    Exit(Box<Exit>),
+    /// A string instruction used up the time granted with iterations left: RIP stays on it, registers show the progress.
+    Paused,
+}
+
+impl From<Exception> for Trap {
+    fn from(exception: Exception) -> Trap {
+        Trap::Exception(exception)
+    }
+}
+
+impl From<Exit> for Trap {
+    fn from(exit: Exit) -> Trap {
+        Trap::Exit(Box::new(exit))
+    }
+}

@@ -1,0 +1,8 @@
+//! The general-purpose instructions, by the groups of the manuals (APM vol. 3).
+//!
+//! Each file holds meanings; [`crate::decode`] chooses which one an encoding has.
+
+pub(crate) mod alu;
+pub(crate) mod branch;
+pub(crate) mod mov;
+pub(crate) mod stack;

@@ -1,0 +1,95 @@
+//! What the instruction at RIP has already been answered by devices.
+//!
+//! An instruction that needs a device leaves with an exit and starts again from its first byte afterwards. The answers
+//! it got are kept here in order, so that on the second run it takes them from here instead of asking again, and no
+//! device sees an access twice. The latch is empty whenever an instruction (or one iteration of a string instruction)
+//! has retired.
+
+use crate::exit::Completion;
+
+/// What was asked, compared on the second run so that an answer cannot reach another question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Question {
+    Memory { address: u64, len_bytes: u8, write: bool },
+    Port { port: u16, write: bool },
+    Msr { msr: u32, write: bool },
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Latch {
+    answered: Vec<(Question, Completion)>,
+    next: usize,
+    asked: Option<Question>,
+}
+
+impl Latch {
+    /// The instruction starts (again).
+    pub fn rewind(&mut self) {
+        self.next = 0;
+    }
+
+    /// The instruction retired.
+    pub fn clear(&mut self) {
+        self.answered.clear();
+        self.next = 0;
+        self.asked = None;
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.answered.is_empty()
+    }
+
+    /// The answer to `question`, if the instruction got one before; otherwise remembers that it is open.
+    pub fn ask(&mut self, question: Question) -> Option<Completion> {
+        match self.answered.get(self.next) {
+            Some((asked, answer)) if *asked == question => {
+                self.next += 1;
+                Some(*answer)
+            }
+            _ => {
+                // A different question than last time: memory changed under the instruction. What follows is new.
+                self.answered.truncate(self.next);
+                self.asked = Some(question);
+                None
+            }
+        }
+    }
+
+    /// The open question is not a device's after all.
+    pub fn withdraw(&mut self) {
+        self.asked = None;
+    }
+
+    /// The machine answers the open question. Returns whether there was one.
+    pub fn answer(&mut self, completion: Completion) -> bool {
+        match self.asked.take() {
+            Some(question) => {
+                self.answered.push((question, completion));
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_come_back_in_order_and_only_to_their_question() {
+        let port = |port| Question::Port { port, write: false };
+        let mut latch = Latch::default();
+        assert_eq!(latch.ask(port(1)), None);
+        assert!(latch.answer(Completion::value(7)));
+        assert!(!latch.answer(Completion::value(8)), "nothing is open");
+        latch.rewind();
+        assert_eq!(latch.ask(port(1)), Some(Completion::value(7)));
+        assert_eq!(latch.ask(port(2)), None);
+        latch.answer(Completion::value(9));
+        latch.rewind();
+        assert_eq!(latch.ask(port(3)), None, "another question drops what followed");
+        latch.rewind();
+        assert!(latch.is_empty());
+    }
+}

@@ -1,0 +1,337 @@
+//! How instructions reach memory.
+//!
+//! An instruction's meaning is written once, over a [`Path`]. On the [`Fast`] path every access is a TLB hit or a
+//! [`Miss`], and nothing but tail calls happens; on the [`Slow`] path an access walks, checks, asks devices, and fails
+//! with a [`Trap`]. A hot handler runs the fast instance and, on a miss, hands over to an out-of-line slow instance
+//! that starts the instruction again. Therefore an instruction must not change any state before its last access that
+//! can fail.
+
+use emu_core::memory::Scalar;
+use emu_core::regs::{BreakpointKind, Dr6};
+use emu_core::{Access, AccessKind, Exception, Gpa, Gva, Privilege, Spa};
+use mmu::{MmuFault, NestedPageFault, Stage2Cause};
+
+use crate::cpu::Cpu;
+use crate::exit::{Completion, Exit, MmioAccess, MmioData, Trap};
+use crate::latch::Question;
+
+/// The fast path cannot: take the slow one.
+pub(crate) struct Miss;
+
+impl From<Exception> for Miss {
+    fn from(_: Exception) -> Miss {
+        Miss
+    }
+}
+
+/// See the module.
+pub(crate) trait Path {
+    /// Why an access was not made.
+    type Stop: From<Exception>;
+    /// Loads from a linear address reached through segment `seg`.
+    fn load<T: Scalar>(cpu: &mut Cpu, linear: u64, seg: u8) -> Result<T, Self::Stop>;
+    /// Stores.
+    fn store<T: Scalar>(cpu: &mut Cpu, linear: u64, seg: u8, value: T) -> Result<(), Self::Stop>;
+    /// Loads, changes and stores back; nothing is changed unless the store is possible.
+    fn update<T: Scalar, R>(
+        cpu: &mut Cpu,
+        linear: u64,
+        seg: u8,
+        change: impl FnOnce(T) -> (T, R),
+    ) -> Result<R, Self::Stop>;
+    /// Makes sure that a store of `len` bytes would succeed.
+    fn probe_store(cpu: &mut Cpu, linear: u64, seg: u8, len: u64) -> Result<(), Self::Stop>;
+}
+
+pub(crate) struct Fast;
+pub(crate) struct Slow;
+
+impl Path for Fast {
+    type Stop = Miss;
+
+    #[inline(always)]
+    fn load<T: Scalar>(cpu: &mut Cpu, linear: u64, _seg: u8) -> Result<T, Miss> {
+        cpu.mmu.fast.load(linear).ok_or(Miss)
+    }
+    #[inline(always)]
+    fn store<T: Scalar>(cpu: &mut Cpu, linear: u64, _seg: u8, value: T) -> Result<(), Miss> {
+        cpu.mmu.fast.store(linear, value).ok_or(Miss)
+    }
+    #[inline(always)]
+    fn update<T: Scalar, R>(cpu: &mut Cpu, linear: u64, _seg: u8, change: impl FnOnce(T) -> (T, R)) -> Result<R, Miss> {
+        cpu.mmu.fast.update(linear, change).ok_or(Miss)
+    }
+    #[inline(always)]
+    fn probe_store(cpu: &mut Cpu, linear: u64, _seg: u8, len: u64) -> Result<(), Miss> {
+        if cpu.mmu.fast.can_store(linear, len) { Ok(()) } else { Err(Miss) }
+    }
+}
+
+impl Path for Slow {
+    type Stop = Trap;
+
+    #[inline]
+    fn load<T: Scalar>(cpu: &mut Cpu, linear: u64, seg: u8) -> Result<T, Trap> {
+        match cpu.mmu.fast.load(linear) {
+            Some(value) => Ok(value),
+            None => load_slow(cpu, linear, seg),
+        }
+    }
+    #[inline]
+    fn store<T: Scalar>(cpu: &mut Cpu, linear: u64, seg: u8, value: T) -> Result<(), Trap> {
+        match cpu.mmu.fast.store(linear, value) {
+            Some(()) => Ok(()),
+            None => store_slow(cpu, linear, seg, value),
+        }
+    }
+    fn update<T: Scalar, R>(cpu: &mut Cpu, linear: u64, seg: u8, change: impl FnOnce(T) -> (T, R)) -> Result<R, Trap> {
+        // Writability is settled before the load, so that a read-only page faults as a write does and a device's read
+        // is not repeated.
+        Self::probe_store(cpu, linear, seg, size_of::<T>() as u64)?;
+        let (new, result) = change(Self::load(cpu, linear, seg)?);
+        Self::store(cpu, linear, seg, new)?;
+        Ok(result)
+    }
+    fn probe_store(cpu: &mut Cpu, linear: u64, seg: u8, len: u64) -> Result<(), Trap> {
+        if cpu.mmu.fast.can_store(linear, len) {
+            return Ok(());
+        }
+        cpu.check_alignment(linear, len)?;
+        let first = cpu.place(linear, AccessKind::Write, seg)?;
+        // A device is asked by the store itself.
+        drop(first);
+        if let Some((next, _)) = split(linear, len) {
+            cpu.place(next, AccessKind::Write, seg)?;
+        }
+        Ok(())
+    }
+}
+
+/// For an access that crosses into another page: the first address there, and the bytes before it.
+fn split(linear: u64, len: u64) -> Option<(u64, usize)> {
+    let before = 0x1000 - (linear & 0xfff);
+    (len > before).then(|| (linear.wrapping_add(before), before as usize))
+}
+
+/// What a linear address turned out to be.
+enum Target {
+    Memory(Spa),
+    Device { gpa: Gpa, refused: Option<NestedPageFault> },
+}
+
+#[cold]
+#[inline(never)]
+fn load_slow<T: Scalar>(cpu: &mut Cpu, linear: u64, seg: u8) -> Result<T, Trap> {
+    let len = size_of::<T>();
+    cpu.check_alignment(linear, len as u64)?;
+    let first = cpu.place(linear, AccessKind::Read, seg)?;
+    let mut bytes = [0; 32];
+    match split(linear, len as u64) {
+        None => cpu.fetch_bytes(&first, &mut bytes[..len])?,
+        Some((next, before)) => {
+            let second = cpu.place(next, AccessKind::Read, seg)?;
+            cpu.fetch_bytes(&first, &mut bytes[..before])?;
+            cpu.fetch_bytes(&second, &mut bytes[before..len])?;
+        }
+    }
+    cpu.note_data_access(linear, len as u64, BreakpointKind::ReadWrite);
+    Ok(T::from_bytes(&bytes))
+}
+
+#[cold]
+#[inline(never)]
+fn store_slow<T: Scalar>(cpu: &mut Cpu, linear: u64, seg: u8, value: T) -> Result<(), Trap> {
+    let len = size_of::<T>();
+    cpu.check_alignment(linear, len as u64)?;
+    let first = cpu.place(linear, AccessKind::Write, seg)?;
+    let bytes = value.to_bytes();
+    match split(linear, len as u64) {
+        None => cpu.put_bytes(&first, &bytes[..len])?,
+        Some((next, before)) => {
+            let second = cpu.place(next, AccessKind::Write, seg)?;
+            cpu.put_bytes(&first, &bytes[..before])?;
+            cpu.put_bytes(&second, &bytes[before..len])?;
+        }
+    }
+    cpu.note_data_access(linear, len as u64, BreakpointKind::Write);
+    cpu.look_for_written_code();
+    Ok(())
+}
+
+impl Cpu {
+    /// Whether the code watch has news; they are read before the next instruction.
+    #[inline]
+    pub fn look_for_written_code(&mut self) {
+        if self.mmu.fast.memory().code().is_behind(self.code_cursor) {
+            self.attention = true;
+        }
+    }
+
+    fn check_alignment(&self, linear: u64, len: u64) -> Result<(), Exception> {
+        // Operands longer than 8 bytes have rules of their own, which their instructions check.
+        if self.alignment_checked() && len <= 8 && linear & (len.next_power_of_two() - 1) != 0 {
+            return Err(Exception::AlignmentCheck);
+        }
+        Ok(())
+    }
+
+    /// Translates one of the program's own operands.
+    fn place(&mut self, linear: u64, kind: AccessKind, seg: u8) -> Result<Target, Trap> {
+        let access = Access::new(kind, self.privilege());
+        let placed = self.locate(linear, access, seg);
+        self.look_for_written_code();
+        placed
+    }
+
+    fn locate(&mut self, linear: u64, access: Access, seg: u8) -> Result<Target, Trap> {
+        match self.mmu.translate(Gva::new(linear), access) {
+            Ok(found) => {
+                if self.mmu.fast.memory().page(found.spa.frame()).is_some() {
+                    Ok(Target::Memory(found.spa))
+                } else {
+                    Ok(Target::Device { gpa: found.gpa, refused: None })
+                }
+            }
+            Err(MmuFault::Nested(fault)) if matches!(fault.cause, Stage2Cause::FinalAddress) => {
+                Ok(Target::Device { gpa: fault.gpa, refused: Some(fault) })
+            }
+            Err(fault) => Err(self.mmu_trap(fault, seg)),
+        }
+    }
+
+    /// What a failed translation means to the instruction, when no device can be behind it.
+    pub fn mmu_trap(&mut self, fault: MmuFault, seg: u8) -> Trap {
+        match fault {
+            MmuFault::NonCanonical { .. } => self.bad_address(seg).into(),
+            MmuFault::Guest { gva, code } => Exception::PageFault { gva, code }.into(),
+            MmuFault::Nested(fault) => Exit::NestedPageFault { fault, access: None }.into(),
+            // A page table where no memory is reads as all ones on the bus; no system has one on purpose.
+            MmuFault::Bus(error) => {
+                let access = MmioAccess { gpa: Gpa::new(error.spa.raw()), len_bytes: 8, data: MmioData::Read };
+                Exit::Mmio { spa: error.spa, access }.into()
+            }
+        }
+    }
+
+    fn ask_device(
+        &mut self,
+        gpa: Gpa,
+        refused: Option<NestedPageFault>,
+        len: usize,
+        data: MmioData,
+    ) -> Result<[u8; 32], Trap> {
+        let write = data != MmioData::Read;
+        let question = Question::Memory { address: gpa.raw(), len_bytes: len as u8, write };
+        match self.latch.ask(question) {
+            Some(Completion::Done(bytes)) => Ok(bytes),
+            Some(Completion::Refused) => Err(Exception::GP0.into()),
+            None => {
+                let access = MmioAccess { gpa, len_bytes: len as u8, data };
+                Err(match refused {
+                    Some(fault) => Exit::NestedPageFault { fault, access: Some(access) }.into(),
+                    None => Exit::Mmio { spa: Spa::new(gpa.raw()), access }.into(),
+                })
+            }
+        }
+    }
+
+    fn fetch_bytes(&mut self, from: &Target, into: &mut [u8]) -> Result<(), Trap> {
+        match *from {
+            Target::Memory(spa) => {
+                if self.mmu.fast.memory().read(spa, into).is_err() {
+                    unreachable!("the page was there when it was placed")
+                }
+                Ok(())
+            }
+            Target::Device { gpa, refused } => {
+                let bytes = self.ask_device(gpa, refused, into.len(), MmioData::Read)?;
+                into.copy_from_slice(&bytes[..into.len()]);
+                Ok(())
+            }
+        }
+    }
+
+    fn put_bytes(&mut self, to: &Target, from: &[u8]) -> Result<(), Trap> {
+        match *to {
+            Target::Memory(spa) => {
+                if self.mmu.fast.memory().write(spa, from).is_err() {
+                    unreachable!("the page was there when it was placed")
+                }
+                Ok(())
+            }
+            Target::Device { gpa, refused } => {
+                let mut bytes = [0; 32];
+                bytes[..from.len()].copy_from_slice(from);
+                self.ask_device(gpa, refused, from.len(), MmioData::Write(bytes)).map(drop)
+            }
+        }
+    }
+
+    /// Remembers which data breakpoints this access matches; they trap when the instruction retires.
+    fn note_data_access(&mut self, linear: u64, len: u64, kind: BreakpointKind) {
+        let dr7 = self.control.dr7;
+        if !dr7.any_enabled() {
+            return;
+        }
+        for n in 0..4 {
+            let watches = match dr7.kind(n) {
+                BreakpointKind::ReadWrite => true,
+                BreakpointKind::Write => kind == BreakpointKind::Write,
+                BreakpointKind::Execute | BreakpointKind::Io => false,
+            };
+            let size = dr7.len_bytes(n);
+            let base = self.control.dr[n] & !(size - 1);
+            let overlaps = linear < base.wrapping_add(size) && base < linear.wrapping_add(len);
+            if dr7.enabled(n) && watches && overlaps {
+                self.debug_hits |= Dr6::from_bits_retain(1 << n);
+                self.attention = true;
+            }
+        }
+    }
+
+    /// Loads from a system structure (descriptor table, TSS): supervisor authority whatever the CPL.
+    pub fn load_system<T: Scalar>(&mut self, linear: u64) -> Result<T, Trap> {
+        let mut bytes = [0; 32];
+        self.load_implicit(linear, &mut bytes[..size_of::<T>()], Privilege::Supervisor)?;
+        Ok(T::from_bytes(&bytes))
+    }
+
+    /// Stores to a system structure.
+    pub fn store_system<T: Scalar>(&mut self, linear: u64, value: T) -> Result<(), Trap> {
+        self.store_implicit(linear, &value.to_bytes()[..size_of::<T>()], Privilege::Supervisor)
+    }
+
+    /// Loads on an authority that may differ from the program's (the stack of an inner ring).
+    pub fn load_implicit(&mut self, linear: u64, into: &mut [u8], privilege: Privilege) -> Result<(), Trap> {
+        let access = Access::new(AccessKind::Read, privilege);
+        let len = into.len();
+        let first = self.locate(linear, access, crate::segment::FLAT)?;
+        match split(linear, len as u64) {
+            None => self.fetch_bytes(&first, into)?,
+            Some((next, before)) => {
+                let second = self.locate(next, access, crate::segment::FLAT)?;
+                let (low, high) = into.split_at_mut(before);
+                self.fetch_bytes(&first, low)?;
+                self.fetch_bytes(&second, high)?;
+            }
+        }
+        self.look_for_written_code();
+        Ok(())
+    }
+
+    /// Stores on an authority that may differ from the program's.
+    pub fn store_implicit(&mut self, linear: u64, from: &[u8], privilege: Privilege) -> Result<(), Trap> {
+        let access = Access::new(AccessKind::Write, privilege);
+        let first = self.locate(linear, access, crate::segment::FLAT)?;
+        match split(linear, from.len() as u64) {
+            None => self.put_bytes(&first, from)?,
+            Some((next, before)) => {
+                let second = self.locate(next, access, crate::segment::FLAT)?;
+                self.put_bytes(&first, &from[..before])?;
+                self.put_bytes(&second, &from[before..])?;
+            }
+        }
+        self.look_for_written_code();
+        Ok(())
+    }
+}

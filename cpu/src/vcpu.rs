@@ -1,0 +1,301 @@
+//! The door of the crate: one virtual processor.
+
+use std::sync::Arc;
+
+use emu_core::cpu_model::{CpuModel, Vendor};
+use emu_core::cpuid::Feature;
+use emu_core::memory::SystemMemory;
+use emu_core::memory::code::Cursor;
+use emu_core::regs::{Cr0, Cr4, Dr6, Dr7, Efer, Rflags, Xcr0};
+use emu_core::rng::{Consumer, Seed};
+use emu_core::time::Instant;
+use mmu::{Mmu, PagingCapabilities, PagingChange, PagingFeatures, PagingState};
+
+use crate::code::JumpTable;
+use crate::cpu::{Control, Cpu};
+use crate::event::{Event, InterruptShadow};
+use crate::exec::Engine;
+use crate::exit::{Completion, Exit};
+use crate::flags::Flags;
+use crate::latch::Latch;
+use crate::mode::{Mode, ModeKey};
+use crate::msr::MsrFile;
+use crate::op::{GPR_SLOTS, RIP};
+use crate::random::Random;
+use crate::segment::{SegReg, Segments};
+use crate::simd::VectorState;
+use crate::softfloat::F80;
+use crate::x87::X87State;
+
+/// What a processor is made of, beside its memory.
+#[derive(Clone, Debug)]
+pub struct VcpuConfig {
+    /// The model.
+    pub model: CpuModel,
+    /// APIC ID.
+    pub apic_id: u32,
+    /// Processors in the machine.
+    pub cpu_count: u32,
+    /// The run's seed.
+    pub seed: Seed,
+}
+
+/// The x87 part of [`VcpuState`], as FXSAVE in 64-bit form has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct X87Registers {
+    /// Control word.
+    pub fcw: u16,
+    /// Status word.
+    pub fsw: u16,
+    /// Abridged tags: bit n set, physical register n is not empty.
+    pub ftw: u8,
+    /// Last opcode.
+    pub fop: u16,
+    /// Last instruction's address.
+    pub fip: u64,
+    /// Last operand's address.
+    pub fdp: u64,
+    /// ST(0) to ST(7), 80 bits each.
+    pub st: [[u8; 10]; 8],
+}
+
+/// Architectural state, for loaders, debuggers and tests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VcpuState {
+    /// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15.
+    pub gpr: [u64; 16],
+    /// Instruction pointer.
+    pub rip: u64,
+    /// Flags.
+    pub rflags: Rflags,
+    /// Segment registers and tables.
+    pub segments: Segments,
+    /// CR0
+    pub cr0: Cr0,
+    /// CR2
+    pub cr2: u64,
+    /// CR3
+    pub cr3: u64,
+    /// CR4
+    pub cr4: Cr4,
+    /// EFER
+    pub efer: Efer,
+    /// XCR0
+    pub xcr0: Xcr0,
+    /// PKRU
+    pub pkru: u32,
+    /// DR0 to DR3
+    pub dr: [u64; 4],
+    /// DR6
+    pub dr6: Dr6,
+    /// DR7
+    pub dr7: Dr7,
+    /// YMM0 to YMM15
+    pub ymm: [[u64; 4]; 16],
+    /// MXCSR
+    pub mxcsr: u32,
+    /// x87
+    pub x87: X87Registers,
+}
+
+/// A virtual processor.
+pub struct Vcpu {
+    engine: Engine,
+}
+
+impl Vcpu {
+    /// A processor after RESET, over `memory`.
+    pub fn new(memory: Arc<SystemMemory>, config: &VcpuConfig) -> Vcpu {
+        let model = config.model.clone();
+        let mut capabilities = PagingCapabilities::empty();
+        capabilities.set(PagingCapabilities::PAGE_1G, model.has(Feature::Page1Gb));
+        let features = PagingFeatures {
+            vendor: match model.vendor() {
+                Vendor::Amd => mmu::Vendor::Amd,
+                Vendor::Intel => mmu::Vendor::Intel,
+            },
+            physical_bits: model.maxphyaddr(),
+            capabilities,
+        };
+        let mut cpu = Cpu {
+            gpr: [0; GPR_SLOTS],
+            flags: Flags::new(),
+            budget: 0,
+            until: Instant::ZERO,
+            seg_base: [0; 8],
+            key: ModeKey::DEAD,
+            attention: false,
+            jumps: JumpTable::new(),
+            mmu: Mmu::new(memory, features),
+            cpl: 0,
+            mode: Mode::Real,
+            segments: Segments::reset(),
+            control: Control {
+                cr0: Cr0::ET | Cr0::NW | Cr0::CD,
+                cr2: 0,
+                cr3: 0,
+                cr4: Cr4::empty(),
+                efer: Efer::empty(),
+                xcr0: Xcr0::X87,
+                pkru: 0,
+                dr: [0; 4],
+                dr6: Dr6::FIXED,
+                dr7: Dr7::RESET,
+            },
+            vector: VectorState::reset(),
+            x87: X87State::reset(),
+            msr: MsrFile::default(),
+            model,
+            random: Random::new(config.seed.numbered_stream(Consumer::CpuRandom, config.apic_id)),
+            trap: None,
+            event: None,
+            shadow: InterruptShadow::None,
+            debug_hits: Dr6::empty(),
+            unlinked: None,
+            latch: Latch::default(),
+            code_cursor: Cursor::default(),
+            apic_id: config.apic_id,
+            cpu_count: config.cpu_count,
+            apic_enabled: true,
+        };
+        cpu.gpr[RIP as usize] = 0xfff0;
+        cpu.refresh_mode();
+        Vcpu { engine: Engine::new(cpu) }
+    }
+
+    /// Executes until `until` or until something needs the machine.
+    pub fn run(&mut self, until: Instant) -> Exit {
+        self.engine.run(until)
+    }
+
+    /// The processor's clock.
+    pub fn now(&self) -> Instant {
+        self.engine.cpu.now()
+    }
+
+    /// Moves the clock forward to `to` (idle time); never backward.
+    pub fn advance_clock(&mut self, to: Instant) {
+        let cpu = &mut self.engine.cpu;
+        if to > cpu.now() {
+            cpu.until = to;
+            cpu.budget = 0;
+        }
+    }
+
+    /// Answers the exit that asked for something. Returns whether something was asked.
+    pub fn complete(&mut self, completion: Completion) -> bool {
+        self.engine.cpu.latch.answer(completion)
+    }
+
+    /// Makes `event` the next thing that happens, before any instruction.
+    pub fn inject(&mut self, event: Event) {
+        self.engine.cpu.event = Some(event);
+    }
+
+    /// Whether a maskable interrupt can be delivered before the next instruction.
+    pub fn can_take_interrupt(&self) -> bool {
+        let cpu = &self.engine.cpu;
+        cpu.event.is_none()
+            && cpu.flags.other.contains(Rflags::IF)
+            && cpu.shadow == InterruptShadow::None
+            && cpu.latch.is_empty()
+    }
+
+    /// The translation unit, for what the machine configures and invalidates.
+    pub fn mmu(&mut self) -> &mut Mmu {
+        &mut self.engine.cpu.mmu
+    }
+
+    /// Blocks decoded so far.
+    pub fn blocks_decoded(&self) -> u64 {
+        self.engine.code.decoded
+    }
+
+    /// The architectural state at this instruction boundary.
+    pub fn state(&self) -> VcpuState {
+        let cpu = &self.engine.cpu;
+        let mut gpr = [0; 16];
+        gpr.copy_from_slice(&cpu.gpr[..16]);
+        let c = &cpu.control;
+        VcpuState {
+            gpr,
+            rip: cpu.rip(),
+            rflags: cpu.flags.rflags(),
+            segments: cpu.segments.clone(),
+            cr0: c.cr0,
+            cr2: c.cr2,
+            cr3: c.cr3,
+            cr4: c.cr4,
+            efer: c.efer,
+            xcr0: c.xcr0,
+            pkru: c.pkru,
+            dr: c.dr,
+            dr6: c.dr6,
+            dr7: c.dr7,
+            ymm: cpu.vector.ymm,
+            mxcsr: cpu.vector.mxcsr,
+            x87: x87_out(&cpu.x87),
+        }
+    }
+
+    /// Replaces the architectural state. CPL follows SS. The caller answers for a consistent state, as firmware does.
+    pub fn set_state(&mut self, state: &VcpuState) {
+        let cpu = &mut self.engine.cpu;
+        cpu.gpr[..16].copy_from_slice(&state.gpr);
+        cpu.set_rip(state.rip);
+        cpu.flags.set_rflags(state.rflags);
+        cpu.segments = state.segments.clone();
+        let c = &mut cpu.control;
+        c.cr0 = state.cr0;
+        c.cr2 = state.cr2;
+        c.cr3 = state.cr3;
+        c.cr4 = state.cr4;
+        c.efer = state.efer;
+        c.xcr0 = state.xcr0;
+        c.pkru = state.pkru;
+        c.dr = state.dr;
+        c.dr6 = state.dr6;
+        c.dr7 = state.dr7;
+        cpu.vector = VectorState { ymm: state.ymm, mxcsr: state.mxcsr };
+        cpu.x87 = x87_in(&state.x87);
+        cpu.cpl = if state.cr0.contains(Cr0::PE) { state.segments.get(SegReg::Ss).attributes.dpl() } else { 0 };
+        cpu.event = None;
+        cpu.shadow = InterruptShadow::None;
+        cpu.latch.clear();
+        cpu.update_paging(PagingChange::Reset);
+        cpu.refresh_mode();
+    }
+}
+
+impl Cpu {
+    /// Tells the translation unit the registers it works by.
+    pub fn update_paging(&mut self, change: PagingChange) {
+        let c = &self.control;
+        let state =
+            PagingState { cr0: c.cr0, cr3: c.cr3, cr4: c.cr4, efer: c.efer, pkru: c.pkru, pkrs: 0, pdptes: None };
+        self.mmu.set_paging(state, change);
+    }
+}
+
+fn x87_out(x87: &X87State) -> X87Registers {
+    let top = x87.fsw >> 11 & 7;
+    let st = core::array::from_fn(|i| {
+        let value = x87.regs[(top as usize + i) % 8];
+        let mut bytes = [0; 10];
+        bytes[..8].copy_from_slice(&value.significand.to_le_bytes());
+        bytes[8..].copy_from_slice(&value.sign_exp.to_le_bytes());
+        bytes
+    });
+    X87Registers { fcw: x87.fcw, fsw: x87.fsw, ftw: x87.valid, fop: x87.fop, fip: x87.fip, fdp: x87.fdp, st }
+}
+
+fn x87_in(from: &X87Registers) -> X87State {
+    let top = from.fsw >> 11 & 7;
+    let mut regs = [F80 { sign_exp: 0, significand: 0 }; 8];
+    for (i, bytes) in from.st.iter().enumerate() {
+        let significand = bytes[..8].iter().rev().fold(0, |w, &b| w << 8 | b as u64);
+        let sign_exp = u16::from_le_bytes([bytes[8], bytes[9]]);
+        regs[(top as usize + i) % 8] = F80 { sign_exp, significand };
+    }
+    X87State { regs, fcw: from.fcw, fsw: from.fsw, valid: from.ftw, fop: from.fop, fip: from.fip, fdp: from.fdp }
+}

@@ -1,0 +1,58 @@
+//! The engine end to end on small loops: results, exact time, and independence from how runs are cut.
+
+mod common;
+
+use common::{CODE, long_mode, run};
+use cpu::Exit;
+use emu_core::Spa;
+
+/// mov ecx, n; xor eax, eax; 1: add rax, rcx; dec rcx (sub rcx,1); jnz 1b; jmp .
+fn sum_loop(n: u32) -> Vec<u8> {
+    let mut code = vec![0xb9];
+    code.extend(n.to_le_bytes());
+    code.extend([0x31, 0xc0]);
+    code.extend([0x48, 0x01, 0xc8, 0x48, 0x83, 0xe9, 0x01, 0x75, 0xf7]);
+    code.extend([0xeb, 0xfe]);
+    code
+}
+
+#[test]
+fn a_loop_sums() {
+    let (mut vcpu, _) = long_mode(&sum_loop(1000));
+    assert_eq!(run(&mut vcpu, 2 + 3 * 1000 + 10), Exit::TimeUp);
+    assert_eq!(vcpu.state().gpr[0], 500_500);
+    assert_eq!(vcpu.state().rip, CODE + 16);
+    assert_eq!(vcpu.now().units(), 3012);
+}
+
+#[test]
+fn every_cut_of_a_run_gives_the_same_state() {
+    let total = 2 + 3 * 20 + 5;
+    let (mut whole, _) = long_mode(&sum_loop(20));
+    run(&mut whole, total);
+    let want = whole.state();
+    for step in 1..40 {
+        let (mut vcpu, _) = long_mode(&sum_loop(20));
+        let mut left = total;
+        while left > 0 {
+            let units = left.min(step);
+            assert_eq!(run(&mut vcpu, units), Exit::TimeUp);
+            left -= units;
+        }
+        assert_eq!(vcpu.state(), want, "steps of {step}");
+    }
+}
+
+#[test]
+fn code_that_rewrites_itself_is_seen_by_the_next_instruction() {
+    // mov byte [rip+1], 7 ; mov al, 1 (its immediate is overwritten) ; jmp .
+    let (mut vcpu, memory) = long_mode(&[0xc6, 0x05, 0x01, 0, 0, 0, 0x07, 0xb0, 0x01, 0xeb, 0xfe]);
+    run(&mut vcpu, 10);
+    assert_eq!(vcpu.state().gpr[0] & 0xff, 7);
+    // And a patch from outside between two runs.
+    memory.store(Spa::new(CODE + 9), 0x90_u8).unwrap();
+    memory.store(Spa::new(CODE + 10), 0x90_u8).unwrap();
+    memory.store(Spa::new(CODE + 11), 0xfeeb_u16).unwrap();
+    run(&mut vcpu, 10);
+    assert_eq!(vcpu.state().rip, CODE + 11);
+}
