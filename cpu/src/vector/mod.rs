@@ -11,7 +11,8 @@
 //!   source of the VEX form, `b` the register or memory source: `psubb(a, b)` is `a - b`.
 //! - Functions work on one [`V128`]. A register file should store `V128` (or [`V256`]) itself: its bytes are in
 //!   memory order, and only in that form does the compiler turn the lane loops into host vector code. Arrays of
-//!   `u64` or `u128` would be taken apart lane by lane.
+//!   `u64` or `u128` would be taken apart lane by lane, as are values that go through functions of different lane
+//!   widths without reaching memory in between.
 //! - AVX2 without lane crossing is [`per_lane`] over the same function. Where the immediate has bits for the
 //!   upper lane, the function says by how much to shift it for that lane. Lane-crossing forms take [`V256`] and
 //!   bear their VEX name.

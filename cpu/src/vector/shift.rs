@@ -126,7 +126,7 @@ mod tests {
         let a = V128::from_u128(0x0f0e_0d0c_0b0a_0908_0706_0504_0302_0100);
         assert_eq!((pslldq(a, 0), psrldq(a, 0)), (a, a));
         assert_eq!(pslldq(a, 3), V128::from_u128(0x0c0b_0a09_0807_0605_0403_0201_0000_0000));
-        assert_eq!(psrldq(a, 9), V128::from_u128(0x0f0e_0d0c_0b0a_09));
+        assert_eq!(psrldq(a, 9), V128::from_u128(0x000f_0e0d_0c0b_0a09));
         assert_eq!((pslldq(a, 15), psrldq(a, 15)), (V128::ZERO, V128::from_low(0x0f)));
         assert_eq!((pslldq(a, 16), psrldq(a, 255)), (V128::ZERO, V128::ZERO));
     }

@@ -103,6 +103,8 @@ impl Format {
     }
 
     /// One bit for each element of a vector whose elements are all ones or all zeros.
+    // Kept apart, as the loops over lanes below, so that each is compiled for one width of lanes: inlined where
+    // several widths meet, the vectors would be taken apart into single elements.
     #[inline(never)]
     fn bits_of(self, filled: V128) -> u32 {
         if self.is_words() { u32::from(pmovmskb(packsswb(filled, V128::ZERO))) } else { u32::from(pmovmskb(filled)) }
@@ -222,8 +224,6 @@ fn equal_any(a: Text, b: Text, format: Format) -> u32 {
 }
 
 /// All ones in the elements of `text` that are one of the valid elements of `set`.
-// Kept apart, as the functions below, so that it is compiled for one width of lanes: inlined where others meet,
-// the loops over lanes would be taken apart into single elements.
 #[inline(never)]
 fn any_equal<T: Lane + PartialEq + Ones>(set: Text, text: V128) -> V128 {
     T::split(set.v)
