@@ -44,7 +44,7 @@ pub enum HostSetupError {
 /// What the host owns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostConfig {
-    /// First frame of its range.
+    /// First frame of its range, which lies in one bank of system memory.
     pub first: Sfn,
     /// Frames in the range.
     pub nr_frames: u64,
@@ -59,7 +59,7 @@ pub struct HostStats {
     pub nr_frames: u64,
     /// Of these, free in the page allocator (pool pages are not).
     pub free_frames: u64,
-    /// Folios in use, by [`PageSize::index`].
+    /// Blocks in use, page tables included, by [`PageSize::index`].
     pub folios: [u64; 3],
     /// The 2M and 1G pools, by position in [`HugeSize::ALL`].
     pub pools: [PoolStats; 2],

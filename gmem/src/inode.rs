@@ -291,7 +291,7 @@ impl GuestMemfd {
         events: &mut dyn EventSink,
     ) -> Result<Backed, GetError> {
         let backed = self.find_or_allocate(host, index, events)?;
-        let head = Sfn::new(backed.sfn.raw()).align_down(backed.size);
+        let head = backed.sfn.align_down(backed.size);
         let meta = host.folios.meta_mut(head);
         if !meta.flags.contains(FolioFlags::UPTODATE) {
             let known_zero = meta.flags.contains(FolioFlags::KNOWN_ZERO);
@@ -386,7 +386,7 @@ impl GuestMemfd {
 
     /// Whether [`GuestMemfd::bind`] would succeed.
     pub fn check_bind(&self, range: PageRange) -> Result<(), BindError> {
-        if self.invalidating > 0 {
+        if self.is_invalidating() {
             return Err(BindError::Busy);
         }
         let inside = range.first.0.checked_add(range.nr_pages).is_some_and(|end| end <= self.nr_pages);
@@ -402,9 +402,19 @@ impl GuestMemfd {
         }
     }
 
+    /// Whether a removal is between its begin and its end, so that no binding may change or mean other guest frames.
+    pub const fn is_invalidating(&self) -> bool {
+        self.invalidating > 0
+    }
+
+    /// Whether any memslot looks at the inode.
+    pub fn is_bound(&self) -> bool {
+        !self.bindings.is_empty()
+    }
+
     /// Ends the view that starts at `first`.
     pub fn unbind(&mut self, first: PageIndex) -> Result<(), BindError> {
-        if self.invalidating > 0 {
+        if self.is_invalidating() {
             return Err(BindError::Busy);
         }
         self.bindings.remove(&first.0);

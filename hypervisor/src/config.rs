@@ -75,6 +75,12 @@ pub enum VmError {
         /// The number asked for.
         id: GmemId,
     },
+    /// Memslots look at the inode, or a removal is in flight.
+    #[error("guest_memfd {} is in use", id.0)]
+    GmemInUse {
+        /// The inode.
+        id: GmemId,
+    },
     /// A hole must consist of whole pages.
     #[error("a hole of {len_bytes:#x} bytes at {offset_bytes:#x} is not a positive number of whole 4 KiB pages")]
     BadHole {

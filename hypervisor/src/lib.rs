@@ -35,6 +35,6 @@ pub use memslot::{MemSlot, MemSlotSpec, MemslotError, SlotFlags};
 pub use plan::{RamLayout, RamRange, SystemMemoryPlan};
 pub use stats::{FaultStats, VmStats};
 pub use tdp::TdpFormat;
-pub use vm::{GmemId, PunchInFlight, Vm};
+pub use vm::{FaultInFlight, GmemId, PunchInFlight, Vm};
 
 pub use gmem::{FolioPolicy, GmemFlags, HostConfig, HugeSize, Shareability, SlotId};

@@ -49,7 +49,9 @@ pub struct VmStats {
     pub faults: FaultStats,
     /// Leaves and tables.
     pub tables: TablesStats,
-    /// Folios, pools, free memory.
+    /// Folios behind guest memory, by [`emu_core::PageSize::index`].
+    pub folios: [u64; 3],
+    /// Pools, free memory, everything in use.
     pub host: HostStats,
     /// Invalidations completed.
     pub invalidations: u64,

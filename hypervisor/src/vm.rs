@@ -33,10 +33,20 @@ pub struct PunchInFlight {
     removal: Invalidating,
 }
 
+/// A fault between its two halves.
+#[derive(Clone, Copy, Debug)]
+pub enum FaultInFlight {
+    /// It is answered already.
+    Answered(Action),
+    /// It has its folio, and [`Vm::fault_finish`] is next.
+    Backed(back::Backed),
+}
+
 /// See the crate's introduction.
 pub struct Vm {
     host: HostMemory,
-    gmems: Vec<GuestMemfd>,
+    /// Closed inodes leave a gap: numbers are not used again.
+    gmems: Vec<Option<GuestMemfd>>,
     slots: MemSlots,
     tables: Tables,
     invalidation: Invalidation,
@@ -104,7 +114,7 @@ impl Vm {
 
     /// An inode.
     pub fn gmem(&self, id: GmemId) -> Option<&GuestMemfd> {
-        self.gmems.get(id.0 as usize)
+        self.gmems.get(id.0 as usize)?.as_ref()
     }
 
     /// The state of the invalidation protocol.
@@ -117,6 +127,10 @@ impl Vm {
         VmStats {
             faults: self.faults,
             tables: *self.tables.stats(),
+            folios: self.gmems.iter().flatten().fold([0; 3], |sum, inode| {
+                let folios = inode.folios();
+                core::array::from_fn(|n| sum[n] + folios[n])
+            }),
             host: self.host.stats(),
             invalidations: self.invalidation.seq(),
             flushes: self.flushes,
@@ -124,7 +138,7 @@ impl Vm {
     }
 
     pub(crate) fn host_and_gmem(&mut self, id: GmemId) -> Option<(&mut HostMemory, &mut GuestMemfd)> {
-        Some((&mut self.host, self.gmems.get_mut(id.0 as usize)?))
+        Some((&mut self.host, self.gmems.get_mut(id.0 as usize)?.as_mut()?))
     }
 
     /// `KVM_CREATE_GUEST_MEMFD` with the VM's folio policy; `flags` are [`gmem::GmemFlags`] as the caller gave them.
@@ -140,8 +154,20 @@ impl Vm {
         policy: FolioPolicy,
     ) -> Result<GmemId, VmError> {
         let inode = GuestMemfd::create(&mut self.host, CreateInfo { size_bytes, flags, policy })?;
-        self.gmems.push(inode);
+        self.gmems.push(Some(inode));
         Ok(GmemId(self.gmems.len() as u32 - 1))
+    }
+
+    /// Closes an inode that nothing uses: its folios and its reservation go back.
+    pub fn close_guest_memfd(&mut self, id: GmemId) -> Result<(), VmError> {
+        let place = self.gmems.get_mut(id.0 as usize).ok_or(VmError::NoSuchGmem { id })?;
+        let inode = place.take().ok_or(VmError::NoSuchGmem { id })?;
+        if inode.is_bound() || inode.is_invalidating() {
+            *place = Some(inode);
+            return Err(VmError::GmemInUse { id });
+        }
+        inode.destroy(&mut self.host);
+        Ok(())
     }
 
     /// `KVM_SET_USER_MEMORY_REGION2`: binds, then publishes.
@@ -173,6 +199,10 @@ impl Vm {
             offset_bytes: slot.first_index.0 * PAGE,
         };
         let moved = self.slots.check(&spec, Some(id))?;
+        if Self::inode_of(&mut self.gmems, slot.gmem)?.is_invalidating() {
+            // The removal told which guest frames must retry; the slot may not show its pages at others meanwhile.
+            return Err(MemslotError::Bind(gmem::BindError::Busy).into());
+        }
         self.withdraw(&slot, events)?;
         self.slots.publish(moved);
         Ok(())
@@ -187,8 +217,8 @@ impl Vm {
         Ok(zapped?)
     }
 
-    fn inode_of(gmems: &mut [GuestMemfd], id: GmemId) -> Result<&mut GuestMemfd, MemslotError> {
-        gmems.get_mut(id.0 as usize).ok_or(MemslotError::NoSuchGmem { id })
+    fn inode_of(gmems: &mut [Option<GuestMemfd>], id: GmemId) -> Result<&mut GuestMemfd, MemslotError> {
+        gmems.get_mut(id.0 as usize).and_then(Option::as_mut).ok_or(MemslotError::NoSuchGmem { id })
     }
 
     /// Guest RAM: one guest_memfd, shared with the host, and a memslot for each part, numbered from `first_id`.
@@ -210,6 +240,15 @@ impl Vm {
 
     /// Answers a nested fault.
     pub fn handle_fault(&mut self, fault: FaultInput, events: &mut dyn EventSink) -> Result<Action, VmError> {
+        match self.fault_begin(fault, events)? {
+            FaultInFlight::Answered(action) => Ok(action),
+            FaultInFlight::Backed(fault) => self.fault_finish(fault, events),
+        }
+    }
+
+    /// The stages of [`Vm::handle_fault`] up to the folio, for a scheduler that lets other actors run before
+    /// [`Vm::fault_finish`]: anything may happen in between to what was read here.
+    pub fn fault_begin(&mut self, fault: FaultInput, events: &mut dyn EventSink) -> Result<FaultInFlight, VmError> {
         self.faults.taken += 1;
         self.faults.on_guest_tables += u64::from(fault.cause == FaultCause::GuestTable);
         self.faults.denied += u64::from(fault.entry == EntryState::Denied);
@@ -218,20 +257,16 @@ impl Vm {
             write: fault.kind == AccessKind::Write,
             execute: fault.kind == AccessKind::Execute,
         });
-        let action = match self.run_pipeline(fault, events) {
-            Ok(action) | Err(Stop::Answer(action)) => action,
-            Err(Stop::Failed(error)) => return Err(error),
-        };
-        self.faults.count(&action);
-        Ok(action)
+        match self.fault_in(fault, events) {
+            Ok(backed) => Ok(FaultInFlight::Backed(backed)),
+            Err(Stop::Answer(action)) => {
+                self.faults.count(&action);
+                Ok(FaultInFlight::Answered(action))
+            }
+            Err(Stop::Failed(error)) => Err(error),
+        }
     }
 
-    fn run_pipeline(&mut self, fault: FaultInput, events: &mut dyn EventSink) -> Result<Action, Stop> {
-        let fault = self.fault_in(fault, events)?;
-        self.install(fault, events)
-    }
-
-    /// The stages up to the folio. Between them and [`Vm::install`] anything may happen to what they read.
     fn fault_in(&mut self, fault: FaultInput, events: &mut dyn EventSink) -> Result<back::Backed, Stop> {
         let fault = Unresolved::new(fault, &self.invalidation);
         let fault = resolve::resolve(&self.slots, fault)?;
@@ -244,13 +279,17 @@ impl Vm {
         back::fault_in(inode, &mut self.host, fault, events)
     }
 
-    fn install(&mut self, fault: back::Backed, events: &mut dyn EventSink) -> Result<Action, Stop> {
+    /// The last stages of [`Vm::handle_fault`].
+    pub fn fault_finish(&mut self, fault: back::Backed, events: &mut dyn EventSink) -> Result<Action, VmError> {
         let fault = level::choose(fault, self.pages.max_level);
-        Ok(Action::Resume(match self.tables.install(&mut self.host, &self.invalidation, fault, events)? {
+        let resumed = match self.tables.install(&mut self.host, &self.invalidation, fault, events)? {
             Outcome::Fixed { size } => Resumed::Fixed { size },
             Outcome::Spurious => Resumed::Spurious,
             Outcome::Retry => Resumed::Retry,
-        }))
+        };
+        let action = Action::Resume(resumed);
+        self.faults.count(&action);
+        Ok(action)
     }
 
     /// The flush owed since the last call. Every vCPU obeys it before it enters the guest.
@@ -303,7 +342,7 @@ impl Vm {
         if len_bytes == 0 || !offset_bytes.is_multiple_of(PAGE) || !len_bytes.is_multiple_of(PAGE) {
             return Err(VmError::BadHole { offset_bytes, len_bytes });
         }
-        let inode = self.gmems.get_mut(id.0 as usize).ok_or(VmError::NoSuchGmem { id })?;
+        let inode = self.gmems.get_mut(id.0 as usize).and_then(Option::as_mut).ok_or(VmError::NoSuchGmem { id })?;
         let range = PageRange { first: PageIndex(offset_bytes / PAGE), nr_pages: len_bytes / PAGE };
         let removal = inode.invalidate_begin(range);
         self.invalidation.begin();
@@ -325,7 +364,7 @@ impl Vm {
     /// The second half of [`Vm::punch_hole`]: removes, then lets faults through again.
     pub fn punch_finish(&mut self, punch: PunchInFlight) {
         let PunchInFlight { id, removal } = punch;
-        if let Some(inode) = self.gmems.get_mut(id.0 as usize) {
+        if let Some(inode) = self.gmems.get_mut(id.0 as usize).and_then(Option::as_mut) {
             inode.remove(&mut self.host, &removal);
             inode.invalidate_end(removal);
         }
