@@ -33,3 +33,6 @@ pub use convert::{convert, from_i64, from_u64, round_to_integral, to_signed, to_
 pub use env::{Denormals, Destination, Env, Flags, Outcome, Precision, Rounding};
 pub use fma::{fma, negate_number};
 pub use format::{Class, F16, F32, F64, F80, Format};
+
+#[cfg(test)]
+mod tests;
