@@ -242,6 +242,21 @@ fn a_moved_slot_shows_the_same_bytes_elsewhere_and_a_deleted_one_nothing() {
 }
 
 #[test]
+fn a_huge_leaf_takes_the_place_of_a_table_left_over_from_small_ones() {
+    let (mut vm, _) = vm(TdpFormat::Ept, PageSize::Size2M, 16 << 20);
+    vm.move_memslot(SlotId(0), Gpa::new(0x1000), &mut Silent).unwrap();
+    assert_eq!(fault(&mut vm, M2, AccessKind::Write), fixed(PageSize::Size4K));
+    vm.move_memslot(SlotId(0), Gpa::new(0), &mut Silent).unwrap();
+    let tables = |vm: &Vm| reader::tables(vm.memory(), vm.format(), vm.root_register()).len();
+    assert_eq!((tables(&vm), vm.stats().tables.tables), (4, [1, 1, 1, 1]));
+    vm.take_flush();
+    assert_eq!(fault(&mut vm, M2, AccessKind::Write), fixed(PageSize::Size2M));
+    assert_eq!((tables(&vm), vm.stats().tables.tables), (3, [0, 1, 1, 1]));
+    let flush = FlushRequest::Range { first: Gfn::new(512), nr_pages: 512 };
+    assert_eq!(vm.take_flush(), Some(flush), "walks may have cached the way through the old table");
+}
+
+#[test]
 fn zap_all_frees_every_table_but_the_root() {
     let (mut vm, _) = vm(TdpFormat::Npt, PageSize::Size4K, 5 * G1);
     let free = vm.stats().host.free_frames;

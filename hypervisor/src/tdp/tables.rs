@@ -199,3 +199,60 @@ impl Tables {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use emu_core::event::Silent;
+    use gmem::HostConfig;
+
+    fn tables() -> (Tables, Place) {
+        let memory = SystemMemory::flat(1 << 20).unwrap();
+        let config = HostConfig { first: Sfn::new(1), nr_frames: 255, pools: vec![] };
+        let mut host = HostMemory::new(memory, &config).unwrap();
+        let mut tables = Tables::new(&mut host, TdpFormat::Npt).unwrap();
+        let table = tables.alloc_table(&mut host, Level::of_leaf(PageSize::Size2M)).unwrap();
+        (tables, Place::in_table(table, Level::of_leaf(PageSize::Size2M), Gfn::new(512)))
+    }
+
+    fn leaf(sfn: u64) -> Spte {
+        TdpFormat::Npt.leaf(Sfn::new(sfn), PageSize::Size2M, Rights::all())
+    }
+
+    #[test]
+    fn a_dirty_flag_that_a_processor_sets_meanwhile_survives() {
+        let (mut tables, place) = tables();
+        let format = tables.format();
+        let clean = format.without(leaf(1024), format.dirty());
+        tables.change(place, Spte::ABSENT, clean, &mut Silent).unwrap().unwrap();
+        tables.memory.store(place.at, leaf(1024).raw()).unwrap();
+        let aged = format.without(clean, format.accessed());
+        assert_eq!(tables.change(place, clean, aged, &mut Silent), Ok(Ok(leaf(1024))), "what was really replaced");
+        assert_eq!(tables.load(place), Ok(format.without(leaf(1024), format.accessed())));
+        assert_eq!(tables.change(place, aged, Spte::ABSENT, &mut Silent).map(|seen| seen.is_ok()), Ok(true));
+        assert_eq!(tables.load(place), Ok(Spte::ABSENT), "a flag does not keep a leaf alive");
+    }
+
+    #[test]
+    fn a_change_that_lost_to_another_writer_changes_nothing() {
+        let (mut tables, place) = tables();
+        tables.change(place, Spte::ABSENT, leaf(1024), &mut Silent).unwrap().unwrap();
+        assert_eq!(tables.change(place, Spte::ABSENT, leaf(2048), &mut Silent), Ok(Err(Lost)));
+        assert_eq!((tables.load(place), tables.stats().mapped), (Ok(leaf(1024)), [0, 1, 0]));
+    }
+
+    #[test]
+    #[should_panic(expected = "changes its frame while present")]
+    fn a_leaf_never_moves_while_present() {
+        let (mut tables, place) = tables();
+        tables.change(place, Spte::ABSENT, leaf(1024), &mut Silent).unwrap().unwrap();
+        let _ = tables.change(place, leaf(1024), leaf(2048), &mut Silent);
+    }
+
+    #[test]
+    #[should_panic(expected = "cannot start at")]
+    fn a_leaf_is_aligned() {
+        let (mut tables, place) = tables();
+        let _ = tables.change(place, Spte::ABSENT, leaf(1025), &mut Silent);
+    }
+}

@@ -86,3 +86,26 @@ pub fn walk(memory: &SystemMemory, format: TdpFormat, register: u64, gpa: Gpa) -
     }
     None
 }
+
+/// Every table that a walk can reach, the root included.
+pub fn tables(memory: &SystemMemory, format: TdpFormat, register: u64) -> Vec<Spa> {
+    let present = match format {
+        TdpFormat::Npt => 1,
+        TdpFormat::Ept => 7,
+    };
+    let mut found = vec![Spa::new(register & 0x000f_ffff_ffff_f000)];
+    let mut from = 0;
+    for _ in 1..4 {
+        let level = from..found.len();
+        from = found.len();
+        for at in level {
+            for index in 0..512 {
+                let entry: u64 = memory.load(Spa::new(found[at].raw() + 8 * index)).expect("tables are in memory");
+                if entry & present != 0 && !bit(entry, 7) {
+                    found.push(Spa::new(entry & 0x000f_ffff_ffff_f000));
+                }
+            }
+        }
+    }
+    found
+}

@@ -1,0 +1,311 @@
+//! Random lives of inodes against a naive model: sections A, B and F of the invariants, as far as they apply.
+
+use std::collections::BTreeMap;
+
+use emu_core::event::Silent;
+use emu_core::memory::SystemMemory;
+use emu_core::{PageSize, Sfn};
+use gmem::inode::CreateInfo;
+use gmem::{
+    BindError, FolioPolicy, GetError, GmemFlags, GuestMemfd, HostConfig, HostMemory, HugeSize, PageIndex, PageRange,
+    SlotId,
+};
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+const M2: u64 = PageSize::Size2M.frames();
+const ARENA_FRAMES: u64 = 24 * M2;
+const POOL_PAGES: u64 = 4;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Create { policy: u8, size: u64 },
+    Write { inode: Index, page: Index, value: u8 },
+    Read { inode: Index, page: Index },
+    Allocate { inode: Index, first: Index, nr_pages: u64 },
+    Punch { inode: Index, first: Index, nr_pages: u64 },
+    Bind { inode: Index, slot: u16, first: Index, nr_pages: u64 },
+    Unbind { inode: Index, which: Index },
+    Pin { inode: Index, page: Index },
+    Unpin { which: Index },
+    Destroy { inode: Index },
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let index = any::<Index>;
+    let span = prop_oneof![1_u64..8, Just(M2), Just(M2 + 3), Just(2 * M2)];
+    prop_oneof![
+        2 => (0_u8..3, 1_u64..4).prop_map(|(policy, size)| Op::Create { policy, size }),
+        6 => (index(), index(), any::<u8>()).prop_map(|(inode, page, value)| Op::Write { inode, page, value }),
+        4 => (index(), index()).prop_map(|(inode, page)| Op::Read { inode, page }),
+        1 => (index(), index(), span.clone())
+            .prop_map(|(inode, first, nr_pages)| Op::Allocate { inode, first, nr_pages }),
+        4 => (index(), index(), span.clone()).prop_map(|(inode, first, nr_pages)| Op::Punch { inode, first, nr_pages }),
+        2 => (index(), 0_u16..4, index(), span)
+            .prop_map(|(inode, slot, first, nr_pages)| Op::Bind { inode, slot, first, nr_pages }),
+        1 => (index(), index()).prop_map(|(inode, which)| Op::Unbind { inode, which }),
+        2 => (index(), index()).prop_map(|(inode, page)| Op::Pin { inode, page }),
+        2 => index().prop_map(|which| Op::Unpin { which }),
+        1 => index().prop_map(|inode| Op::Destroy { inode }),
+    ]
+}
+
+/// What an inode must look like: the first byte of each written page, and the bindings.
+struct Model {
+    inode: GuestMemfd,
+    nr_pages: u64,
+    bytes: BTreeMap<u64, u8>,
+    bindings: Vec<(u64, u64, SlotId)>,
+    pins: u64,
+}
+
+/// A page held by the host: which inode, where, and what it showed when its index was removed.
+struct Pin {
+    inode: usize,
+    sfn: Sfn,
+    index: u64,
+    frozen: Option<u8>,
+}
+
+struct World {
+    host: HostMemory,
+    inodes: Vec<Option<Model>>,
+    pins: Vec<Pin>,
+}
+
+impl World {
+    fn new() -> World {
+        let memory = SystemMemory::flat(ARENA_FRAMES << 12).unwrap();
+        let config = HostConfig {
+            first: Sfn::new(16),
+            nr_frames: ARENA_FRAMES - 16,
+            pools: vec![(HugeSize::Size2M, POOL_PAGES)],
+        };
+        World { host: HostMemory::new(memory, &config).unwrap(), inodes: Vec::new(), pins: Vec::new() }
+    }
+
+    fn pick(&self, inode: Index) -> Option<usize> {
+        let alive: Vec<usize> = (0..self.inodes.len()).filter(|&n| self.inodes[n].is_some()).collect();
+        (!alive.is_empty()).then(|| alive[inode.index(alive.len())])
+    }
+
+    fn step(&mut self, op: Op) {
+        match op {
+            Op::Create { policy, size } => self.create(policy, size),
+            Op::Unpin { which } if !self.pins.is_empty() => self.unpin(which.index(self.pins.len())),
+            Op::Unpin { .. } => {}
+            Op::Write { inode, page, value } => self.with(inode, |m, host, _, _| {
+                let page = page.index(m.nr_pages as usize) as u64;
+                if let Ok(backed) = m.inode.get_folio(host, PageIndex(page), &mut Silent) {
+                    host.memory().store(backed.sfn.base(), value).unwrap();
+                    m.bytes.insert(page, value);
+                }
+            }),
+            Op::Read { inode, page } => self.with(inode, |m, host, _, _| {
+                let page = page.index(m.nr_pages as usize) as u64;
+                if let Ok(backed) = m.inode.get_folio(host, PageIndex(page), &mut Silent) {
+                    let seen: u8 = host.memory().load(backed.sfn.base()).unwrap();
+                    assert_eq!(seen, m.bytes.get(&page).copied().unwrap_or(0), "B9, B12: page {page}");
+                }
+            }),
+            Op::Allocate { inode, first, nr_pages } => self.with(inode, |m, host, _, _| {
+                let first = first.index(m.nr_pages as usize) as u64;
+                let range = PageRange { first: PageIndex(first), nr_pages };
+                match m.inode.allocate(host, range, &mut Silent) {
+                    Ok(()) => assert!((first..first + nr_pages).all(|i| m.inode.peek(PageIndex(i)).is_some()), "B16"),
+                    Err(GetError::BeyondEnd { .. }) => assert!(first + nr_pages > m.nr_pages),
+                    Err(error) => assert!(matches!(error, GetError::NoFolio { .. })),
+                }
+            }),
+            Op::Punch { inode, first, nr_pages } => self.with(inode, |m, host, pins, at| {
+                let first = first.index(m.nr_pages as usize) as u64;
+                punch(m, host, pins, at, first, nr_pages);
+            }),
+            Op::Bind { inode, slot, first, nr_pages } => self.with(inode, |m, _, _, _| {
+                let first = first.index(m.nr_pages as usize) as u64;
+                let end = first + nr_pages;
+                let free = m.bindings.iter().all(|&(b, e, _)| end <= b || e <= first);
+                let bound = m.inode.bind(SlotId(slot), PageRange { first: PageIndex(first), nr_pages });
+                match bound {
+                    Ok(()) => {
+                        assert!(free && end <= m.nr_pages, "A1, A3");
+                        m.bindings.push((first, end, SlotId(slot)));
+                    }
+                    Err(BindError::OutOfBounds { .. }) => assert!(end > m.nr_pages),
+                    Err(BindError::Overlap { .. }) => assert!(!free),
+                    Err(BindError::Busy) => panic!("nothing is in flight"),
+                }
+            }),
+            Op::Unbind { inode, which } => self.with(inode, |m, _, _, _| {
+                if !m.bindings.is_empty() {
+                    let (first, ..) = m.bindings.swap_remove(which.index(m.bindings.len()));
+                    m.inode.unbind(PageIndex(first)).unwrap();
+                }
+            }),
+            Op::Pin { inode, page } => self.with(inode, |m, host, pins, at| {
+                let index = page.index(m.nr_pages as usize) as u64;
+                if let Ok(sfn) = m.inode.get_page(host, PageIndex(index), &mut Silent) {
+                    m.pins += 1;
+                    pins.push(Pin { inode: at, sfn, index, frozen: None });
+                }
+            }),
+            Op::Destroy { inode } => {
+                let Some(at) = self.pick(inode) else { return };
+                let idle = self.inodes[at].as_ref().is_some_and(|m| m.bindings.is_empty() && m.pins == 0);
+                if let Some(m) = self.inodes[at].take_if(|_| idle) {
+                    m.inode.destroy(&mut self.host);
+                }
+            }
+        }
+    }
+
+    fn with(&mut self, inode: Index, f: impl FnOnce(&mut Model, &mut HostMemory, &mut Vec<Pin>, usize)) {
+        let Some(at) = self.pick(inode) else { return };
+        if let Some(m) = &mut self.inodes[at] {
+            f(m, &mut self.host, &mut self.pins, at);
+        }
+    }
+
+    fn create(&mut self, policy: u8, size: u64) {
+        let (policy, nr_pages) = match policy {
+            0 => (FolioPolicy::Buddy { largest: PageSize::Size4K }, size * 100),
+            1 => (FolioPolicy::Buddy { largest: PageSize::Size2M }, size * M2 + 7),
+            _ => (FolioPolicy::Pool { size: HugeSize::Size2M }, size * M2),
+        };
+        let pooled = matches!(policy, FolioPolicy::Pool { .. });
+        let fits = !pooled || size <= self.host.pool(HugeSize::Size2M).available();
+        let before = self.host.stats();
+        let info = CreateInfo { size_bytes: nr_pages << 12, flags: GmemFlags::INIT_SHARED.bits(), policy };
+        match GuestMemfd::create(&mut self.host, info) {
+            Ok(inode) => {
+                assert!(fits, "F5");
+                let model = Model { inode, nr_pages, bytes: BTreeMap::new(), bindings: Vec::new(), pins: 0 };
+                self.inodes.push(Some(model));
+            }
+            Err(_) => assert!(!fits && self.host.stats() == before, "F5: refused without a trace"),
+        }
+    }
+
+    fn unpin(&mut self, which: usize) {
+        let pin = self.pins.swap_remove(which);
+        let m = self.inodes[pin.inode].as_mut().expect("pins keep an inode from being destroyed");
+        if let Some(byte) = pin.frozen {
+            let seen: u8 = self.host.memory().load(pin.sfn.base()).unwrap();
+            assert_eq!(seen, byte, "B14: a removed page keeps its bytes for who holds it");
+        }
+        m.pins -= 1;
+        m.inode.put_page(&mut self.host, pin.sfn);
+    }
+
+    fn check(&self) {
+        let mut cached: BTreeMap<Sfn, PageSize> = BTreeMap::new();
+        for (at, m) in self.inodes.iter().enumerate() {
+            let Some(m) = m else { continue };
+            let mut last_end = 0;
+            for (index, head, size) in m.inode.iter() {
+                assert!(index.0.is_multiple_of(size.frames()) && head.is_aligned(size), "B1");
+                assert!(index.0 >= last_end && index.0 + size.frames() <= m.nr_pages, "B1");
+                last_end = index.0 + size.frames();
+                assert_eq!(cached.insert(head, size), None, "B2");
+                let folio = self.host.folios().get(head).expect("B8: a cached folio is in use");
+                let pinned = self.pins.iter().filter(|p| head <= p.sfn && p.sfn.raw() < head.raw() + size.frames());
+                assert_eq!(folio.meta.refs as u64, size.frames() + pinned.count() as u64, "B5");
+            }
+            let bound = |index: u64| m.bindings.iter().find(|b| b.0 <= index && index < b.1).map(|b| b.2);
+            for &(first, end, _) in &m.bindings {
+                for index in [first, end - 1, end, first.saturating_sub(1)] {
+                    assert_eq!(m.inode.slot_at(PageIndex(index)), bound(index), "A2, inode {at}");
+                }
+            }
+        }
+        // Whatever is in use and in no cache is held by a pin; nothing leaks, nothing overlaps.
+        let mut end = Sfn::new(0);
+        let mut in_use = [0_u64; 2];
+        for folio in self.host.folios().iter() {
+            assert!(folio.head >= end, "B2: folios overlap");
+            end = Sfn::new(folio.head.raw() + folio.size.frames());
+            let held = self.pins.iter().any(|p| folio.head <= p.sfn && p.sfn < end);
+            assert!(cached.contains_key(&folio.head) || held, "leaked {folio:?}");
+            in_use[usize::from(folio.size == PageSize::Size2M)] += 1;
+        }
+        let stats = self.host.stats();
+        let pool = stats.pools[0];
+        let in_use_frames = in_use[0] + in_use[1] * M2;
+        assert_eq!(stats.free_frames + pool.free * M2 + in_use_frames, stats.nr_frames, "F4: frames are conserved");
+        assert_eq!((pool.nr, pool.surplus), (POOL_PAGES, 0), "F1");
+        assert!(pool.resv <= pool.free, "F2");
+    }
+}
+
+fn punch(m: &mut Model, host: &mut HostMemory, pins: &mut [Pin], at: usize, first: u64, nr_pages: u64) {
+    let end = (first + nr_pages).min(m.nr_pages);
+    for pin in pins.iter_mut().filter(|p| p.inode == at && p.frozen.is_none()) {
+        let folio = m.inode.peek(PageIndex(pin.index)).expect("a pinned index is populated until it is removed");
+        let head = pin.index & !(folio.size.frames() - 1);
+        if first <= head && head + folio.size.frames() <= end {
+            pin.frozen = Some(m.bytes.get(&pin.index).copied().unwrap_or(0));
+        }
+    }
+    let removal = m.inode.invalidate_begin(PageRange { first: PageIndex(first), nr_pages });
+    let told: u64 = m.inode.bound(&removal).iter().map(|b| b.nr_pages).sum();
+    let expected: u64 = m.bindings.iter().map(|b| b.1.min(end).saturating_sub(b.0.max(first))).sum();
+    assert_eq!(told, expected, "every bound page of the hole is to be zapped");
+    let one = PageRange { first: PageIndex(0), nr_pages: 1 };
+    assert_eq!(m.inode.bind(SlotId(9), one), Err(BindError::Busy), "bindings are frozen");
+    m.inode.remove(host, &removal);
+    m.inode.invalidate_end(removal);
+    m.bytes.retain(|&page, _| page < first || page >= end);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+    #[test]
+    fn random_lives_keep_the_books(ops in prop::collection::vec(op(), 1..60)) {
+        let mut world = World::new();
+        for op in ops {
+            world.step(op);
+            world.check();
+        }
+        while !world.pins.is_empty() {
+            world.unpin(0);
+        }
+        for m in world.inodes.drain(..).flatten() {
+            let mut m = m;
+            for (first, ..) in m.bindings {
+                m.inode.unbind(PageIndex(first)).unwrap();
+            }
+            m.inode.destroy(&mut world.host);
+        }
+        prop_assert_eq!(world.host.stats(), World::new().host.stats(), "F7: everything is back");
+    }
+}
+
+#[test]
+fn a_removed_page_lives_on_for_its_holder_and_its_index_starts_anew() {
+    let mut world = World::new();
+    world.create(2, 1);
+    let m = world.inodes[0].as_mut().unwrap();
+    let held = m.inode.get_page(&mut world.host, PageIndex(3), &mut Silent).unwrap();
+    world.host.memory().store(held.base(), 0x5a_u8).unwrap();
+    punch(m, &mut world.host, &mut [], 0, 0, M2);
+    assert!(
+        matches!(m.inode.get_folio(&mut world.host, PageIndex(3), &mut Silent), Err(GetError::NoFolio { .. })),
+        "the one page of the reservation is still out"
+    );
+    assert_eq!(world.host.memory().load::<u8>(held.base()), Ok(0x5a));
+    m.inode.put_page(&mut world.host, held);
+    let anew = m.inode.get_folio(&mut world.host, PageIndex(3), &mut Silent).unwrap();
+    assert_eq!(world.host.memory().load::<u8>(anew.sfn.base()), Ok(0));
+}
+
+#[test]
+fn private_pages_are_not_for_the_host() {
+    let mut world = World::new();
+    let policy = FolioPolicy::Buddy { largest: PageSize::Size4K };
+    let info = CreateInfo { size_bytes: 0x2000, flags: 0, policy };
+    let mut inode = GuestMemfd::create(&mut world.host, info).unwrap();
+    let refused = inode.get_page(&mut world.host, PageIndex(1), &mut Silent);
+    assert_eq!(refused, Err(GetError::Private { index: PageIndex(1) }));
+    assert!(inode.peek(PageIndex(1)).is_none());
+    inode.destroy(&mut world.host);
+}

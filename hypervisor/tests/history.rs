@@ -1,0 +1,414 @@
+//! Random histories of a VM against a naive model: memslots come, move and go, faults and holes overlap in time, guest
+//! and host write, and after every step sections A, B, D and E of the invariants are checked as far as they apply.
+
+mod reader;
+
+use std::collections::BTreeMap;
+
+use emu_core::event::Silent;
+use emu_core::memory::SystemMemory;
+use emu_core::{AccessKind, Gfn, Gpa, PageSize, Sfn};
+use gmem::PageIndex;
+use gmem::folio::{FolioFlags, FolioKind};
+use hypervisor::fault::back::Backed;
+use hypervisor::tdp::{AdBit, Rights};
+use hypervisor::*;
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+const M2: u64 = PageSize::Size2M.frames();
+const INODE_PAGES: u64 = 4 * M2;
+const GUEST_PAGES: u64 = 10 * M2;
+
+#[derive(Clone, Debug)]
+enum Op {
+    AddSlot { id: u16, first: u64, nr_pages: u64, gmem: u32, offset: u64, readonly: bool },
+    RemoveSlot { id: u16 },
+    MoveSlot { id: u16, first: u64 },
+    Fault { gfn: u64, kind: AccessKind },
+    FaultBegin { gfn: u64, kind: AccessKind },
+    FaultFinish { which: Index },
+    PunchBegin { gmem: u32, first: u64, nr_pages: u64 },
+    PunchFinish { which: Index },
+    Zap { first: u64, nr_pages: u64 },
+    ZapAll,
+    GuestWrite { gfn: u64, value: u8 },
+    HostWrite { gfn: u64, value: u8 },
+    HostRead { gfn: u64 },
+    Harvest { first: u64, nr_pages: u64, dirty: bool },
+}
+
+fn kind() -> impl Strategy<Value = AccessKind> {
+    prop_oneof![Just(AccessKind::Read), Just(AccessKind::Write), Just(AccessKind::Execute)]
+}
+
+/// Frame numbers around the edges of 2M pages, where levels change.
+fn frame() -> impl Strategy<Value = u64> {
+    let near = prop_oneof![Just(0_u64), Just(1), Just(2), Just(0x100), Just(M2 - 1)];
+    (0..GUEST_PAGES / M2, near).prop_map(|(block, near)| block * M2 + near)
+}
+
+fn length() -> impl Strategy<Value = u64> {
+    prop_oneof![Just(1_u64), Just(3), Just(M2 / 2), Just(M2), Just(M2 + 2), Just(2 * M2)]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let inode_page = || frame().prop_map(|n| n % INODE_PAGES);
+    prop_oneof![
+        4 => (0_u16..4, frame(), length(), 0_u32..2, inode_page(), prop::bool::weighted(0.2)).prop_map(
+            |(id, first, nr_pages, gmem, offset, readonly)| {
+                Op::AddSlot { id, first, nr_pages, gmem, offset, readonly }
+            }
+        ),
+        1 => (0_u16..4).prop_map(|id| Op::RemoveSlot { id }),
+        1 => (0_u16..4, frame()).prop_map(|(id, first)| Op::MoveSlot { id, first }),
+        8 => (frame(), kind()).prop_map(|(gfn, kind)| Op::Fault { gfn, kind }),
+        3 => (frame(), kind()).prop_map(|(gfn, kind)| Op::FaultBegin { gfn, kind }),
+        3 => any::<Index>().prop_map(|which| Op::FaultFinish { which }),
+        2 => (0_u32..2, inode_page(), length())
+            .prop_map(|(gmem, first, nr_pages)| Op::PunchBegin { gmem, first, nr_pages }),
+        3 => any::<Index>().prop_map(|which| Op::PunchFinish { which }),
+        1 => (frame(), length()).prop_map(|(first, nr_pages)| Op::Zap { first, nr_pages }),
+        1 => Just(Op::ZapAll),
+        6 => (frame(), any::<u8>()).prop_map(|(gfn, value)| Op::GuestWrite { gfn, value }),
+        3 => (frame(), any::<u8>()).prop_map(|(gfn, value)| Op::HostWrite { gfn, value }),
+        4 => frame().prop_map(|gfn| Op::HostRead { gfn }),
+        1 => (frame(), length(), any::<bool>())
+            .prop_map(|(first, nr_pages, dirty)| Op::Harvest { first, nr_pages, dirty }),
+    ]
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Slot {
+    id: u16,
+    first: u64,
+    nr_pages: u64,
+    gmem: u32,
+    offset: u64,
+    readonly: bool,
+}
+
+impl Slot {
+    fn end(&self) -> u64 {
+        self.first + self.nr_pages
+    }
+}
+
+/// A translation that a processor has cached.
+#[derive(Clone, Copy, Debug)]
+struct TlbEntry {
+    gfn: u64,
+    sfn: u64,
+    size: PageSize,
+    writable: bool,
+}
+
+struct Punch {
+    gmem: u32,
+    first: u64,
+    end: u64,
+    /// The guest frames it told must retry.
+    guest: Vec<(u64, u64)>,
+    vm: PunchInFlight,
+}
+
+struct World {
+    vm: Vm,
+    slots: Vec<Slot>,
+    bytes: BTreeMap<(u32, u64), u8>,
+    tlb: Vec<TlbEntry>,
+    faults: Vec<(Backed, u64, AccessKind, u64)>,
+    punches: Vec<Punch>,
+}
+
+impl World {
+    fn new(format: TdpFormat, pages: PagePolicy) -> World {
+        let plan = SystemMemoryPlan::for_guest((2 * INODE_PAGES) << 12, pages);
+        let memory = SystemMemory::flat(plan.arena_bytes).unwrap();
+        let mut vm = Vm::new(memory, &VmConfig { format, pages, maxphyaddr: 40, host: plan.host }).unwrap();
+        for n in 0..2 {
+            let made = vm.create_guest_memfd(INODE_PAGES << 12, GmemFlags::INIT_SHARED.bits()).unwrap();
+            assert_eq!(made, GmemId(n));
+        }
+        let (slots, tlb, faults, punches) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        World { vm, slots, bytes: BTreeMap::new(), tlb, faults, punches }
+    }
+
+    fn slot_at(&self, gfn: u64) -> Option<Slot> {
+        self.slots.iter().copied().find(|s| s.first <= gfn && gfn < s.end())
+    }
+
+    fn place(&self, gfn: u64) -> Option<(u32, u64)> {
+        self.slot_at(gfn).map(|s| (s.gmem, gfn - s.first + s.offset))
+    }
+
+    fn frozen(&self, gmem: u32) -> bool {
+        self.punches.iter().any(|p| p.gmem == gmem)
+    }
+
+    fn walk(&self, gfn: u64) -> Option<reader::Translation> {
+        reader::walk(self.vm.memory(), self.vm.format(), self.vm.root_register(), Gfn::new(gfn).base())
+    }
+
+    fn step(&mut self, op: Op) {
+        match op {
+            Op::AddSlot { id, first, nr_pages, gmem, offset, readonly } => {
+                self.add_slot(Slot { id, first, nr_pages, gmem, offset, readonly });
+            }
+            Op::RemoveSlot { id } => self.remove_slot(id),
+            Op::MoveSlot { id, first } => self.move_slot(id, first),
+            Op::Fault { gfn, kind } => {
+                self.fault_begin(gfn, kind);
+                if self.faults.last().is_some_and(|f| f.1 == gfn && f.2 == kind) {
+                    self.fault_finish(self.faults.len() - 1);
+                }
+            }
+            Op::FaultBegin { gfn, kind } => self.fault_begin(gfn, kind),
+            Op::FaultFinish { which } if !self.faults.is_empty() => {
+                self.fault_finish(which.index(self.faults.len()));
+            }
+            Op::PunchBegin { gmem, first, nr_pages } => self.punch_begin(gmem, first, nr_pages),
+            Op::PunchFinish { which } if !self.punches.is_empty() => {
+                let punch = self.punches.swap_remove(which.index(self.punches.len()));
+                self.vm.punch_finish(punch.vm);
+                self.bytes.retain(|&(g, i), _| g != punch.gmem || i < punch.first || i >= punch.end);
+            }
+            Op::FaultFinish { .. } | Op::PunchFinish { .. } => {}
+            Op::Zap { first, nr_pages } => {
+                self.vm.zap_range(Gfn::new(first), nr_pages, &mut Silent).unwrap();
+                assert!((first..first + nr_pages).all(|gfn| self.walk(gfn).is_none()), "zapped");
+            }
+            Op::ZapAll => {
+                self.vm.zap_all(&mut Silent).unwrap();
+                assert_eq!(self.vm.stats().tables.tables, [0, 0, 0, 1]);
+            }
+            Op::GuestWrite { gfn, value } => self.guest_write(gfn, value),
+            Op::HostWrite { gfn, value } => {
+                let written = self.vm.guest_write(Gfn::new(gfn).base(), &[value], &mut Silent);
+                assert_eq!(written.is_ok(), self.slot_at(gfn).is_some_and(|s| !s.readonly));
+                if let (Ok(()), Some(place)) = (written, self.place(gfn)) {
+                    self.bytes.insert(place, value);
+                }
+            }
+            Op::HostRead { gfn } => {
+                let mut byte = [0];
+                let read = self.vm.guest_read(Gfn::new(gfn).base(), &mut byte, &mut Silent);
+                assert_eq!(read.is_ok(), self.slot_at(gfn).is_some());
+                if let Some(place) = self.place(gfn) {
+                    assert_eq!(byte[0], self.bytes.get(&place).copied().unwrap_or(0), "B9, B12 at {place:?}");
+                }
+            }
+            Op::Harvest { first, nr_pages, dirty } => {
+                let bit = if dirty { AdBit::Dirty } else { AdBit::Accessed };
+                let mut found = Vec::new();
+                self.vm
+                    .harvest(Gfn::new(first), nr_pages, bit, &mut Silent, &mut |gfn, size| found.push((gfn, size)))
+                    .unwrap();
+                for (gfn, size) in found {
+                    let leaf = self.walk(gfn.raw()).expect("what was harvested is mapped");
+                    assert!(leaf.size == size && !(if dirty { leaf.dirty } else { leaf.accessed }));
+                }
+            }
+        }
+        self.obey_flush();
+    }
+
+    fn add_slot(&mut self, slot: Slot) {
+        let spec = MemSlotSpec {
+            id: SlotId(slot.id),
+            gpa: Gfn::new(slot.first).base(),
+            len_bytes: slot.nr_pages << 12,
+            flags: if slot.readonly { SlotFlags::READONLY } else { SlotFlags::empty() },
+            gmem: GmemId(slot.gmem),
+            offset_bytes: slot.offset << 12,
+        };
+        let sound = self.slots.iter().all(|s| {
+            let apart = |a: u64, b: u64| a + slot.nr_pages <= b || b + s.nr_pages <= a;
+            s.id != slot.id && apart(slot.first, s.first) && (s.gmem != slot.gmem || apart(slot.offset, s.offset))
+        });
+        let sound = sound && slot.offset + slot.nr_pages <= INODE_PAGES && !self.frozen(slot.gmem);
+        let generation = self.vm.memslots().generation();
+        assert_eq!(self.vm.add_memslot(&spec).is_ok(), sound);
+        if sound {
+            self.slots.push(slot);
+        } else {
+            assert_eq!(self.vm.memslots().generation(), generation, "A10");
+        }
+    }
+
+    fn remove_slot(&mut self, id: u16) {
+        let at = self.slots.iter().position(|s| s.id == id);
+        let sound = at.is_some_and(|at| !self.frozen(self.slots[at].gmem));
+        assert_eq!(self.vm.remove_memslot(SlotId(id), &mut Silent).is_ok(), sound);
+        if let (true, Some(at)) = (sound, at) {
+            self.slots.swap_remove(at);
+        }
+    }
+
+    fn move_slot(&mut self, id: u16, first: u64) {
+        let at = self.slots.iter().position(|s| s.id == id);
+        let sound = at.is_some_and(|at| {
+            let moved = Slot { first, ..self.slots[at] };
+            let free = |s: &Slot| s.id == id || moved.end() <= s.first || s.end() <= moved.first;
+            !self.frozen(moved.gmem) && self.slots.iter().all(free)
+        });
+        assert_eq!(self.vm.move_memslot(SlotId(id), Gfn::new(first).base(), &mut Silent).is_ok(), sound);
+        if let (true, Some(at)) = (sound, at) {
+            self.slots[at].first = first;
+        }
+    }
+
+    fn fault_begin(&mut self, gfn: u64, kind: AccessKind) {
+        let gpa = Gpa::new(gfn << 12 | 0x123);
+        let seq = self.vm.invalidation().seq();
+        let expected = match self.slot_at(gfn) {
+            None => Some(Action::Mmio { gpa }),
+            Some(_) if self.punched(gfn) => Some(Action::Resume(Resumed::Retry)),
+            Some(s) if s.readonly && kind == AccessKind::Write => Some(Action::RomWrite { gpa }),
+            Some(_) => None,
+        };
+        match self.vm.fault_begin(FaultInput::new(gpa, kind), &mut Silent).unwrap() {
+            // The range in progress is a hull: it may cover what no single hole covers.
+            FaultInFlight::Answered(Action::Resume(Resumed::Retry)) => assert!(!self.punches.is_empty()),
+            FaultInFlight::Answered(action) => assert_eq!(Some(action), expected),
+            FaultInFlight::Backed(fault) => {
+                assert_eq!(expected, None);
+                self.faults.push((fault, gfn, kind, seq));
+            }
+        }
+    }
+
+    fn punched(&self, gfn: u64) -> bool {
+        self.punches.iter().any(|p| p.guest.iter().any(|&(from, to)| from <= gfn && gfn < to))
+    }
+
+    fn fault_finish(&mut self, which: usize) {
+        let (fault, gfn, kind, seq) = self.faults.swap_remove(which);
+        let stale = self.vm.invalidation().seq() != seq || self.punched(gfn);
+        let before = self.vm.tables().leaves().unwrap();
+        match self.vm.fault_finish(fault, &mut Silent).unwrap() {
+            Action::Resume(Resumed::Retry) => {
+                assert!(stale || !self.punches.is_empty(), "a needless retry");
+                assert_eq!(self.vm.tables().leaves().unwrap(), before, "a retry writes nothing");
+            }
+            Action::Resume(resumed) => {
+                assert!(!stale, "E4");
+                let leaf = self.walk(gfn).expect("the fault is served");
+                assert!(leaf.writable || kind != AccessKind::Write);
+                assert!(leaf.executable);
+                if let Resumed::Fixed { size } = resumed {
+                    assert_eq!(leaf.size, size);
+                }
+            }
+            other => panic!("{other:?} from the last stage"),
+        }
+    }
+
+    fn punch_begin(&mut self, gmem: u32, first: u64, nr_pages: u64) {
+        let end = (first + nr_pages).min(INODE_PAGES);
+        let guest = self.slots.iter().filter(|s| s.gmem == gmem).filter_map(|s| {
+            let (from, to) = (s.offset.max(first), (s.offset + s.nr_pages).min(end));
+            (from < to).then(|| (s.first + from - s.offset, s.first + to - s.offset))
+        });
+        let guest: Vec<_> = guest.collect();
+        let vm = self.vm.punch_begin(GmemId(gmem), first << 12, nr_pages << 12, &mut Silent).unwrap();
+        for &(from, to) in &guest {
+            assert!((from..to).all(|gfn| self.walk(gfn).is_none()), "B13");
+        }
+        self.punches.push(Punch { gmem, first, end, guest, vm });
+    }
+
+    /// A store of the guest: through the TLB if it can, else through the tables, which fills the TLB.
+    fn guest_write(&mut self, gfn: u64, value: u8) {
+        let cached = self.tlb.iter().copied().find(|e| e.gfn <= gfn && gfn < e.gfn + e.size.frames());
+        let entry = cached.or_else(|| {
+            let leaf = self.walk(gfn)?;
+            let base = Gfn::new(gfn).align_down(leaf.size).raw();
+            let sfn = leaf.spa.frame().align_down(leaf.size).raw();
+            let entry = TlbEntry { gfn: base, sfn, size: leaf.size, writable: leaf.writable };
+            self.tlb.push(entry);
+            Some(entry)
+        });
+        if let Some(entry) = entry.filter(|e| e.writable) {
+            self.vm.memory().store(Sfn::new(entry.sfn + gfn - entry.gfn).base(), value).unwrap();
+            let place = self.place(gfn).expect("E10: nothing is translated outside a memslot");
+            self.bytes.insert(place, value);
+        }
+    }
+
+    fn obey_flush(&mut self) {
+        match self.vm.take_flush() {
+            None => {}
+            Some(FlushRequest::All) => self.tlb.clear(),
+            Some(FlushRequest::Range { first, nr_pages }) => {
+                let (from, to) = (first.raw(), first.raw().saturating_add(nr_pages));
+                self.tlb.retain(|e| e.gfn + e.size.frames() <= from || to <= e.gfn);
+            }
+        }
+    }
+
+    fn check(&self) {
+        let leaves = self.vm.tables().leaves().unwrap();
+        let mut mapped = [0; 3];
+        for leaf in &leaves {
+            mapped[leaf.size.index()] += 1;
+            let slot = self.slot_at(leaf.gfn.raw()).expect("D3");
+            let end = leaf.gfn.raw() + leaf.size.frames();
+            assert!(end <= slot.end(), "D3");
+            assert_eq!((leaf.gfn.raw() ^ leaf.sfn.raw()) & (leaf.size.frames() - 1), 0, "D4");
+            assert_eq!(leaf.rights.contains(Rights::WRITE), !slot.readonly);
+            let inode = self.vm.gmem(GmemId(slot.gmem)).unwrap();
+            for n in 0..leaf.size.frames() {
+                let index = leaf.gfn.raw() + n - slot.first + slot.offset;
+                let backed = inode.peek(PageIndex(index)).expect("B4: mapped and not populated");
+                assert_eq!(backed.sfn.raw(), leaf.sfn.raw() + n, "B4");
+                assert!(leaf.size <= backed.size, "D2");
+            }
+            let folio = self.vm.host().folios().get(leaf.sfn).expect("B7");
+            assert!(folio.meta.flags.contains(FolioFlags::UPTODATE), "B10");
+            let seen = self.walk(leaf.gfn.raw()).expect("the hardware's view has the leaf");
+            assert_eq!((seen.spa, seen.size), (leaf.sfn.base(), leaf.size));
+        }
+        assert_eq!(self.vm.stats().tables.mapped, mapped, "D14");
+        let mut reachable = reader::tables(self.vm.memory(), self.vm.format(), self.vm.root_register());
+        reachable.sort();
+        let used = self.vm.host().folios().iter().filter(|f| f.meta.kind == FolioKind::PageTable);
+        assert!(reachable.iter().copied().eq(used.map(|f| f.head.base())), "no table is lost or used twice");
+        assert_eq!(self.vm.stats().tables.tables.iter().sum::<u64>(), reachable.len() as u64);
+        for entry in &self.tlb {
+            let stands =
+                leaves.iter().any(|l| l.gfn.raw() == entry.gfn && l.sfn.raw() == entry.sfn && l.size == entry.size);
+            assert!(stands, "E5, E6: a stale translation survived {entry:x?}");
+        }
+        assert_eq!(self.vm.invalidation().in_progress() as usize, self.punches.len(), "E1");
+        for gfn in (0..GUEST_PAGES).step_by(M2 as usize / 4) {
+            let found = self.vm.memslots().lookup(Gfn::new(gfn)).map(|s| s.id.0);
+            assert_eq!(found, self.slot_at(gfn).map(|s| s.id));
+        }
+    }
+}
+
+fn policies() -> impl Strategy<Value = PagePolicy> {
+    prop_oneof![
+        Just(PagePolicy::of(PageSize::Size4K)),
+        Just(PagePolicy::of(PageSize::Size2M)),
+        Just(PagePolicy { folios: FolioPolicy::Buddy { largest: PageSize::Size2M }, max_level: PageSize::Size1G }),
+        Just(PagePolicy { max_level: PageSize::Size4K, ..PagePolicy::of(PageSize::Size2M) }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+    #[test]
+    fn random_histories_keep_the_invariants(
+        ept in any::<bool>(),
+        pages in policies(),
+        ops in prop::collection::vec(op(), 1..80),
+    ) {
+        let mut world = World::new(if ept { TdpFormat::Ept } else { TdpFormat::Npt }, pages);
+        for op in ops {
+            world.step(op);
+            world.check();
+        }
+    }
+}
