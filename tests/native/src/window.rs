@@ -8,6 +8,7 @@
 //! the changed lines. Around each window, and in its [`PageProtection::None`] pages, nothing is mapped (an access is
 //! #PF with P = 0). Pages are user pages and never executable.
 
+use std::ops::Range;
 use std::sync::LazyLock;
 
 use crate::rng::SplitMix;
@@ -25,8 +26,14 @@ pub const MAX_PATCHES: usize = 4;
 /// Changed lines that are reported; a case that changes more is marked as truncated.
 pub const MAX_LINES: usize = 40;
 
-const FIRST_WINDOW: u64 = 0x1b80_0000;
-const WINDOW_STRIDE: u64 = 0x1_0000;
+// No two windows, and no window and the judge's own pages, lie a power of two apart (nor nearly so): a register with
+// a boundary value, added to an address in a window, leads to nothing that is mapped.
+const FIRST_WINDOW: u64 = 0x1c05_8000;
+const WINDOW_STRIDE: u64 = 0xbe_6000;
+
+/// Where windows and the judge's own pages lie. A case that writes there, but not in its own window, has no answer
+/// that can be relied on.
+pub const JUDGE_RANGE: Range<u64> = 0x1b50_0000..FIRST_WINDOW + COMBINATIONS as u64 * WINDOW_STRIDE;
 
 /// What may be done to a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -219,6 +226,14 @@ mod tests {
     fn combinations_are_a_bijection() {
         for n in 0..COMBINATIONS {
             assert_eq!(Window::new(Window::protections_of(n)).combination(), n);
+        }
+    }
+
+    #[test]
+    fn no_two_windows_lie_a_power_of_two_apart() {
+        for n in 1..COMBINATIONS as u64 {
+            let distance = Window::base_of(n as usize) - Window::base_of(0);
+            assert!((12..32).all(|k| distance.abs_diff(1 << k) > WINDOW_BYTES as u64 + PAGE), "{n}");
         }
     }
 

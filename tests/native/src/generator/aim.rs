@@ -11,7 +11,7 @@ use crate::case::{CODE_PAGE, Case};
 use crate::rng::SplitMix;
 use crate::state::{RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP, TF};
 use crate::values::{self, Style};
-use crate::window::{PAGE, PAGES, Patch, WINDOW_BYTES, Window};
+use crate::window::{JUDGE_RANGE, PAGE, PAGES, Patch, WINDOW_BYTES, Window};
 
 /// Aims the operands of `encoded` and fills what they point at.
 pub fn aim(encoded: &mut Encoded, case: &mut Case, rng: &mut SplitMix) {
@@ -168,6 +168,28 @@ fn effective(instruction: &Instruction, case: &Case) -> u64 {
     if narrow { sum & 0xffff_ffff } else { sum }
 }
 
+/// Whether a memory operand lies among the judge's own pages or in another window, where a write would change the
+/// answers to later cases.
+pub fn astray(instruction: &Instruction, case: &Case) -> bool {
+    if !(0..instruction.op_count()).any(|n| instruction.op_kind(n) == OpKind::Memory) {
+        return false;
+    }
+    let mut address = effective(instruction, case);
+    let bit_string = matches!(instruction.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc);
+    if bit_string && instruction.op1_kind() == OpKind::Register {
+        let register = instruction.op1_register();
+        let value = case.state.gpr[register.full_register().number()];
+        let offset = match register.size() {
+            2 => value as i16 as i64,
+            4 => value as i32 as i64,
+            _ => value as i64,
+        };
+        address = address.wrapping_add((offset >> 3) as u64);
+    }
+    let own = case.window.base() - PAGE..case.window.base() + (PAGES as u64 + 1) * PAGE;
+    JUDGE_RANGE.contains(&address) && !own.contains(&address)
+}
+
 /// Bytes of an index lane, of an operand with a vector index.
 fn vsib(instruction: &Instruction) -> Option<usize> {
     let op_code = instruction.op_code();
@@ -252,7 +274,11 @@ fn stack(instruction: &Instruction, case: &mut Case, rng: &mut SplitMix) {
             patch(case, rsp, &flags.to_le_bytes());
         }
         Mnemonic::Jmp | Mnemonic::Call if instruction.op0_kind() == OpKind::Register => {
-            case.state.gpr[instruction.op0_register().full_register().number()] = landing(rng);
+            let register = instruction.op0_register().full_register().number();
+            // A stack in the code page would have CALL write there.
+            if register != RSP {
+                case.state.gpr[register] = landing(rng);
+            }
         }
         Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu if instruction.op_count() < 2 => {
             case.state.gpr[RDI] = random_window(&case.window, rng);

@@ -45,7 +45,7 @@ impl Generator {
                 let mut case = state(opcode, rng);
                 aim::aim(&mut encoded, &mut case, rng);
                 // A constant can have changed what the bytes mean (an immediate that is part of the opcode).
-                if encoded.instruction.is_invalid() {
+                if encoded.instruction.is_invalid() || aim::astray(&encoded.instruction, &case) {
                     continue;
                 }
                 let Ok(code) = Code::admit(encoded.code()) else { continue };

@@ -3,7 +3,9 @@
 //! It was forked from a process that may have other threads, so nothing here allocates, locks or panics: a failed
 //! step is reported in [`Shared::ready`] and ends the process.
 
-use std::arch::x86_64::{__m256i, _mm256_load_si256, _mm256_or_si256, _mm256_testz_si256, _mm256_xor_si256};
+use std::arch::x86_64::{
+    __m256i, _mm256_load_si256, _mm256_or_si256, _mm256_set1_epi8, _mm256_testz_si256, _mm256_xor_si256,
+};
 use std::ptr;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
@@ -299,6 +301,9 @@ unsafe fn execute(slot: &mut Slot) {
         if page_end != 0 {
             ptr::write_bytes(entry as *mut u8, 0xcc, page_end);
         }
+        if memory {
+            restore_filling();
+        }
         (answer.line_count, answer.truncated) = (0, 0);
         if memory {
             for (n, protection) in slot.window.protections.into_iter().enumerate() {
@@ -311,6 +316,25 @@ unsafe fn execute(slot: &mut Slot) {
                 let len = patch.bytes().len();
                 ptr::copy_nonoverlapping(BACKGROUND.as_ptr().add(at), place.add(at), len);
                 ptr::copy_nonoverlapping(BACKGROUND.as_ptr().add(at), image.add(at), len);
+            }
+        }
+    }
+}
+
+/// Puts back the INT3 filling around the place of inline code, should the case have written there. That place itself
+/// is written for each case as a whole.
+#[target_feature(enable = "avx2")]
+unsafe fn restore_filling() {
+    let filling = _mm256_set1_epi8(0xcc_u8 as i8);
+    for at in (0..PAGE as usize).step_by(BLOCK) {
+        let place = CODE_PAGE as usize + at;
+        // SAFETY: the code page is mapped and writable, and the places are aligned.
+        unsafe {
+            let low = _mm256_xor_si256(_mm256_load_si256(place as *const __m256i), filling);
+            let high = _mm256_xor_si256(_mm256_load_si256((place + LINE) as *const __m256i), filling);
+            let any = _mm256_or_si256(low, high);
+            if _mm256_testz_si256(any, any) == 0 && place != CODE_ADDRESS as usize {
+                ptr::write_bytes(place as *mut u8, 0xcc, BLOCK);
             }
         }
     }
