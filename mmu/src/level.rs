@@ -33,10 +33,11 @@ impl Level {
         if self.0 > 1 { Some(Level(self.0 - 1)) } else { None }
     }
 
-    /// `top` and every level below it.
+    /// The level `n` further down, not below the page table.
     #[inline]
-    pub(crate) fn down_from(top: Level) -> impl Iterator<Item = Level> {
-        (1..=top.0).rev().map(Level)
+    pub(crate) const fn down(self, n: usize) -> Level {
+        let n = n as u8;
+        if n < self.0 { Level(self.0 - n) } else { Level(1) }
     }
 }
 

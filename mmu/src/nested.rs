@@ -14,7 +14,7 @@ use crate::rights::{LinearMode, needed};
 use crate::stats::MmuStats;
 use crate::tlb::{Space, Tlb, TlbEntry};
 use crate::translation::PageFlags;
-use crate::walk::{Marked, Stop, TableMemory, mark, walk};
+use crate::walk::{Marked, Stop, TableMemory, Walk, mark, walk};
 use crate::walk_cache::{TablePointer, WalkCache};
 
 /// Whether translating leaves traces: A and D bits, cache entries.
@@ -192,8 +192,10 @@ impl<F: NestedFormat> Nested<'_, F> {
             let root = TablePointer { level: self.top, table: self.root, spa: None, grants: Grants::all() };
             let known = self.walk_cache.as_ref().and_then(|cache| cache.lookup(gpa.raw(), self.space, F::shift));
             let mut physical = Physical { memory: self.memory, stats: self.stats };
-            let walk = match walk(&self.format, &mut physical, known.unwrap_or(root), gpa.raw()) {
-                Ok(walk) => walk,
+            let start = known.unwrap_or(root);
+            let mut way = Walk::from(start);
+            match walk(&self.format, &mut physical, &mut way, start, gpa.raw()) {
+                Ok(()) => {}
                 Err(Stop::NotPresent(level)) => {
                     let kind = NestedFaultKind::NotPresent { level };
                     return Err(question.refuse(kind, Stage2Rights::empty()));
@@ -207,23 +209,23 @@ impl<F: NestedFormat> Nested<'_, F> {
                     return Err(question.refuse(kind, Stage2Rights::empty()));
                 }
                 Err(Stop::Table(fault)) => return Err(fault),
-            };
-            let leaf = *walk.leaf();
+            }
+            let leaf = *way.leaf();
             let rights = self.format.rights(leaf.grants);
             if !rights.contains(needed(kind, mode, self.format.mode_based_execute())) {
                 return Err(question.refuse(NestedFaultKind::Permission, rights));
             }
             let write = kind == AccessKind::Write;
-            if self.effects == Effects::Live && mark(&self.format, &mut physical, &walk, write)? == Marked::Raced {
+            if self.effects == Effects::Live && mark(&self.format, &mut physical, &way, write)? == Marked::Raced {
                 continue;
             }
             let dirty = write || self.format.dirty() == 0 || leaf.raw & self.format.dirty() != 0;
-            let size = match walk.level {
+            let size = match way.level {
                 Level::PT => PageSize::Size4K,
                 Level::PD => PageSize::Size2M,
                 _ => PageSize::Size1G,
             };
-            let page = self.format.page(leaf.raw, walk.level);
+            let page = self.format.page(leaf.raw, way.level);
             let reached = Reached {
                 spa: Spa::new(page | gpa.offset_in(size)),
                 size,
@@ -231,13 +233,17 @@ impl<F: NestedFormat> Nested<'_, F> {
                 flags: self.flags(rights, mode, dirty),
             };
             if let Some(cache) = &mut self.walk_cache {
-                for (level, from, to) in walk.tables() {
+                for (level, from, to) in way.tables() {
                     let table = to.spa.align_down(PageSize::Size4K);
                     let pointer = TablePointer { level, table, spa: None, grants: from.grants };
                     cache.fill(gpa.raw(), self.space, pointer, F::shift);
                 }
             }
-            if let Some(tlb) = &mut self.tlb {
+            // A 4 KiB page of data goes to the TLB of linear addresses; here it would only displace guest tables.
+            let worth_keeping = size != PageSize::Size4K || question.cause != Stage2Cause::FinalAddress;
+            if let Some(tlb) = &mut self.tlb
+                && worth_keeping
+            {
                 tlb.fill(TlbEntry {
                     space: self.space,
                     base: gpa.align_down(size).raw(),

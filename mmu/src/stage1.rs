@@ -13,7 +13,7 @@ use crate::nested::{Effects, GuestMemory, Reached};
 use crate::rights::{Controls, LinearMode, Rules};
 use crate::tlb::Space;
 use crate::translation::{PageFlags, Translation};
-use crate::walk::{Marked, Stop, mark, walk};
+use crate::walk::{Marked, Stop, Walk, mark, walk};
 use crate::walk_cache::{TablePointer, WalkCache};
 
 /// A translation together with the size of the guest's page, which may be larger than the reach.
@@ -59,29 +59,31 @@ pub(crate) fn translate<F: Format, M: GuestMemory>(
     }
     loop {
         let known = walk_cache.as_ref().and_then(|cache| cache.lookup(input, space, F::shift));
-        let walk = match walk(format, memory, known.unwrap_or(root), input) {
-            Ok(walk) => walk,
+        let start = known.unwrap_or(root);
+        let mut way = Walk::from(start);
+        match walk(format, memory, &mut way, start, input) {
+            Ok(()) => {}
             Err(Stop::NotPresent(_)) => return Err(request.refuse(PageFaultCode::empty())),
             Err(Stop::Reserved(_)) => return Err(request.refuse(PageFaultCode::P | PageFaultCode::RSVD)),
             Err(Stop::Table(fault)) => return Err(fault),
-        };
-        let leaf = *walk.leaf();
-        let attributes = format.leaf_attributes(leaf.raw, walk.level);
+        }
+        let leaf = *way.leaf();
+        let attributes = format.leaf_attributes(leaf.raw, way.level);
         let write = access.kind == AccessKind::Write;
         let mut flags = PageFlags::of_grants(leaf.grants);
         flags.set(PageFlags::GLOBAL, attributes.global && rules.controls.contains(Controls::PGE));
         flags.set(PageFlags::DIRTY, write || leaf.raw & format.dirty() != 0);
         rules.check(flags, attributes.protection_key, access).map_err(|code| MmuFault::Guest { gva, code })?;
 
-        let page_shift = F::shift(walk.level);
-        let gpa = Gpa::new(format.page(leaf.raw, walk.level) | input & ((1 << page_shift) - 1));
+        let page_shift = F::shift(way.level);
+        let gpa = Gpa::new(format.page(leaf.raw, way.level) | input & ((1 << page_shift) - 1));
         let mode = if flags.contains(PageFlags::USER) { LinearMode::User } else { LinearMode::Supervisor };
         let reached = memory.reach(gpa, access.kind, mode)?;
-        if effects == Effects::Live && mark(format, memory, &walk, write)? == Marked::Raced {
+        if effects == Effects::Live && mark(format, memory, &way, write)? == Marked::Raced {
             continue;
         }
         if let Some(cache) = &mut walk_cache {
-            for (level, from, to) in walk.tables() {
+            for (level, from, to) in way.tables() {
                 let table = to.slot.align_down(PageSize::Size4K);
                 let spa = Some(to.spa.align_down(PageSize::Size4K));
                 cache.fill(input, space, TablePointer { level, table, spa, grants: from.grants }, F::shift);

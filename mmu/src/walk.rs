@@ -96,21 +96,26 @@ impl From<BusError> for Stop {
 }
 
 impl<A: Copy> Walk<A> {
+    /// A record to walk into.
+    #[inline(always)]
+    pub(crate) fn from(start: TablePointer<A>) -> Walk<A> {
+        let unused = Step { slot: start.table, spa: Spa::new(0), raw: 0, grants: start.grants };
+        Walk { top: start.level, steps: [unused; Level::MAX], filled: 1, level: start.level }
+    }
     /// The leaf.
     #[inline]
     pub(crate) fn leaf(&self) -> &Step<A> {
-        &self.steps[self.filled - 1]
+        &self.steps[(self.filled - 1).min(Level::MAX - 1)]
     }
     /// Every step with its level, from the top.
     #[inline]
     fn steps(&self) -> impl Iterator<Item = (Level, &Step<A>)> {
-        Level::down_from(self.top).zip(&self.steps[..self.filled])
+        self.steps[..self.filled.min(Level::MAX)].iter().enumerate().map(|(n, step)| (self.top.down(n), step))
     }
-    /// Every table that the walk went through below the first.
+    /// Every table that the walk went through below the first: its level, the entry that points to it, the one in it.
     #[inline]
     pub(crate) fn tables(&self) -> impl Iterator<Item = (Level, &Step<A>, &Step<A>)> {
-        let below = Level::down_from(self.top).skip(1);
-        below.zip(self.steps[..self.filled].windows(2)).map(|(level, pair)| (level, &pair[0], &pair[1]))
+        (1..self.filled.min(Level::MAX)).map(|n| (self.top.down(n), &self.steps[n - 1], &self.steps[n]))
     }
 }
 
@@ -119,18 +124,19 @@ fn load<F: Format>(memory: &SystemMemory, spa: Spa) -> Result<u64, BusError> {
     if F::ENTRY_BYTES == 4 { memory.load::<u32>(spa).map(u64::from) } else { memory.load::<u64>(spa) }
 }
 
-/// Walks from `start` to the leaf for `input`.
-#[inline]
+/// Walks from `start` to the leaf for `input`, recording the way in `walk`.
+#[inline(always)]
 pub(crate) fn walk<F: Format, M: TableMemory>(
     format: &F,
     memory: &mut M,
+    walk: &mut Walk<M::Address>,
     start: TablePointer<M::Address>,
     input: u64,
-) -> Result<Walk<M::Address>, Stop> {
-    let unused = Step { slot: start.table, spa: Spa::new(0), raw: 0, grants: start.grants };
-    let mut walk = Walk { top: start.level, steps: [unused; Level::MAX], filled: 0, level: start.level };
+) -> Result<(), Stop> {
     let TablePointer { mut level, mut table, spa: mut known, mut grants } = start;
-    loop {
+    walk.top = level;
+    walk.filled = 0;
+    for step in &mut walk.steps {
         let offset = F::offset(input, level);
         let slot = table.plus(offset);
         let spa = match known.take() {
@@ -140,24 +146,22 @@ pub(crate) fn walk<F: Format, M: TableMemory>(
         let raw = load::<F>(memory.system(), spa)?;
         memory.stats().table_loads += 1;
         let entry = format.classify(raw, level);
-        if matches!(entry, Entry::Table | Entry::Leaf) {
-            grants &= format.grants(raw, level);
-            walk.steps[walk.filled] = Step { slot, spa, raw, grants };
-            walk.filled += 1;
+        match entry {
+            Entry::NotPresent => return Err(Stop::NotPresent(level)),
+            Entry::Reserved => return Err(Stop::Reserved(level)),
+            Entry::Table | Entry::Leaf => {}
         }
-        match (entry, level.below()) {
-            (Entry::NotPresent, _) => return Err(Stop::NotPresent(level)),
-            (Entry::Reserved, _) => return Err(Stop::Reserved(level)),
-            (Entry::Table, Some(below)) => {
-                table = TableAddress::from_raw(format.table(raw));
-                level = below;
-            }
-            (Entry::Leaf, _) | (Entry::Table, None) => {
-                walk.level = level;
-                return Ok(walk);
-            }
+        grants &= format.grants(raw, level);
+        *step = Step { slot, spa, raw, grants };
+        walk.filled += 1;
+        walk.level = level;
+        match level.below() {
+            Some(below) if entry == Entry::Table => level = below,
+            _ => break,
         }
+        table = TableAddress::from_raw(format.table(raw));
     }
+    Ok(())
 }
 
 /// Whether A and D could be set.

@@ -325,7 +325,7 @@ impl NestedScene {
         for (n, &(gpa, below)) in self.guest.iter().enumerate() {
             let frame = gpa & !0xfff;
             let flags = if n == subject { flags } else { full };
-            slots.push(Slot { spa: 0x8000 + (frame >> 12 & 0x1ff) * 8, bytes: 8, value: frame + OFFSET | flags });
+            slots.push(Slot { spa: 0x8000 + (frame >> 12 & 0x1ff) * 8, bytes: 8, value: (frame + OFFSET) | flags });
             let guest_flags = if n == 3 { guest_leaf } else { guest_upper };
             if n < 4 {
                 slots.push(Slot { spa: gpa + OFFSET, bytes: 8, value: below | guest_flags });
