@@ -12,6 +12,7 @@
 //! Left out on purpose: the 16-bit and 32-bit Linux entries and EFI (the 64-bit entry serves every kernel that is wanted
 //! here), multiboot 2, relocation of ET_DYN files, section headers and symbols. IGVM is recognised and refused.
 
+mod builtin;
 mod bytes;
 mod bzimage;
 mod elf;
@@ -31,6 +32,7 @@ mod tests;
 
 use emu_core::Gpa;
 
+pub use builtin::BUILTIN;
 pub use error::{LoadError, Part};
 pub use flat::{FlatMode, FlatPlacement};
 pub use fuzz::fuzz_one;

@@ -380,3 +380,10 @@ fn every_refusal_says_what_to_do() {
     assert!(error.to_string().contains("0x100000 bytes of RAM below Gpa(0x100000000)"), "{error}");
     assert_eq!(u8_at(&[1], 1), None);
 }
+
+#[test]
+fn the_builtin_guest_loads_by_pvh() {
+    let map = MemoryMap::pc(MIB64, LOW_END).unwrap();
+    let entry = load(&BUILTIN, &LoadOptions::new(&map), &mut Bytes::default()).unwrap();
+    assert!(matches!(entry, Entry::Pvh32 { eip: 0x10_0000..0x11_0000, .. }), "{entry:x?}");
+}
