@@ -98,13 +98,24 @@ fn integral_magnitude(a: &Unpacked, rounding: Rounding) -> Option<(u64, Flags)> 
     Some((whole + u64::from(up), if up { Flags::PE | Flags::C1 } else { Flags::PE }))
 }
 
-/// Converts to a signed integer of `width` bits (16, 32 or 64), in the low bits of the result, sign extended. NaNs,
+/// Width of an integer operand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IntWidth {
+    /// A word.
+    Bits16 = 16,
+    /// A doubleword.
+    Bits32 = 32,
+    /// A quadword.
+    Bits64 = 64,
+}
+
+/// Converts to a signed integer, sign extended to 64 bits. NaNs,
 /// infinities and values out of range give the integer indefinite, `-2^(width - 1)`, and IE alone. Denormals raise no
 /// DE; under DAZ they are exact zeros.
 #[inline]
-pub fn to_signed<A: Format>(a: A::Bits, width: u32, rounding: Rounding, env: &mut Env) -> i64 {
+pub fn to_signed<A: Format>(a: A::Bits, width: IntWidth, rounding: Rounding, env: &mut Env) -> i64 {
     let a = A::operand(a, env);
-    let indefinite = i64::MIN >> (64 - width);
+    let indefinite = i64::MIN >> (64 - width as u32);
     let limit = indefinite.unsigned_abs();
     if a.class <= Class::Zero
         && let Some((magnitude, flags)) = integral_magnitude(&a, rounding)
@@ -118,12 +129,12 @@ pub fn to_signed<A: Format>(a: A::Bits, width: u32, rounding: Rounding, env: &mu
     indefinite
 }
 
-/// Converts to an unsigned integer of `width` bits (32 or 64), as the AVX-512 forms do: NaNs, infinities, values out of
+/// Converts to an unsigned integer, as the AVX-512 forms do: NaNs, infinities, values out of
 /// range and negative values that do not round to zero give all ones and IE alone.
 #[inline]
-pub fn to_unsigned<A: Format>(a: A::Bits, width: u32, rounding: Rounding, env: &mut Env) -> u64 {
+pub fn to_unsigned<A: Format>(a: A::Bits, width: IntWidth, rounding: Rounding, env: &mut Env) -> u64 {
     let a = A::operand(a, env);
-    let limit = u64::MAX >> (64 - width);
+    let limit = u64::MAX >> (64 - width as u32);
     if a.class <= Class::Zero
         && let Some((magnitude, flags)) = integral_magnitude(&a, rounding)
         && magnitude <= limit

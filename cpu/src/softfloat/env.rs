@@ -185,7 +185,8 @@ impl Env {
 
     /// What an x87 instruction leaves behind: an unmasked exception found before the computation suppresses the
     /// destination, one found after it does so only for O and U and only when the destination is memory (SDM vol. 1,
-    /// 8.5.4 and 8.5.5).
+    /// 8.5.4 and 8.5.5). An unmasked D does not keep a load from pushing, which processors do although 8.5.2 reads
+    /// otherwise.
     #[inline]
     pub fn x87_outcome(&self, destination: Destination) -> Outcome {
         let raised = self.flags;
@@ -195,7 +196,9 @@ impl Env {
         }
         if unmasked.intersects(Flags::PRE_COMPUTATION) {
             let flags = raised & Flags::PRE_COMPUTATION;
-            return Outcome { flags, unmasked: flags - self.masks, write: false };
+            let unmasked = flags - self.masks;
+            let write = destination == Destination::Push && unmasked == Flags::DE;
+            return Outcome { flags, unmasked, write };
         }
         if destination == Destination::Memory && unmasked.intersects(Flags::OE | Flags::UE) {
             // Nothing is rounded to the destination, so precision and C1 do not show.
@@ -211,6 +214,8 @@ impl Env {
 pub enum Destination {
     /// A stack register.
     Register,
+    /// A register pushed by FLD m32 or FLD m64.
+    Push,
     /// Memory: FST, FIST, FBSTP and their popping forms.
     Memory,
 }

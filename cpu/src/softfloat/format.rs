@@ -358,7 +358,8 @@ pub(super) fn propagate<R: Format>(a: &Unpacked, b: &Unpacked, env: &mut Env) ->
     if worst == Class::Unsupported {
         return R::indefinite();
     }
-    if !R::X87 || !(a.is_nan() && b.is_nan()) {
+    let both = a.is_nan() && b.is_nan();
+    if !(R::X87 && both) {
         return quiet::<R>(if a.is_nan() { a } else { b });
     }
     if a.class != b.class {

@@ -112,7 +112,7 @@ fn differential<F: Twin>(seed: u64) {
         run("mul", mul::<F>, x.mul_r(y, mode));
         run("div", div::<F>, x.div_r(y, mode));
         let mut env = Env { rounding, ..Env::DEFAULT };
-        let integral = round_to_integral::<F>(a, rounding, convert::PrecisionReport::Raise, &mut env);
+        let integral = round_to_integral::<F>(a, rounding, PrecisionReport::Raise, &mut env);
         compare_one::<F>("integral", &[a], integral, &env, x.round_to_integral(mode));
         let relation = compare::<F>(a, b, NanRule::Quiet, &mut env);
         let wanted = match x.partial_cmp(&y) {
@@ -203,15 +203,16 @@ fn conversions_to_integers() {
     for turn in 0..40_000 {
         let rounding = ROUNDINGS[turn % 4];
         let a = operands.f64(0x43e0_0000_0000_0000);
-        for width in [16, 32, 64] {
+        for width in [IntWidth::Bits16, IntWidth::Bits32, IntWidth::Bits64] {
+            let bits = width as usize;
             let mut env = Env { rounding, ..Env::DEFAULT };
             let ours = to_signed::<F64>(a, width, rounding, &mut env);
-            let other = Double::from_bits(u128::from(a)).to_i128_r(width as usize, round(rounding), &mut false);
+            let other = Double::from_bits(u128::from(a)).to_i128_r(bits, round(rounding), &mut false);
             if other.status.contains(Status::INVALID_OP) {
-                assert_eq!((ours, arithmetic(env.flags)), (i64::MIN >> (64 - width), Flags::IE), "{a:x}");
+                assert_eq!((ours, arithmetic(env.flags)), (i64::MIN >> (64 - bits), Flags::IE), "{a:x}");
             } else {
                 let wanted = (other.value as i64, flags(other.status));
-                assert_eq!((ours, arithmetic(env.flags)), wanted, "{a:x} {width} {rounding:?}");
+                assert_eq!((ours, arithmetic(env.flags)), wanted, "{a:x} {bits} {rounding:?}");
             }
         }
     }

@@ -282,6 +282,19 @@ fn unmasked_overflow_and_underflow_bias_the_exponent() {
 }
 
 #[test]
+fn loads_push_despite_an_unmasked_denormal() {
+    let mut env = Env::from_fcw(0x37d);
+    let value = convert::convert::<F32, F80>(1, &mut env);
+    assert_eq!(value, F80::new(0x3fff - 149, 1 << 63));
+    let pushed = Outcome { flags: Flags::DE, unmasked: Flags::DE, write: true };
+    assert_eq!(env.x87_outcome(Destination::Push), pushed);
+    assert_eq!(env.x87_outcome(Destination::Register), Outcome { write: false, ..pushed });
+    let mut env = Env::from_fcw(0x37e);
+    convert::convert::<F32, F80>(0x7f80_0001, &mut env);
+    assert!(!env.x87_outcome(Destination::Push).write, "an unmasked invalid operation pushes nothing");
+}
+
+#[test]
 fn scaling_and_extraction() {
     let minus_two_and_a_half = F80::new(0xc000, 0xa000_0000_0000_0000);
     assert_eq!(masked(|e| fscale(F80::ONE, minus_two_and_a_half, e)), (F80::new(0x3ffd, 1 << 63), Flags::empty()));
@@ -318,7 +331,7 @@ fn packed_decimal() {
     let digits = [0x90, 0x78, 0x56, 0x34, 0x12, 0x90, 0x78, 0x56, 0x34, 0x80];
     let value = fbld(digits);
     let integer = -345_678_901_234_567_890;
-    assert_eq!(masked(|e| to_signed::<F80>(value, 64, Rounding::Nearest, e)).0, integer);
+    assert_eq!(masked(|e| to_signed::<F80>(value, IntWidth::Bits64, Rounding::Nearest, e)).0, integer);
     assert_eq!(masked(|e| fbstp(value, e)), (digits, Flags::empty()));
     assert_eq!(fbld([0, 0, 0, 0, 0, 0, 0, 0, 0, 0x80]), F80::ZERO.negate());
     let limit = masked(|e| from_i64::<F80>(1_000_000_000_000_000_000, e)).0;

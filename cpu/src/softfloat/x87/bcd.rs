@@ -32,7 +32,7 @@ pub fn fbld(bytes: [u8; 10]) -> F80 {
 pub fn fbstp(a: F80, env: &mut Env) -> [u8; 10] {
     let mut probe = *env;
     probe.flags = Flags::empty();
-    let value = convert::to_signed::<F80>(a, 64, env.rounding, &mut probe);
+    let value = convert::to_signed::<F80>(a, convert::IntWidth::Bits64, env.rounding, &mut probe);
     if probe.flags.contains(Flags::IE) || value.unsigned_abs() >= LIMIT {
         env.raise(Flags::IE);
         return INDEFINITE;
@@ -42,7 +42,7 @@ pub fn fbstp(a: F80, env: &mut Env) -> [u8; 10] {
     let mut bytes = [0; 10];
     for byte in &mut bytes[..9] {
         let pair = (rest % 100) as u8;
-        *byte = (pair / 10) << 4 | pair % 10;
+        *byte = ((pair / 10) << 4) | (pair % 10);
         rest /= 100;
     }
     bytes[9] = u8::from(a.is_negative()) << 7;
