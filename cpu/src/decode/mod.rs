@@ -11,6 +11,7 @@ mod guard;
 mod operand;
 mod select_branch;
 mod select_int;
+mod select_more;
 
 use core::cell::Cell;
 
@@ -166,6 +167,7 @@ fn lower(context: &Context<'_>) -> Lowered {
     }
     select_branch::select(context)
         .or_else(|| select_int::select(context))
+        .or_else(|| select_more::select(context))
         .unwrap_or_else(|| Lowered::ends(context.op(slow::<Undefined>)))
 }
 
