@@ -26,8 +26,8 @@ pub fn negate_number<F: Format>(bits: F::Bits) -> F::Bits {
     F::pack(!value.negative, biased, value.significand)
 }
 
-/// `a * b + c` with one rounding, for the formats of SSE and AVX. A NaN result is the first NaN of `a`, `b`, `c`, so the
-/// caller passes the multiplicand, the multiplier and the addend in the order of the instruction form.
+/// `a * b + c` with one rounding, for the formats of SSE and AVX. A NaN result is the first NaN of `a`, `b`, `c`. With
+/// operands numbered as in the manual the instruction forms pass: 132 `(1, 3, 2)`, 213 `(2, 1, 3)`, 231 `(2, 3, 1)`.
 #[inline]
 pub fn fma<F: Format>(a: F::Bits, b: F::Bits, c: F::Bits, env: &mut Env) -> F::Bits {
     const { assert!(F::PRECISION <= 53, "the product of wider significands leaves no headroom in 128 bits") };

@@ -5,7 +5,7 @@
 //! [`F32`], [`F64`], and [`F80`]. Every function takes an [`Env`], made from MXCSR or from the x87 control word, and
 //! accumulates flags in it; nothing here reads or changes the host's floating-point state.
 //!
-//! - [`env`]: rounding, masks, flags, and what an instruction leaves behind.
+//! - [`env`](mod@env): rounding, masks, flags, and what an instruction leaves behind.
 //! - [`arith`], [`fma`](mod@fma), [`compare`](mod@compare), [`convert`](mod@convert): the operations, one algorithm for
 //!   all formats.
 //! - [`approx`]: RCPPS and RSQRTPS.
