@@ -145,9 +145,11 @@ pub(crate) fn admit(bytes: &[u8]) -> Result<Scope, Refused> {
     let mut decoder = Decoder::with_ip(64, bytes, CODE_ADDRESS, DECODER_OPTIONS);
     let mut scope = Scope::Registers;
     while decoder.can_decode() {
+        let left = bytes.len() - decoder.position();
         let instruction = decoder.decode();
         if instruction.is_invalid() {
-            if decoder.last_error() == DecoderError::NoMoreBytes {
+            // Fifteen bytes that are no whole instruction are one that is too long, which has an answer.
+            if decoder.last_error() == DecoderError::NoMoreBytes && left < 15 {
                 return Err(Refused::Incomplete);
             }
             return Ok(Scope::Full);

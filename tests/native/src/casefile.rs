@@ -2,23 +2,26 @@
 //!
 //! ```text
 //! 48 01 d8 | rax=ffffffffffffffff rbx=1 => rip+3 rax=0 rflags=257
+//! 48 89 01 | pages=rw,ro,none rcx=w+1000 => fault=e code=7 cr2=w+1000 rip+0
 //! ```
 //!
 //! Before the bar the code; up to the arrow what differs from the default state ([`CpuState::default`], background
 //! memory, all pages writable); behind it how it ended and what differs from the state before. Numbers are
-//! hexadecimal, the bytes of `mem+OFFSET` are in the order of memory. Words before the arrow: registers, `rflags`,
+//! hexadecimal, `w+N` is N bytes from the window's first, the bytes of `mem+OFFSET` are in the order of memory. Words before the arrow: registers, `rflags`,
 //! `ymm0`.., `mxcsr`, `fcw`, `fsw`, `ftw`, `st0`.., `mem+OFFSET`, `pages=rw,ro,none`, `end=N` for
 //! [`Placement::PageEnd`], `scope=memory` or `scope=full` when more is compared than the code asks for. Behind it
 //! also `rip+N` or `rip-N`, `fault=VECTOR code=N cr2=N`, `crashed=hang`, `crashed=signal:N`, `crashed=exit:N`,
 //! `truncated`. Lines that start with `#` are comments.
 
-use std::fmt;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::{fmt, fs, io};
 
 use thiserror::Error;
 
 use crate::admit::Refused;
 use crate::case::{Case, CaseResult, Code, Crash, Fault, Outcome, Placement, Scope};
+use crate::reach::astray;
 use crate::state::CpuState;
 use crate::window::{LINE, Line, PageProtection, Patch, Window, Writes};
 
@@ -57,6 +60,9 @@ pub enum ParseError {
     /// It does not say how the code ended.
     #[error("no outcome behind `=>`")]
     NoOutcome,
+    /// The memory operand lies where the judge keeps its own things.
+    #[error("the memory operand lies in the judge's range, but not in the case's window")]
+    Astray,
     /// The code may not run.
     #[error(transparent)]
     Refused(#[from] Refused),
@@ -68,6 +74,52 @@ pub fn parse_file(text: &str) -> Result<Vec<Record>, (usize, ParseError)> {
         .enumerate()
         .filter(|(_, line)| !line.trim().is_empty() && !line.trim_start().starts_with('#'))
         .map(|(n, line)| line.parse().map_err(|error| (n + 1, error)))
+        .collect()
+}
+
+/// Why the committed cases cannot be had.
+#[derive(Debug, Error)]
+pub enum CommittedError {
+    /// A file cannot be read.
+    #[error("{path}: {error}")]
+    Read {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+    /// A line is wrong.
+    #[error("{path}, line {line}: {error}")]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        error: ParseError,
+    },
+}
+
+/// All cases under this crate's `cases/`, file by file in the order of their names.
+pub fn committed() -> Result<Vec<(PathBuf, Vec<Record>)>, CommittedError> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases");
+    let read = |path: &Path, error| CommittedError::Read { path: path.into(), error };
+    let entries = fs::read_dir(&directory).map_err(|error| read(&directory, error))?;
+    let mut paths = entries
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| read(&directory, error))?;
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "ins"));
+    paths.sort();
+    paths
+        .into_iter()
+        .map(|path| {
+            let text = fs::read_to_string(&path).map_err(|error| read(&path, error))?;
+            match parse_file(&text) {
+                Ok(records) => Ok((path, records)),
+                Err((line, error)) => Err(CommittedError::Line { path, line, error }),
+            }
+        })
         .collect()
 }
 
@@ -87,10 +139,14 @@ pub fn parse_case(text: &str) -> Result<Case, ParseError> {
     let (code, state) = text.split_once('|').ok_or(ParseError::NoBar)?;
     let digits: String = code.split_whitespace().collect();
     let mut case = Case::new(Code::admit(&bytes(code.trim(), &digits)?)?);
+    // First, because addresses in the window depend on them.
+    if let Some((word, value)) = state.split_whitespace().find_map(|word| Some((word, word.strip_prefix("pages=")?))) {
+        case.window.protections = protections(word, value)?;
+    }
     for word in state.split_whitespace() {
         let (key, value) = word.split_once('=').ok_or_else(|| ParseError::Word(word.into()))?;
         match key {
-            "pages" => case.window.protections = protections(word, value)?,
+            "pages" => {}
             "end" => case.placement = Placement::PageEnd(number(word, value, 8)? as u8),
             "scope" => {
                 case.scope = match value {
@@ -111,10 +167,13 @@ pub fn parse_case(text: &str) -> Result<Case, ParseError> {
                     return Err(ParseError::Patches(word.into()));
                 }
             }
-            _ => register(&mut case.state, word, key, value)?,
+            _ => register(&mut case.state, &case.window, word, key, value)?,
         }
     }
     case.state = case.state.normalised();
+    if astray(&case) {
+        return Err(ParseError::Astray);
+    }
     Ok(case)
 }
 
@@ -140,14 +199,14 @@ fn parse_result(case: &Case, text: &str) -> Result<CaseResult, ParseError> {
         match key {
             "fault" => fault = Some(number(word, value, 8)? as u8),
             "code" => error_code = number(word, value, 32)? as u32,
-            "cr2" => cr2 = Some(number(word, value, 64)?),
+            "cr2" => cr2 = Some(address(&case.window, word, value)?),
             "crashed" => crash = Some(parse_crash(word, value)?),
             _ if key.starts_with("mem+") => {
                 let offset = number(word, &key[4..], 16)? as u16;
                 let bytes: [u8; LINE] = bytes(word, value)?.try_into().map_err(|_| ParseError::Value(word.into()))?;
                 writes.lines.push(Line { offset, bytes });
             }
-            _ => register(&mut state, word, key, value)?,
+            _ => register(&mut state, &case.window, word, key, value)?,
         }
     }
     let outcome = match (crash, fault, rip) {
@@ -168,12 +227,12 @@ fn parse_crash(word: &str, value: &str) -> Result<Crash, ParseError> {
     }
 }
 
-fn register(state: &mut CpuState, word: &str, key: &str, value: &str) -> Result<(), ParseError> {
+fn register(state: &mut CpuState, window: &Window, word: &str, key: &str, value: &str) -> Result<(), ParseError> {
     let indexed = |prefix: &str, limit: usize| {
         key.strip_prefix(prefix).and_then(|n| n.parse().ok()).filter(|&n: &usize| n < limit)
     };
     if let Some(n) = GPR.iter().position(|&name| name == key) {
-        state.gpr[n] = number(word, value, 64)?;
+        state.gpr[n] = address(window, word, value)?;
     } else if let Some(n) = indexed("ymm", 16) {
         let padded = padded(word, value, 64)?;
         for (lane, digits) in state.vec[n].iter_mut().rev().zip(padded.as_bytes().chunks(16)) {
@@ -208,6 +267,22 @@ fn number(word: &str, digits: &str, bits: u32) -> Result<u64, ParseError> {
     if bits < 64 && value >> bits != 0 { Err(wrong()) } else { Ok(value) }
 }
 
+/// A number, or `w+N`.
+fn address(window: &Window, word: &str, value: &str) -> Result<u64, ParseError> {
+    match value.strip_prefix("w+") {
+        Some(offset) => Ok(window.base().wrapping_add(number(word, offset, 64)?)),
+        None => number(word, value, 64),
+    }
+}
+
+fn write_address(f: &mut fmt::Formatter<'_>, window: &Window, value: u64) -> fmt::Result {
+    match value.wrapping_sub(window.base()) {
+        // One page more: an access that runs off the end.
+        offset @ 0..0x4000 => write!(f, "w+{offset:x}"),
+        _ => write!(f, "{value:x}"),
+    }
+}
+
 fn padded(word: &str, digits: &str, len: usize) -> Result<String, ParseError> {
     if digits.is_empty() || digits.len() > len || !digits.is_ascii() {
         return Err(ParseError::Value(word.into()));
@@ -227,10 +302,11 @@ fn bytes(word: &str, digits: &str) -> Result<Vec<u8>, ParseError> {
 }
 
 /// What of `new` differs from `old`, each with a space before it.
-fn write_state(f: &mut fmt::Formatter<'_>, old: &CpuState, new: &CpuState) -> fmt::Result {
+fn write_state(f: &mut fmt::Formatter<'_>, window: &Window, old: &CpuState, new: &CpuState) -> fmt::Result {
     for (n, name) in GPR.iter().enumerate() {
         if old.gpr[n] != new.gpr[n] {
-            write!(f, " {name}={:x}", new.gpr[n])?;
+            write!(f, " {name}=")?;
+            write_address(f, window, new.gpr[n])?;
         }
     }
     for n in 0..16 {
@@ -283,7 +359,7 @@ impl fmt::Display for Case {
             let [a, b, c] = self.window.protections.map(name);
             write!(f, " pages={a},{b},{c}")?;
         }
-        write_state(f, &CpuState::default(), &self.state.normalised())?;
+        write_state(f, &self.window, &CpuState::default(), &self.state.normalised())?;
         for patch in self.window.patches().iter().filter(|patch| !patch.bytes().is_empty()) {
             write!(f, " mem+{:x}=", patch.offset())?;
             write_bytes(f, patch.bytes())?;
@@ -307,7 +383,8 @@ impl fmt::Display for Record {
                     write!(f, " code={:x}", fault.error_code)?;
                 }
                 if let Some(cr2) = fault.cr2 {
-                    write!(f, " cr2={cr2:x}")?;
+                    write!(f, " cr2=")?;
+                    write_address(f, &self.case.window, cr2)?;
                 }
                 rip(f, fault.rip_delta)?;
             }
@@ -315,7 +392,7 @@ impl fmt::Display for Record {
             Outcome::Crashed(Crash::Signal(n)) => write!(f, " crashed=signal:{n:x}")?,
             Outcome::Crashed(Crash::Exit(n)) => write!(f, " crashed=exit:{n:x}")?,
         }
-        write_state(f, &self.case.state.normalised(), &self.expected.state)?;
+        write_state(f, &self.case.window, &self.case.state.normalised(), &self.expected.state)?;
         for line in &self.expected.writes.lines {
             write!(f, " mem+{:x}=", line.offset)?;
             write_bytes(f, &line.bytes)?;
@@ -335,7 +412,7 @@ mod tests {
     fn lines_come_back_as_they_were() {
         let lines = [
             "48 01 d8 | rax=ffffffffffffffff rbx=1 => rip+3 rax=0 rflags=257",
-            "48 89 01 | pages=rw,ro,none rcx=1b811000 => fault=e code=7 cr2=1b811000 rip+0",
+            "48 89 01 | pages=rw,ro,none rcx=w+1000 => fault=e code=7 cr2=w+1000 rip+0",
             "90 | end=1 scope=full mxcsr=1fa0 st3=3fff8000000000000000 mem+1f8=0011 => crashed=signal:1f",
         ];
         for line in lines {
@@ -355,6 +432,7 @@ mod tests {
         assert_eq!(error("90 | rax => rip+1"), ParseError::Word("rax".into()));
         assert_eq!(error("90 | ymm16=1 => rip+1"), ParseError::Word("ymm16=1".into()));
         assert_eq!(error("90 | => rax=1"), ParseError::NoOutcome);
+        assert_eq!(error("48 89 01 | pages=ro,ro,ro rcx=1c058000 => rip+3"), ParseError::Astray);
         assert!(matches!(error("0f 05 | => rip+1"), ParseError::Refused(_)));
         assert_eq!(error("9 | => rip+1"), ParseError::Value("9".into()));
         assert!(matches!(parse_file("# x\n\n90 |"), Err((3, ParseError::NoArrow))));

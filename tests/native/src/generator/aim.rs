@@ -8,10 +8,11 @@ use iced_x86::{FlowControl, Instruction, Mnemonic, OpCodeOperandKind, OpKind, Re
 use super::encode::Encoded;
 use crate::admit::is_memory;
 use crate::case::{CODE_PAGE, Case};
+use crate::reach::effective;
 use crate::rng::SplitMix;
 use crate::state::{RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP, TF};
 use crate::values::{self, Style};
-use crate::window::{JUDGE_RANGE, PAGE, PAGES, Patch, WINDOW_BYTES, Window};
+use crate::window::{PAGE, PAGES, Patch, WINDOW_BYTES, Window};
 
 /// Aims the operands of `encoded` and fills what they point at.
 pub fn aim(encoded: &mut Encoded, case: &mut Case, rng: &mut SplitMix) {
@@ -138,7 +139,7 @@ fn solve(encoded: &mut Encoded, case: &mut Case, target: u64, rng: &mut SplitMix
             set(case, base, rest.wrapping_sub(value.wrapping_mul(scale)), rng);
         }
     }
-    effective(&encoded.instruction, case)
+    effective(&encoded.instruction, &case.state)
 }
 
 /// Inverse of an odd number modulo 2^64, by Newton's iteration.
@@ -150,44 +151,6 @@ fn inverse(odd: u64) -> u64 {
 fn set(case: &mut Case, register: Register, value: u64, rng: &mut SplitMix) {
     let to = &mut case.state.gpr[register.full_register().number()];
     *to = if register.size() == 4 { value & 0xffff_ffff | rng.next_u64() << 32 } else { value };
-}
-
-/// The address the operand has now.
-fn effective(instruction: &Instruction, case: &Case) -> u64 {
-    let value = |register: Register| match register.size() {
-        _ if register == Register::None => 0,
-        8 => case.state.gpr[register.full_register().number()],
-        1 => case.state.gpr[register.full_register().number()] & 0xff,
-        _ => case.state.gpr[register.full_register().number()] & 0xffff_ffff,
-    };
-    let (base, index) = (instruction.memory_base(), instruction.memory_index());
-    let sum = value(base)
-        .wrapping_add(value(index).wrapping_mul(instruction.memory_index_scale() as u64))
-        .wrapping_add(instruction.memory_displacement64());
-    let narrow = base.size() == 4 && base != Register::None || index.size() == 4 && index != Register::None;
-    if narrow { sum & 0xffff_ffff } else { sum }
-}
-
-/// Whether a memory operand lies among the judge's own pages or in another window, where a write would change the
-/// answers to later cases.
-pub fn astray(instruction: &Instruction, case: &Case) -> bool {
-    if !(0..instruction.op_count()).any(|n| instruction.op_kind(n) == OpKind::Memory) {
-        return false;
-    }
-    let mut address = effective(instruction, case);
-    let bit_string = matches!(instruction.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc);
-    if bit_string && instruction.op1_kind() == OpKind::Register {
-        let register = instruction.op1_register();
-        let value = case.state.gpr[register.full_register().number()];
-        let offset = match register.size() {
-            2 => value as i16 as i64,
-            4 => value as i32 as i64,
-            _ => value as i64,
-        };
-        address = address.wrapping_add((offset >> 3) as u64);
-    }
-    let own = case.window.base() - PAGE..case.window.base() + (PAGES as u64 + 1) * PAGE;
-    JUDGE_RANGE.contains(&address) && !own.contains(&address)
 }
 
 /// Bytes of an index lane, of an operand with a vector index.
@@ -308,7 +271,7 @@ mod tests {
             let plain = (0..instruction.op_count()).any(|n| instruction.op_kind(n) == OpKind::Memory);
             if plain && vsib(&instruction).is_none() && instruction.mnemonic() != Mnemonic::Lea {
                 all += 1;
-                let offset = effective(&instruction, &case).wrapping_sub(case.window.base());
+                let offset = effective(&instruction, &case.state).wrapping_sub(case.window.base());
                 inside += (offset < WINDOW_BYTES as u64) as u32;
             }
         }

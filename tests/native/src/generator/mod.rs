@@ -15,6 +15,7 @@ pub use catalogue::Catalogue;
 use encode::{Encoded, encode};
 
 use crate::case::{CODE_ADDRESS, Case, Code, Placement, Scope};
+use crate::reach::astray;
 use crate::rng::SplitMix;
 use crate::state::{AC, DF, RFLAGS_FIXED, RSP, X87State};
 use crate::values::{self, Style};
@@ -45,11 +46,14 @@ impl Generator {
                 let mut case = state(opcode, rng);
                 aim::aim(&mut encoded, &mut case, rng);
                 // A constant can have changed what the bytes mean (an immediate that is part of the opcode).
-                if encoded.instruction.is_invalid() || aim::astray(&encoded.instruction, &case) {
+                if encoded.instruction.is_invalid() {
                     continue;
                 }
                 let Ok(code) = Code::admit(encoded.code()) else { continue };
                 case.code = code;
+                if astray(&case) {
+                    continue;
+                }
                 case.scope = code.scope().max(if rng.percent(6) { Scope::Full } else { Scope::Registers });
                 if case.scope == Scope::Full {
                     vectors(&mut case, rng);

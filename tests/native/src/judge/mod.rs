@@ -45,6 +45,9 @@ pub enum JudgeError {
 /// Processor time a child may burn on one case before it counts as hanging.
 const PATIENCE: Duration = Duration::from_millis(200);
 
+/// End of the user's half of the address space; Linux leaves its last page out.
+const USER_END: u64 = 0x7fff_ffff_f000;
+
 /// Executes cases on the host's processor.
 pub struct Judge {
     child: Child,
@@ -174,9 +177,12 @@ fn outcome(slot: &Slot, case: &Case) -> Outcome {
     if fetch && !inside(fault.rip) {
         return Outcome::Completed { rip_delta: delta(fault.rip) };
     }
+    // The kernel sets P for every address above the user's half, so as not to tell what it has mapped there; to a
+    // case nothing is.
+    let hidden = fault.vector == 14 && fault.cr2 >= USER_END;
     Outcome::Fault(Fault {
         vector: fault.vector as u8,
-        error_code: fault.error_code as u32,
+        error_code: fault.error_code as u32 & !(hidden as u32),
         cr2: (fault.vector == 14).then_some(fault.cr2),
         rip_delta: delta(fault.rip),
     })
