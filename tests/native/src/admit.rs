@@ -29,6 +29,9 @@ pub enum Refused {
     /// A memory operand relative to FS or GS.
     #[error("{0:?} has an FS or GS operand")]
     Segment(Code),
+    /// An encoding that does not decode, but that a processor with more than the modelled set may know.
+    #[error("an EVEX or opmask encoding, which the host may know")]
+    BeyondModel,
     /// A branch that lands in the case's own code.
     #[error("a branch to {0:#x}, into its own code")]
     OwnCode(u64),
@@ -152,6 +155,9 @@ pub(crate) fn admit(bytes: &[u8]) -> Result<Scope, Refused> {
             if decoder.last_error() == DecoderError::NoMoreBytes && left < 15 {
                 return Err(Refused::Incomplete);
             }
+            if beyond_model(&bytes[bytes.len() - left..]) {
+                return Err(Refused::BeyondModel);
+            }
             return Ok(Scope::Full);
         }
         if let Some(refused) = code_refused(instruction.code()) {
@@ -175,6 +181,23 @@ pub(crate) fn admit(bytes: &[u8]) -> Result<Scope, Refused> {
         scope = scope.max(scope_of(&instruction));
     }
     Ok(scope)
+}
+
+/// Whether `bytes` are an EVEX encoding or a VEX encoding of an opmask instruction. A host with AVX-512 executes some
+/// of these that do not decode.
+fn beyond_model(bytes: &[u8]) -> bool {
+    let prefix = |byte: &u8| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3);
+    let lead = bytes.iter().position(|byte| !prefix(byte)).unwrap_or(bytes.len());
+    match bytes[lead..] {
+        [0x62, ..] => true,
+        [0xc5, _, opcode, ..] => matches!(opcode, 0x41..=0x4b | 0x90..=0x93 | 0x98 | 0x99),
+        [0xc4, map, _, opcode, ..] => match map & 0x1f {
+            1 => matches!(opcode, 0x41..=0x4b | 0x90..=0x93 | 0x98 | 0x99),
+            3 => matches!(opcode, 0x30..=0x33),
+            _ => false,
+        },
+        _ => false,
+    }
 }
 
 /// Bytes of the jump that leads out of the code, behind it.
