@@ -12,6 +12,8 @@
 //! Left out: an inode has one view (one VM); a memory failure; the user's mmap, for which [`GuestMemfd::get_page`] and
 //! [`GuestMemfd::put_page`] are the references it would take.
 
+mod convert;
+
 use std::collections::BTreeMap;
 
 use bitflags::bitflags;
@@ -25,6 +27,8 @@ use crate::host::HostMemory;
 use crate::pagemap::PageMap;
 use crate::provider::{FolioPolicy, FolioProvider, ProviderError};
 use crate::shareability::{Shareability, ShareabilityMap};
+
+pub use convert::{Conversion, ConvertError};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 

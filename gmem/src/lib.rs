@@ -33,8 +33,8 @@ pub mod shareability;
 pub use buddy::Buddy;
 pub use host::{HostConfig, HostMemory, OutOfMemory};
 pub use inode::{
-    Backed, BindError, Bound, CreateError, CreateInfo, GetError, GmemFlags, GuestMemfd, Invalidating, PageIndex,
-    PageRange, SlotId,
+    Backed, BindError, Bound, ConvertError, CreateError, CreateInfo, GetError, GmemFlags, GuestMemfd, Invalidating,
+    PageIndex, PageRange, SlotId,
 };
 pub use invalidate::{Invalidation, SeqSample};
 pub use pool::HugeSize;

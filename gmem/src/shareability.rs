@@ -3,6 +3,9 @@
 //! [`Shareability`] is one page's state, a private enum whose transitions are the pure functions of [`transition`];
 //! [`ShareabilityMap`] gives every index of an inode exactly one state, as maximal runs. Always true: the runs cover
 //! the inode without gap, and neighbours differ.
+//!
+//! What conversion does to the bytes depends on the kind of VM; here they are preserved, as for VMs whose memory is not
+//! encrypted.
 
 use std::collections::BTreeMap;
 
@@ -104,6 +107,12 @@ impl ShareabilityMap {
         self.runs.range(first.saturating_add(1)..first.saturating_add(nr_pages.max(1))).next().is_none()
     }
 
+    /// Whether any of `[first, first + nr_pages)` is in `state`.
+    pub fn contains(&self, first: u64, nr_pages: u64, state: Shareability) -> bool {
+        let end = first.saturating_add(nr_pages);
+        nr_pages > 0 && (self.get(first) == state || self.runs.range(first..end).any(|(_, &at_run)| at_run == state))
+    }
+
     /// Stores a state for `[first, first + nr_pages)` as far as it lies inside; whether anything changed.
     pub fn set(&mut self, first: u64, nr_pages: u64, state: Shareability) -> bool {
         let end = first.saturating_add(nr_pages).min(self.nr_pages);
@@ -170,6 +179,14 @@ mod tests {
                 }
                 prop_assert_eq!(map.set(first, nr, state), changed);
                 prop_assert!((0..64).all(|i| map.get(i) == model[i as usize]));
+                let window = &model[(first as usize).min(64)..((first + nr) as usize).min(64)];
+                if !window.is_empty() {
+                    let nr = window.len() as u64;
+                    for state in Shareability::ALL {
+                        prop_assert_eq!(map.contains(first, nr, state), window.contains(&state));
+                    }
+                    prop_assert_eq!(map.is_uniform(first, nr), window.iter().all(|s| *s == window[0]));
+                }
                 let runs: Vec<_> = map.runs().collect();
                 prop_assert_eq!(runs.iter().map(|r| r.1).sum::<u64>(), 64);
                 prop_assert!(runs.windows(2).all(|w| w[0].2 != w[1].2 && w[0].0 + w[0].1 == w[1].0));

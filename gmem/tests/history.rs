@@ -7,8 +7,8 @@ use emu_core::memory::SystemMemory;
 use emu_core::{PageSize, Sfn};
 use gmem::inode::CreateInfo;
 use gmem::{
-    BindError, FolioPolicy, GetError, GmemFlags, GuestMemfd, HostConfig, HostMemory, HugeSize, PageIndex, PageRange,
-    SlotId,
+    BindError, ConvertError, FolioPolicy, GetError, GmemFlags, GuestMemfd, HostConfig, HostMemory, HugeSize, PageIndex,
+    PageRange, Shareability, SlotId,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -308,4 +308,33 @@ fn private_pages_are_not_for_the_host() {
     assert_eq!(refused, Err(GetError::Private { index: PageIndex(1) }));
     assert!(inode.peek(PageIndex(1)).is_none());
     inode.destroy(&mut world.host);
+}
+
+#[test]
+fn a_page_that_the_host_holds_cannot_become_private() {
+    let mut world = World::new();
+    world.create(2, 2);
+    let m = world.inodes[0].as_mut().unwrap();
+    let range = |first, nr_pages| PageRange { first: PageIndex(first), nr_pages };
+    let held = m.inode.get_page(&mut world.host, PageIndex(M2 + 9), &mut Silent).unwrap();
+    let plan = |m: &Model, host: &HostMemory, range, to| m.inode.plan_conversion(host, range, to).map(|c| c.is_some());
+    let private = Shareability::PRIVATE;
+    let busy = |index| Err(ConvertError::Busy { index: PageIndex(index) });
+    assert_eq!(plan(m, &world.host, range(0, 2 * M2), private), busy(M2), "the folio's first page");
+    assert_eq!(plan(m, &world.host, range(M2 + 3, 1), private), busy(M2 + 3), "references are the folio's");
+    assert_eq!(plan(m, &world.host, range(0, M2), private), Ok(true));
+    assert_eq!(plan(m, &world.host, range(0, 2 * M2), Shareability::SHARED), Ok(false), "C7");
+    assert!(matches!(plan(m, &world.host, range(1, 2 * M2), private), Err(ConvertError::OutOfBounds { .. })));
+    assert!(matches!(plan(m, &world.host, range(1, 0), private), Err(ConvertError::OutOfBounds { .. })));
+    m.inode.put_page(&mut world.host, held);
+    let conversion = m.inode.plan_conversion(&world.host, range(0, 2 * M2), private).unwrap().unwrap();
+    let change = m.inode.invalidate_begin(conversion.range());
+    assert_eq!(plan(m, &world.host, range(0, 1), private), Err(ConvertError::Invalidating));
+    m.inode.convert(&change, conversion);
+    m.inode.invalidate_end(change);
+    assert_eq!(plan(m, &world.host, range(0, 2 * M2), private), Ok(false));
+    let refused = m.inode.get_page(&mut world.host, PageIndex(0), &mut Silent);
+    assert_eq!(refused, Err(GetError::Private { index: PageIndex(0) }));
+    punch(m, &mut world.host, &mut [], 0, 0, 2 * M2);
+    assert!(m.inode.shareability().is_uniform(0, 2 * M2) && m.inode.shareability().get(0).is_private(), "C2");
 }

@@ -3,7 +3,7 @@
 use emu_core::PageSize;
 use emu_core::memory::BusError;
 use gmem::host::HostSetupError;
-use gmem::{BindError, CreateError, FolioPolicy, GetError, HostConfig, HugeSize, OutOfMemory};
+use gmem::{BindError, ConvertError, CreateError, FolioPolicy, GetError, HostConfig, HugeSize, OutOfMemory};
 use thiserror::Error;
 
 use crate::memslot::MemslotError;
@@ -81,14 +81,17 @@ pub enum VmError {
         /// The inode.
         id: GmemId,
     },
-    /// A hole must consist of whole pages.
-    #[error("a hole of {len_bytes:#x} bytes at {offset_bytes:#x} is not a positive number of whole 4 KiB pages")]
-    BadHole {
+    /// A hole or a conversion must consist of whole pages.
+    #[error("{len_bytes:#x} bytes at {offset_bytes:#x} are not a positive number of whole 4 KiB pages")]
+    BadRange {
         /// Its start in the inode.
         offset_bytes: u64,
         /// Its length.
         len_bytes: u64,
     },
+    /// A conversion was refused.
+    #[error(transparent)]
+    Convert(#[from] ConvertError),
     /// The inode is being changed by a removal in flight.
     #[error(transparent)]
     Bind(#[from] BindError),

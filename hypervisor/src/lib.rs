@@ -14,9 +14,10 @@
 //! begin and the end of an invalidation, which zaps, and that a fault which raced retries. Removals owe a flush: after
 //! each call the machine takes it ([`Vm::take_flush`]) and obeys before any vCPU enters the guest again.
 //!
-//! Left out so far: conversion, splitting, dirty logging, shadow paging, the RMP, second address space (SMM).
+//! Left out so far: splitting of leaves and folios, dirty logging, shadow paging, the RMP, second address space (SMM).
 #![forbid(unsafe_code)]
 
+mod change;
 mod config;
 pub mod fault;
 mod flush;
@@ -27,6 +28,7 @@ mod stats;
 pub mod tdp;
 mod vm;
 
+pub use change::PunchInFlight;
 pub use config::{PagePolicy, VmConfig, VmError};
 pub use fault::{Action, EntryState, FaultCause, FaultInput, MemoryFault, MemoryFaultReason, Resumed};
 pub use flush::FlushRequest;
@@ -35,6 +37,6 @@ pub use memslot::{MemSlot, MemSlotSpec, MemslotError, SlotFlags};
 pub use plan::{RamLayout, RamRange, SystemMemoryPlan};
 pub use stats::{FaultStats, VmStats};
 pub use tdp::TdpFormat;
-pub use vm::{FaultInFlight, GmemId, PunchInFlight, Vm};
+pub use vm::{FaultInFlight, GmemId, Vm};
 
 pub use gmem::{FolioPolicy, GmemFlags, HostConfig, HugeSize, Shareability, SlotId};

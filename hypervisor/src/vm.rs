@@ -6,7 +6,7 @@ use emu_core::event::{Event, EventSink};
 use emu_core::memory::SystemMemory;
 use emu_core::page::PAGE_SIZE;
 use emu_core::{AccessKind, Gfn, Gpa, PageSize, Spa};
-use gmem::{CreateInfo, FolioPolicy, GuestMemfd, HostMemory, Invalidating, Invalidation, PageIndex, PageRange, SlotId};
+use gmem::{CreateInfo, FolioPolicy, GuestMemfd, HostMemory, Invalidation, SlotId};
 
 use crate::config::{PagePolicy, VmConfig, VmError};
 use crate::fault::{
@@ -24,15 +24,6 @@ const PAGE: u64 = PAGE_SIZE as u64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GmemId(pub u32);
 
-/// A hole whose pages are unmapped and not yet removed. Bindings of the inode are frozen and faults on the range retry
-/// until [`Vm::punch_finish`].
-#[derive(Debug)]
-#[must_use = "faults on the range retry until punch_finish"]
-pub struct PunchInFlight {
-    id: GmemId,
-    removal: Invalidating,
-}
-
 /// A fault between its two halves.
 #[derive(Clone, Copy, Debug)]
 pub enum FaultInFlight {
@@ -44,12 +35,12 @@ pub enum FaultInFlight {
 
 /// See the crate's introduction.
 pub struct Vm {
-    host: HostMemory,
+    pub(crate) host: HostMemory,
     /// Closed inodes leave a gap: numbers are not used again.
-    gmems: Vec<Option<GuestMemfd>>,
-    slots: MemSlots,
-    tables: Tables,
-    invalidation: Invalidation,
+    pub(crate) gmems: Vec<Option<GuestMemfd>>,
+    pub(crate) slots: MemSlots,
+    pub(crate) tables: Tables,
+    pub(crate) invalidation: Invalidation,
     pages: PagePolicy,
     faults: FaultStats,
     flushes: u64,
@@ -217,7 +208,7 @@ impl Vm {
         Ok(zapped?)
     }
 
-    fn inode_of(gmems: &mut [Option<GuestMemfd>], id: GmemId) -> Result<&mut GuestMemfd, MemslotError> {
+    pub(crate) fn inode_of(gmems: &mut [Option<GuestMemfd>], id: GmemId) -> Result<&mut GuestMemfd, MemslotError> {
         gmems.get_mut(id.0 as usize).and_then(Option::as_mut).ok_or(MemslotError::NoSuchGmem { id })
     }
 
@@ -281,11 +272,17 @@ impl Vm {
 
     /// The last stages of [`Vm::handle_fault`].
     pub fn fault_finish(&mut self, fault: back::Backed, events: &mut dyn EventSink) -> Result<Action, VmError> {
-        let fault = level::choose(fault, self.pages.max_level);
-        let resumed = match self.tables.install(&mut self.host, &self.invalidation, fault, events)? {
-            Outcome::Fixed { size } => Resumed::Fixed { size },
-            Outcome::Spurious => Resumed::Spurious,
-            Outcome::Retry => Resumed::Retry,
+        // An inode that was closed meanwhile had its slots removed first: the sequence has moved.
+        let resumed = match self.gmem(fault.fault().fault().slot().gmem) {
+            None => Resumed::Retry,
+            Some(inode) => {
+                let fault = level::choose(inode.shareability(), fault, self.pages.max_level);
+                match self.tables.install(&mut self.host, &self.invalidation, fault, events)? {
+                    Outcome::Fixed { size } => Resumed::Fixed { size },
+                    Outcome::Spurious => Resumed::Spurious,
+                    Outcome::Retry => Resumed::Retry,
+                }
+            }
         };
         let action = Action::Resume(resumed);
         self.faults.count(&action);
@@ -315,60 +312,6 @@ impl Vm {
         let zapped = self.tables.zap_all(&mut self.host, events);
         self.invalidation.end();
         Ok(zapped?)
-    }
-
-    /// `fallocate(FALLOC_FL_PUNCH_HOLE)`: the pages read as zero from now on, their folios go back to their provider
-    /// where they lie in the hole as a whole.
-    pub fn punch_hole(
-        &mut self,
-        id: GmemId,
-        offset_bytes: u64,
-        len_bytes: u64,
-        events: &mut dyn EventSink,
-    ) -> Result<(), VmError> {
-        let punch = self.punch_begin(id, offset_bytes, len_bytes, events)?;
-        self.punch_finish(punch);
-        Ok(())
-    }
-
-    /// The first half of [`Vm::punch_hole`]: zaps. The flush must be taken before the second half.
-    pub fn punch_begin(
-        &mut self,
-        id: GmemId,
-        offset_bytes: u64,
-        len_bytes: u64,
-        events: &mut dyn EventSink,
-    ) -> Result<PunchInFlight, VmError> {
-        if len_bytes == 0 || !offset_bytes.is_multiple_of(PAGE) || !len_bytes.is_multiple_of(PAGE) {
-            return Err(VmError::BadHole { offset_bytes, len_bytes });
-        }
-        let inode = self.gmems.get_mut(id.0 as usize).and_then(Option::as_mut).ok_or(VmError::NoSuchGmem { id })?;
-        let range = PageRange { first: PageIndex(offset_bytes / PAGE), nr_pages: len_bytes / PAGE };
-        let removal = inode.invalidate_begin(range);
-        self.invalidation.begin();
-        let mut zapped = Ok(());
-        for bound in inode.bound(&removal) {
-            let Some(slot) = self.slots.by_id(bound.slot) else { continue };
-            let first = Gfn::new(slot.first.raw() + bound.first_in_slot);
-            self.invalidation.add_range(first, bound.nr_pages);
-            zapped = zapped.and(self.tables.zap(first, bound.nr_pages, events));
-        }
-        if let Err(error) = zapped {
-            inode.invalidate_end(removal);
-            self.invalidation.end();
-            return Err(error.into());
-        }
-        Ok(PunchInFlight { id, removal })
-    }
-
-    /// The second half of [`Vm::punch_hole`]: removes, then lets faults through again.
-    pub fn punch_finish(&mut self, punch: PunchInFlight) {
-        let PunchInFlight { id, removal } = punch;
-        if let Some(inode) = self.gmems.get_mut(id.0 as usize).and_then(Option::as_mut) {
-            inode.remove(&mut self.host, &removal);
-            inode.invalidate_end(removal);
-        }
-        self.invalidation.end();
     }
 
     /// Clears the accessed or dirty flag of every leaf that reaches into the range and tells which had it. The flush is

@@ -3,7 +3,7 @@
 
 mod reader;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use emu_core::event::Silent;
 use emu_core::memory::SystemMemory;
@@ -25,11 +25,12 @@ enum Op {
     AddSlot { id: u16, first: u64, nr_pages: u64, gmem: u32, offset: u64, readonly: bool },
     RemoveSlot { id: u16 },
     MoveSlot { id: u16, first: u64 },
-    Fault { gfn: u64, kind: AccessKind },
-    FaultBegin { gfn: u64, kind: AccessKind },
+    Fault { gfn: u64, kind: AccessKind, privacy: Shareability },
+    FaultBegin { gfn: u64, kind: AccessKind, privacy: Shareability },
     FaultFinish { which: Index },
     PunchBegin { gmem: u32, first: u64, nr_pages: u64 },
     PunchFinish { which: Index },
+    Convert { gmem: u32, first: u64, nr_pages: u64, to: Shareability },
     Zap { first: u64, nr_pages: u64 },
     ZapAll,
     GuestWrite { gfn: u64, value: u8 },
@@ -40,6 +41,10 @@ enum Op {
 
 fn kind() -> impl Strategy<Value = AccessKind> {
     prop_oneof![Just(AccessKind::Read), Just(AccessKind::Write), Just(AccessKind::Execute)]
+}
+
+fn privacy() -> impl Strategy<Value = Shareability> {
+    prop_oneof![3 => Just(Shareability::SHARED), 1 => Just(Shareability::PRIVATE)]
 }
 
 /// Frame numbers around the edges of 2M pages, where levels change.
@@ -62,8 +67,10 @@ fn op() -> impl Strategy<Value = Op> {
         ),
         1 => (0_u16..4).prop_map(|id| Op::RemoveSlot { id }),
         1 => (0_u16..4, frame()).prop_map(|(id, first)| Op::MoveSlot { id, first }),
-        8 => (frame(), kind()).prop_map(|(gfn, kind)| Op::Fault { gfn, kind }),
-        3 => (frame(), kind()).prop_map(|(gfn, kind)| Op::FaultBegin { gfn, kind }),
+        8 => (frame(), kind(), privacy()).prop_map(|(gfn, kind, privacy)| Op::Fault { gfn, kind, privacy }),
+        3 => (frame(), kind(), privacy()).prop_map(|(gfn, kind, privacy)| Op::FaultBegin { gfn, kind, privacy }),
+        2 => (0_u32..2, inode_page(), length(), privacy())
+            .prop_map(|(gmem, first, nr_pages, to)| Op::Convert { gmem, first, nr_pages, to }),
         3 => any::<Index>().prop_map(|which| Op::FaultFinish { which }),
         2 => (0_u32..2, inode_page(), length())
             .prop_map(|(gmem, first, nr_pages)| Op::PunchBegin { gmem, first, nr_pages }),
@@ -112,8 +119,14 @@ struct Punch {
     vm: PunchInFlight,
 }
 
+fn fault_exit(gpa: Gpa, privacy: Shareability, reason: MemoryFaultReason) -> Action {
+    let gpa = gpa.align_down(PageSize::Size4K);
+    Action::MemoryFault(MemoryFault { gpa, len_bytes: 4096, privacy, reason })
+}
+
 struct World {
     vm: Vm,
+    private: BTreeSet<(u32, u64)>,
     slots: Vec<Slot>,
     bytes: BTreeMap<(u32, u64), u8>,
     tlb: Vec<TlbEntry>,
@@ -131,7 +144,7 @@ impl World {
             assert_eq!(made, GmemId(n));
         }
         let (slots, tlb, faults, punches) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        World { vm, slots, bytes: BTreeMap::new(), tlb, faults, punches }
+        World { vm, private: BTreeSet::new(), slots, bytes: BTreeMap::new(), tlb, faults, punches }
     }
 
     fn slot_at(&self, gfn: u64) -> Option<Slot> {
@@ -140,6 +153,10 @@ impl World {
 
     fn place(&self, gfn: u64) -> Option<(u32, u64)> {
         self.slot_at(gfn).map(|s| (s.gmem, gfn - s.first + s.offset))
+    }
+
+    fn is_private(&self, gfn: u64) -> bool {
+        self.place(gfn).is_some_and(|place| self.private.contains(&place))
     }
 
     fn frozen(&self, gmem: u32) -> bool {
@@ -157,13 +174,14 @@ impl World {
             }
             Op::RemoveSlot { id } => self.remove_slot(id),
             Op::MoveSlot { id, first } => self.move_slot(id, first),
-            Op::Fault { gfn, kind } => {
-                self.fault_begin(gfn, kind);
+            Op::Fault { gfn, kind, privacy } => {
+                self.fault_begin(gfn, kind, privacy);
                 if self.faults.last().is_some_and(|f| f.1 == gfn && f.2 == kind) {
                     self.fault_finish(self.faults.len() - 1);
                 }
             }
-            Op::FaultBegin { gfn, kind } => self.fault_begin(gfn, kind),
+            Op::FaultBegin { gfn, kind, privacy } => self.fault_begin(gfn, kind, privacy),
+            Op::Convert { gmem, first, nr_pages, to } => self.convert(gmem, first, nr_pages, to),
             Op::FaultFinish { which } if !self.faults.is_empty() => {
                 self.fault_finish(which.index(self.faults.len()));
             }
@@ -185,7 +203,8 @@ impl World {
             Op::GuestWrite { gfn, value } => self.guest_write(gfn, value),
             Op::HostWrite { gfn, value } => {
                 let written = self.vm.guest_write(Gfn::new(gfn).base(), &[value], &mut Silent);
-                assert_eq!(written.is_ok(), self.slot_at(gfn).is_some_and(|s| !s.readonly));
+                let allowed = self.slot_at(gfn).is_some_and(|s| !s.readonly) && !self.is_private(gfn);
+                assert_eq!(written.is_ok(), allowed);
                 if let (Ok(()), Some(place)) = (written, self.place(gfn)) {
                     self.bytes.insert(place, value);
                 }
@@ -193,8 +212,8 @@ impl World {
             Op::HostRead { gfn } => {
                 let mut byte = [0];
                 let read = self.vm.guest_read(Gfn::new(gfn).base(), &mut byte, &mut Silent);
-                assert_eq!(read.is_ok(), self.slot_at(gfn).is_some());
-                if let Some(place) = self.place(gfn) {
+                assert_eq!(read.is_ok(), self.slot_at(gfn).is_some() && !self.is_private(gfn));
+                if let (Ok(()), Some(place)) = (read, self.place(gfn)) {
                     assert_eq!(byte[0], self.bytes.get(&place).copied().unwrap_or(0), "B9, B12 at {place:?}");
                 }
             }
@@ -258,16 +277,20 @@ impl World {
         }
     }
 
-    fn fault_begin(&mut self, gfn: u64, kind: AccessKind) {
+    fn fault_begin(&mut self, gfn: u64, kind: AccessKind, privacy: Shareability) {
         let gpa = Gpa::new(gfn << 12 | 0x123);
         let seq = self.vm.invalidation().seq();
         let expected = match self.slot_at(gfn) {
+            None if privacy.is_private() => Some(fault_exit(gpa, privacy, MemoryFaultReason::PrivateWithoutSlot)),
             None => Some(Action::Mmio { gpa }),
             Some(_) if self.punched(gfn) => Some(Action::Resume(Resumed::Retry)),
+            Some(_) if self.is_private(gfn) != privacy.is_private() => {
+                Some(fault_exit(gpa, privacy, MemoryFaultReason::PrivacyMismatch))
+            }
             Some(s) if s.readonly && kind == AccessKind::Write => Some(Action::RomWrite { gpa }),
             Some(_) => None,
         };
-        match self.vm.fault_begin(FaultInput::new(gpa, kind), &mut Silent).unwrap() {
+        match self.vm.fault_begin(FaultInput { privacy, ..FaultInput::new(gpa, kind) }, &mut Silent).unwrap() {
             // The range in progress is a hull: it may cover what no single hole covers.
             FaultInFlight::Answered(Action::Resume(Resumed::Retry)) => assert!(!self.punches.is_empty()),
             FaultInFlight::Answered(action) => assert_eq!(Some(action), expected),
@@ -318,6 +341,23 @@ impl World {
         self.punches.push(Punch { gmem, first, end, guest, vm });
     }
 
+    fn convert(&mut self, gmem: u32, first: u64, nr_pages: u64, to: Shareability) {
+        let sound = first + nr_pages <= INODE_PAGES && !self.frozen(gmem);
+        let places = || (first..first + nr_pages).map(|i| (gmem, i));
+        let changes = places().any(|place| self.private.contains(&place) != to.is_private());
+        let seq = self.vm.invalidation().seq();
+        let done = self.vm.convert(GmemId(gmem), first << 12, nr_pages << 12, to, &mut Silent);
+        assert_eq!(done.is_ok(), sound);
+        assert_eq!(self.vm.invalidation().seq() != seq, sound && changes, "C7");
+        if sound && to.is_private() {
+            self.private.extend(places());
+        } else if sound {
+            places().for_each(|place| {
+                self.private.remove(&place);
+            });
+        }
+    }
+
     /// A store of the guest: through the TLB if it can, else through the tables, which fills the TLB.
     fn guest_write(&mut self, gfn: u64, value: u8) {
         let cached = self.tlb.iter().copied().find(|e| e.gfn <= gfn && gfn < e.gfn + e.size.frames());
@@ -358,6 +398,8 @@ impl World {
             assert_eq!((leaf.gfn.raw() ^ leaf.sfn.raw()) & (leaf.size.frames() - 1), 0, "D4");
             assert_eq!(leaf.rights.contains(Rights::WRITE), !slot.readonly);
             let inode = self.vm.gmem(GmemId(slot.gmem)).unwrap();
+            let private = self.is_private(leaf.gfn.raw());
+            assert!((leaf.gfn.raw()..end).all(|gfn| self.is_private(gfn) == private), "D1");
             for n in 0..leaf.size.frames() {
                 let index = leaf.gfn.raw() + n - slot.first + slot.offset;
                 let backed = inode.peek(PageIndex(index)).expect("B4: mapped and not populated");

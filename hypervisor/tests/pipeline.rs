@@ -242,6 +242,35 @@ fn a_moved_slot_shows_the_same_bytes_elsewhere_and_a_deleted_one_nothing() {
 }
 
 #[test]
+fn a_converted_page_is_the_guests_alone_and_its_neighbours_are_mapped_small() {
+    let (mut vm, gmem) = vm(TdpFormat::Npt, PageSize::Size2M, 16 << 20);
+    vm.guest_write(Gpa::new(0x5000), b"kept", &mut Silent).unwrap();
+    assert_eq!(fault(&mut vm, 0x5000, AccessKind::Write), fixed(PageSize::Size2M));
+    vm.convert(gmem, 0x5000, 0x1000, Shareability::PRIVATE, &mut Silent).unwrap();
+    assert_eq!(vm.take_flush(), Some(FlushRequest::Range { first: Gfn::new(0), nr_pages: 512 }));
+    assert_eq!(walk(&vm, 0x6000), None, "the 2M leaf reached into the range");
+    let private = FaultInput { privacy: Shareability::PRIVATE, ..FaultInput::new(Gpa::new(0x5123), AccessKind::Write) };
+    assert!(matches!(fault(&mut vm, 0x5123, AccessKind::Read), Action::MemoryFault(_)));
+    assert_eq!(vm.handle_fault(private, &mut Silent), Ok(fixed(PageSize::Size4K)));
+    assert_eq!(fault(&mut vm, 0x6000, AccessKind::Read), fixed(PageSize::Size4K), "D1");
+    let refused = vm.guest_write(Gpa::new(0x4ff0), &[1; 32], &mut Silent);
+    assert!(matches!(refused, Err(GuestAccessError::Backing(_))), "the host may not write the private part");
+    // Doing it again does nothing at all.
+    let (seq, leaves) = (vm.invalidation().seq(), vm.tables().leaves().unwrap());
+    vm.convert(gmem, 0x5000, 0x1000, Shareability::PRIVATE, &mut Silent).unwrap();
+    assert_eq!((vm.invalidation().seq(), vm.tables().leaves().unwrap(), vm.take_flush()), (seq, leaves, None));
+    // Back: the bytes are there, and the next fault maps the whole folio again.
+    vm.convert(gmem, 0x5000, 0x1000, Shareability::SHARED, &mut Silent).unwrap();
+    let mut bytes = [0; 4];
+    vm.guest_read(Gpa::new(0x5000), &mut bytes, &mut Silent).unwrap();
+    assert_eq!(&bytes, b"kept");
+    assert_eq!(fault(&mut vm, 0x5000, AccessKind::Read), fixed(PageSize::Size2M), "D13");
+    assert_eq!(vm.stats().tables.mapped, [0, 1, 0]);
+    let bad = vm.convert(gmem, 0x800, 0x1000, Shareability::SHARED, &mut Silent);
+    assert_eq!(bad, Err(VmError::BadRange { offset_bytes: 0x800, len_bytes: 0x1000 }));
+}
+
+#[test]
 fn a_huge_leaf_takes_the_place_of_a_table_left_over_from_small_ones() {
     let (mut vm, _) = vm(TdpFormat::Ept, PageSize::Size2M, 16 << 20);
     vm.move_memslot(SlotId(0), Gpa::new(0x1000), &mut Silent).unwrap();

@@ -1,7 +1,7 @@
 //! Stage 4: how large the entry may be (`kvm_mmu_hugepage_adjust`).
 
 use emu_core::{AccessKind, Gfn, PageSize, Sfn};
-use gmem::SeqSample;
+use gmem::{SeqSample, ShareabilityMap};
 
 use super::back::Backed;
 use crate::memslot::MemSlot;
@@ -41,11 +41,15 @@ impl Sized {
     }
 }
 
-/// The largest size that the folio, the slot and the policy allow.
-pub fn choose(backed: Backed, max_level: PageSize) -> Sized {
+/// The largest size that the folio, the slot, the attributes and the policy allow.
+pub fn choose(shareability: &ShareabilityMap, backed: Backed, max_level: PageSize) -> Sized {
     let fault = backed.fault().fault();
     let gmem::Backed { sfn, size } = backed.folio();
     let size = largest(fault.slot(), fault.fault().gfn(), sfn, size.min(max_level));
+    // In a slot where `size` fits, indices and guest frames are aligned alike, so the leaf's indices are these.
+    let one_attribute =
+        |size: &PageSize| shareability.is_uniform(fault.index().0 & !(size.frames() - 1), size.frames());
+    let size = PageSize::ALL[..=size.index()].iter().copied().rfind(one_attribute).unwrap_or(PageSize::Size4K);
     Sized { backed, size }
 }
 

@@ -1,7 +1,7 @@
 //! The nested tables that the hypervisor builds, after KVM's TDP MMU (`arch/x86/kvm/mmu/tdp_mmu.c`).
 //!
 //! [`spte`] says what an entry means in either format; [`Tables`] is one tree of four levels in system memory.
-//! [`Tables::change`] is the only function that writes an entry: it asserts what must never happen, records the flush
+//! `Tables::change` is the only function that writes an entry: it asserts what must never happen, records the flush
 //! that is owed, counts, and reports the event. `install` and `zap` decide what to write.
 //!
 //! Always true: a leaf's guest and system frames are multiples of its size; a present leaf never becomes a leaf to another

@@ -1,0 +1,92 @@
+//! Conversion in place: who may use a range changes, its folios and bytes stay.
+//!
+//! The order is that of the in-place conversion series for guest_memfd: ask whether anything changes and whether it may
+//! ([`GuestMemfd::plan_conversion`], no effects), then between the begin and the end of an invalidation store the
+//! attributes ([`GuestMemfd::convert`]). All or nothing. Folios are not split: a huge folio whose parts differ is mapped
+//! by smaller leaves.
+
+use thiserror::Error;
+
+use super::{GuestMemfd, Invalidating, PageIndex, PageRange};
+use crate::host::HostMemory;
+use crate::shareability::{Holders, Shareability, transition};
+
+/// Why a conversion was refused; nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ConvertError {
+    /// `EINVAL`.
+    #[error("pages {:#x} to {:#x} are not pages of a guest_memfd of {nr_pages:#x} pages", range.first.0, range.end().0)]
+    OutOfBounds {
+        /// The range.
+        range: PageRange,
+        /// The inode's size.
+        nr_pages: u64,
+    },
+    /// `EAGAIN`, with the page as `error_offset`: the host holds a reference that a private page must not have.
+    #[error("page {} is held by the host and cannot become private", index.0)]
+    Busy {
+        /// First page of the range in the folio that is held.
+        index: PageIndex,
+    },
+    /// A removal is in flight; the kernel would wait for its lock.
+    #[error("the guest_memfd is being invalidated")]
+    Invalidating,
+}
+
+/// A conversion that changes something and may proceed.
+#[derive(Debug)]
+#[must_use = "nothing is converted yet"]
+pub struct Conversion {
+    range: PageRange,
+    to: Shareability,
+}
+
+impl Conversion {
+    /// What is to change.
+    pub const fn range(&self) -> PageRange {
+        self.range
+    }
+}
+
+impl GuestMemfd {
+    /// Whether `range` can become `to`; `None` when it is that already.
+    pub fn plan_conversion(
+        &self,
+        host: &HostMemory,
+        range: PageRange,
+        to: Shareability,
+    ) -> Result<Option<Conversion>, ConvertError> {
+        let inside = range.first.0.checked_add(range.nr_pages).is_some_and(|end| end <= self.nr_pages);
+        if range.nr_pages == 0 || !inside {
+            return Err(ConvertError::OutOfBounds { range, nr_pages: self.nr_pages });
+        }
+        if self.is_invalidating() {
+            return Err(ConvertError::Invalidating);
+        }
+        let (first, end) = (range.first.0, range.end().0);
+        if self.shareability.is_uniform(first, range.nr_pages) && self.shareability.get(first) == to {
+            return Ok(None);
+        }
+        if to.is_private() {
+            let mut at = first;
+            while let Some(hit) = self.cache.next_from(at).filter(|hit| hit.base < end) {
+                at = hit.end();
+                let refs = host.folios().get(hit.value).map_or(0, |folio| u64::from(folio.meta.refs));
+                let holders = if refs > hit.size.frames() { Holders::Others } else { Holders::CacheOnly };
+                let start = hit.base.max(first);
+                let some_shared = self.shareability.contains(start, at.min(end) - start, Shareability::SHARED);
+                let from = if some_shared { Shareability::SHARED } else { Shareability::PRIVATE };
+                if transition::to_private(from, holders).is_err() {
+                    return Err(ConvertError::Busy { index: PageIndex(start) });
+                }
+            }
+        }
+        Ok(Some(Conversion { range, to }))
+    }
+
+    /// Stores what was planned. The caller zapped the range since `_invalidated` began.
+    pub fn convert(&mut self, _invalidated: &Invalidating, conversion: Conversion) {
+        let Conversion { range, to } = conversion;
+        self.shareability.set(range.first.0, range.nr_pages, to);
+    }
+}
