@@ -81,7 +81,7 @@ impl Chipset {
     pub const fn read(&self, reg: Reg, out2: bool, now: Instant) -> u8 {
         match reg {
             Reg::NmiStatus => {
-                let refresh = (now.units() / REFRESH & 1) as u8;
+                let refresh = ((now.units() / REFRESH) & 1) as u8;
                 self.nmi_control | refresh << 4 | (out2 as u8) << 5
             }
             Reg::Post => self.post,

@@ -204,3 +204,6 @@ impl Ioapic {
         self.service(pin as usize, false, send);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -395,3 +395,6 @@ impl PicPair {
         self.settle();
     }
 }
+
+#[cfg(test)]
+mod tests;

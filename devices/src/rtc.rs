@@ -230,7 +230,7 @@ impl Rtc {
     }
 
     const fn number(&self, value: u8) -> u8 {
-        if self.b & B_BINARY != 0 { value } else { (value / 10) << 4 | value % 10 }
+        if self.b & B_BINARY != 0 { value } else { value / 10 * 0x10 + value % 10 }
     }
     const fn parse(&self, raw: u8) -> u8 {
         if self.b & B_BINARY != 0 { raw } else { (raw >> 4) * 10 + (raw & 0xf) }
@@ -242,7 +242,7 @@ impl Rtc {
             Field::Minute => self.number(date.minute),
             Field::Hour if self.b & B_24H != 0 => self.number(date.hour),
             Field::Hour => {
-                let twelve = if date.hour % 12 == 0 { 12 } else { date.hour % 12 };
+                let twelve = (date.hour + 11) % 12 + 1;
                 self.number(twelve) | if date.hour >= 12 { 0x80 } else { 0 }
             }
             Field::Weekday => self.number(date.weekday),
@@ -250,7 +250,7 @@ impl Rtc {
             Field::Month => self.number(date.month),
             Field::Year => self.number((date.year % 100) as u8),
             // The PC's firmware keeps the century in BCD whatever the format.
-            Field::Century => ((date.year / 1000 % 10) << 4 | date.year / 100 % 10) as u8,
+            Field::Century => (date.year / 1000 % 10 * 0x10 + date.year / 100 % 10) as u8,
         }
     }
 

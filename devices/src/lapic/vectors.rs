@@ -43,7 +43,7 @@ impl VectorSet {
         while word > 0 {
             word -= 1;
             if self.0[word] != 0 {
-                return Some((word as u8) << 6 | 63 - self.0[word].leading_zeros() as u8);
+                return Some(word as u8 * 64 + 63 - self.0[word].leading_zeros() as u8);
             }
         }
         None

@@ -146,7 +146,8 @@ pub enum PlugError {
 #[derive(Debug)]
 pub struct PciBus {
     address: u32,
-    slots: [Option<Box<dyn PciDevice>>; SLOTS],
+    /// Slot and device, in the order of slots.
+    devices: Vec<(u8, Box<dyn PciDevice>)>,
 }
 
 impl Default for PciBus {
@@ -158,10 +159,7 @@ impl Default for PciBus {
 impl PciBus {
     /// The two bridges in slots 0 and 1, nothing else.
     pub fn new() -> PciBus {
-        let mut slots = [const { None }; SLOTS];
-        slots[0] = Some(Box::new(Bridge::i440fx()) as Box<dyn PciDevice>);
-        slots[1] = Some(Box::new(Bridge::piix3()) as Box<dyn PciDevice>);
-        PciBus { address: 0, slots }
+        PciBus { address: 0, devices: vec![(0, Box::new(Bridge::i440fx())), (1, Box::new(Bridge::piix3()))] }
     }
 
     /// Puts a device into a free slot.
@@ -169,28 +167,35 @@ impl PciBus {
     /// # Errors
     /// See [`PlugError`].
     pub fn plug(&mut self, slot: u8, device: Box<dyn PciDevice>) -> Result<(), PlugError> {
-        match self.slots.get_mut(slot as usize) {
-            None => Err(PlugError::NoSuchSlot(slot)),
-            Some(Some(_)) => Err(PlugError::Taken(slot)),
-            Some(place) => {
-                *place = Some(device);
+        if slot as usize >= SLOTS {
+            return Err(PlugError::NoSuchSlot(slot));
+        }
+        match self.place(slot) {
+            Ok(_) => Err(PlugError::Taken(slot)),
+            Err(place) => {
+                self.devices.insert(place, (slot, device));
                 Ok(())
             }
         }
     }
+    fn place(&self, slot: u8) -> Result<usize, usize> {
+        self.devices.binary_search_by_key(&slot, |(slot, _)| *slot)
+    }
     /// The device in `slot`.
     pub fn device(&self, slot: u8) -> Option<&dyn PciDevice> {
-        self.slots.get(slot as usize)?.as_deref()
+        let place = self.place(slot).ok()?;
+        Some(self.devices[place].1.as_ref())
     }
     /// The device in `slot`, to change.
     pub fn device_mut(&mut self, slot: u8) -> Option<&mut (dyn PciDevice + 'static)> {
-        self.slots.get_mut(slot as usize)?.as_deref_mut()
+        let place = self.place(slot).ok()?;
+        Some(self.devices[place].1.as_mut())
     }
-    fn devices(&self) -> impl Iterator<Item = (usize, &dyn PciDevice)> {
-        self.slots.iter().enumerate().filter_map(|(slot, device)| Some((slot, device.as_deref()?)))
+    fn devices(&self) -> impl Iterator<Item = (u8, &dyn PciDevice)> {
+        self.devices.iter().map(|(slot, device)| (*slot, device.as_ref()))
     }
     fn devices_mut(&mut self) -> impl Iterator<Item = &mut Box<dyn PciDevice>> {
-        self.slots.iter_mut().flatten()
+        self.devices.iter_mut().map(|(_, device)| device)
     }
 
     /// Reads CONFIG_ADDRESS (port 0xcf8, four bytes).
@@ -230,19 +235,19 @@ impl PciBus {
         }
     }
 
-    fn find(&self, hit: impl Fn(BarRange) -> Option<u64>) -> Option<(usize, u8, u64)> {
+    fn find(&self, hit: impl Fn(BarRange) -> Option<u64>) -> Option<(u8, u8, u64)> {
         self.devices().find_map(|(slot, device)| {
             let ranges = (0..6).filter_map(|bar| Some((bar, device.config().bar_range(bar)?)));
             ranges.into_iter().find_map(|(bar, range)| Some((slot, bar, hit(range)?)))
         })
     }
-    fn find_memory(&self, gpa: Gpa) -> Option<(usize, u8, u64)> {
+    fn find_memory(&self, gpa: Gpa) -> Option<(u8, u8, u64)> {
         self.find(|range| match range {
             BarRange::Memory { base, size } => gpa.offset_from(base).filter(|&offset| offset < size),
             BarRange::Io { .. } => None,
         })
     }
-    fn find_io(&self, port: Port) -> Option<(usize, u8, u64)> {
+    fn find_io(&self, port: Port) -> Option<(u8, u8, u64)> {
         self.find(|range| match range {
             BarRange::Io { base, size } => {
                 port.0.checked_sub(base.0).map(u64::from).filter(|&offset| offset < size as u64)
@@ -251,14 +256,14 @@ impl PciBus {
         })
     }
 
-    fn read_at(&mut self, at: (usize, u8, u64), width: Width, now: Instant) -> Option<u64> {
+    fn read_at(&mut self, at: (u8, u8, u64), width: Width, now: Instant) -> Option<u64> {
         let (slot, bar, offset) = at;
-        let value = self.slots[slot].as_mut()?.bar_read(BarAccess { bar, offset, width }, now);
+        let value = self.device_mut(slot)?.bar_read(BarAccess { bar, offset, width }, now);
         Some(value & width.mask())
     }
-    fn write_at(&mut self, at: (usize, u8, u64), width: Width, value: u64, now: Instant) -> bool {
+    fn write_at(&mut self, at: (u8, u8, u64), width: Width, value: u64, now: Instant) -> bool {
         let (slot, bar, offset) = at;
-        if let Some(device) = &mut self.slots[slot] {
+        if let Some(device) = self.device_mut(slot) {
             device.bar_write(BarAccess { bar, offset, width }, value & width.mask(), now);
         }
         true
@@ -287,7 +292,7 @@ impl PciBus {
         for (slot, device) in self.devices() {
             let pin = device.config().read(config::reg::INTERRUPT_PIN, Width::Byte);
             if pin != 0 && device.intx_asserted() {
-                lines |= 1 << intx_line(slot as u8, pin as u8 - 1);
+                lines |= 1 << intx_line(slot, pin as u8 - 1);
             }
         }
         lines

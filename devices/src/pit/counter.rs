@@ -161,7 +161,7 @@ impl Counter {
     const fn shown(&self) -> u16 {
         let value = self.element % self.modulus();
         if self.bcd {
-            (value % 10 | value / 10 % 10 << 4 | value / 100 % 10 << 8 | value / 1000 << 12) as u16
+            (value % 10 + value / 10 % 10 * 0x10 + value / 100 % 10 * 0x100 + value / 1000 * 0x1000) as u16
         } else {
             value as u16
         }
