@@ -1,7 +1,11 @@
 //! Bifold: an x86-64 machine in software whose memory virtualisation is the point.
 //!
+//! - [`config`]: what can be configured, in which limits.
 //! - [`loader`]: images, and how they get into a guest's memory.
+//! - [`cli`]: the `bifold` command.
 
 #![forbid(unsafe_code)]
 
+pub mod cli;
+pub mod config;
 pub mod loader;

@@ -1,2 +1,7 @@
 //! The `bifold` command.
-fn main(){}
+
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    bifold::cli::main().into()
+}

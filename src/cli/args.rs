@@ -1,0 +1,250 @@
+//! Flags, and what they mean. clap splits the words; the values are read here, so that an error can say what would
+//! have been right.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use emu_core::PageSize;
+use emu_core::rng::Seed;
+
+use super::CliError;
+use crate::config::{ConfigError, CpuCount, MemoryArgument, MemorySize, NestedPaging, parse_page_size, parse_seed};
+
+/// An x86-64 machine in software whose memory virtualisation is the point.
+#[derive(Debug, Parser)]
+#[command(name = "bifold", version, about)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run an image, or the built-in guest.
+    Run(Box<RunArguments>),
+    /// Say what a file is and whether it would load.
+    Check(CheckArguments),
+}
+
+/// The flags of `bifold run`, as text.
+#[derive(Debug, Default, Args)]
+pub struct RunArguments {
+    /// bzImage, PVH, multiboot or ELF kernel, or flat binary [default: the built-in guest].
+    #[arg(value_name = "IMAGE")]
+    pub image: Option<PathBuf>,
+    /// The same as IMAGE.
+    #[arg(short, long, value_name = "FILE", conflicts_with = "image")]
+    pub kernel: Option<PathBuf>,
+    /// Initial ramdisk, or first boot module.
+    #[arg(short, long, value_name = "FILE", alias = "initramfs")]
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    #[arg(short = 'p', long, value_name = "TEXT", alias = "cmdline", default_value = "", hide_default_value = true)]
+    pub append: String,
+    /// RAM: 2G, or size=2G,pages=2m; a bare number is MiB [default: 2G].
+    #[arg(short, long, value_name = "SIZE", alias = "mem")]
+    pub memory: Option<String>,
+    /// vCPUs, 1 to 64 [default: 1].
+    #[arg(short, long, value_name = "N", alias = "smp")]
+    pub cpus: Option<String>,
+    /// Largest page that backs guest memory: 4k, 2m or 1g [default: 4k].
+    #[arg(long, value_name = "SIZE")]
+    pub pages: Option<String>,
+    /// Nested paging: npt or ept [default: npt].
+    #[arg(long, value_name = "KIND")]
+    pub mmu: Option<String>,
+    /// What decides every choice of the run; printed with its summary [default: 0].
+    #[arg(long, value_name = "N")]
+    pub seed: Option<String>,
+    /// End after this many instructions of all vCPUs together.
+    #[arg(long, value_name = "N")]
+    pub max_instructions: Option<u64>,
+    /// End after this many seconds of the host's time.
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<u64>,
+    /// One JSON object on standard output at the end; the console goes to standard error or --serial.
+    #[arg(long)]
+    pub json: bool,
+    /// Write the console here instead of standard output.
+    #[arg(long, value_name = "FILE")]
+    pub serial: Option<PathBuf>,
+    /// End instead of restarting when the guest asks for a reset.
+    #[arg(long)]
+    pub no_reboot: bool,
+}
+
+/// The flags of `bifold check`.
+#[derive(Debug, Args)]
+pub struct CheckArguments {
+    /// The file.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// RAM that it would be loaded into [default: 2G].
+    #[arg(short, long, value_name = "SIZE", alias = "mem")]
+    pub memory: Option<String>,
+}
+
+/// Where a run's summary goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// Text on standard error.
+    Text,
+    /// One JSON object on standard output.
+    Json,
+}
+
+/// What a reset by the guest does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnReset {
+    /// The machine starts again.
+    Restart,
+    /// The run ends, with exit code 0.
+    End,
+}
+
+/// A run as it was asked for, every value checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunConfig {
+    /// The image; `None` is the built-in guest.
+    pub image: Option<PathBuf>,
+    /// Initial ramdisk.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub cmdline: String,
+    /// RAM.
+    pub memory: MemorySize,
+    /// The largest page that backs it.
+    pub pages: PageSize,
+    /// vCPUs.
+    pub cpus: CpuCount,
+    /// The format of nested tables.
+    pub nested: NestedPaging,
+    /// What decides every choice.
+    pub seed: Seed,
+    /// End after this many instructions.
+    pub max_instructions: Option<u64>,
+    /// End after this much of the host's time.
+    pub timeout: Option<Duration>,
+    /// Where the summary goes.
+    pub report: Report,
+    /// Where the console goes, if not to the terminal.
+    pub serial: Option<PathBuf>,
+    /// What a reset does.
+    pub on_reset: OnReset,
+}
+
+/// Reads the value of a flag, or takes its default.
+fn value<T>(
+    flag: &'static str,
+    text: Option<&str>,
+    default: T,
+    read: impl FnOnce(&str) -> Result<T, ConfigError>,
+) -> Result<T, CliError> {
+    text.map_or(Ok(default), read).map_err(|cause| CliError::Flag { flag, cause })
+}
+
+fn memory(text: Option<&str>) -> Result<MemoryArgument, CliError> {
+    let default = MemoryArgument { size: MemorySize::DEFAULT, pages: None };
+    value("--memory", text, default, str::parse)
+}
+
+impl RunArguments {
+    /// The configuration these flags mean.
+    pub fn resolve(self) -> Result<RunConfig, CliError> {
+        let MemoryArgument { size, pages: in_memory } = memory(self.memory.as_deref())?;
+        let pages = value("--pages", self.pages.as_deref(), None, |text| parse_page_size(text).map(Some))?;
+        let pages = match (in_memory, pages) {
+            (Some(memory), Some(pages)) if memory != pages => return Err(CliError::Pages { memory, pages }),
+            (memory, pages) => pages.or(memory).unwrap_or(PageSize::Size4K),
+        };
+        Ok(RunConfig {
+            image: self.image.or(self.kernel),
+            initrd: self.initrd,
+            cmdline: self.append,
+            memory: size,
+            pages,
+            cpus: value("--cpus", self.cpus.as_deref(), CpuCount::ONE, str::parse)?,
+            nested: value("--mmu", self.mmu.as_deref(), NestedPaging::default(), str::parse)?,
+            seed: Seed(value("--seed", self.seed.as_deref(), 0, parse_seed)?),
+            max_instructions: self.max_instructions,
+            timeout: self.timeout.map(Duration::from_secs),
+            report: if self.json { Report::Json } else { Report::Text },
+            serial: self.serial,
+            on_reset: if self.no_reboot { OnReset::End } else { OnReset::Restart },
+        })
+    }
+}
+
+impl CheckArguments {
+    /// The RAM that the file would be loaded into.
+    pub fn memory(&self) -> Result<MemorySize, CliError> {
+        Ok(memory(self.memory.as_deref())?.size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(words: &[&str]) -> Result<RunConfig, CliError> {
+        let words = ["bifold", "run"].iter().chain(words);
+        match Arguments::try_parse_from(words).expect("clap takes the words").command {
+            Command::Run(arguments) => arguments.resolve(),
+            Command::Check(_) => unreachable!("the words begin with run"),
+        }
+    }
+
+    #[test]
+    fn the_command_is_consistent() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn nothing_said_means_the_builtin_guest() {
+        let config = resolve(&[]).unwrap();
+        assert_eq!((config.image, config.memory, config.cpus), (None, MemorySize::DEFAULT, CpuCount::ONE));
+        assert_eq!((config.pages, config.nested, config.seed), (PageSize::Size4K, NestedPaging::Npt, Seed(0)));
+        assert_eq!((config.report, config.on_reset), (Report::Text, OnReset::Restart));
+    }
+
+    #[test]
+    fn words_of_other_vmms() {
+        let ours = ["vmlinuz", "--initrd", "i", "--append", "quiet", "--memory", "4G", "--cpus", "2"];
+        let theirs = ["-k", "vmlinuz", "--initramfs", "i", "--cmdline", "quiet", "-m", "4096", "--smp", "2"];
+        let short = ["--kernel", "vmlinuz", "-i", "i", "-p", "quiet", "--mem", "size=4G", "-c", "2"];
+        let config = resolve(&ours).unwrap();
+        assert_eq!(config, resolve(&theirs).unwrap());
+        assert_eq!(config, resolve(&short).unwrap());
+        assert_eq!(config.memory.bytes(), 4 << 30);
+    }
+
+    #[test]
+    fn the_rest_arrives_too() {
+        let words = "--pages 2m --mmu ept --seed 0x10 --max-instructions 5 --timeout 3 --json --serial s --no-reboot";
+        let config = resolve(&words.split(' ').collect::<Vec<_>>()).unwrap();
+        assert_eq!((config.pages, config.nested, config.seed), (PageSize::Size2M, NestedPaging::Ept, Seed(16)));
+        assert_eq!((config.max_instructions, config.timeout), (Some(5), Some(Duration::from_secs(3))));
+        assert_eq!((config.report, config.on_reset), (Report::Json, OnReset::End));
+        assert_eq!(config.serial, Some(PathBuf::from("s")));
+    }
+
+    #[test]
+    fn a_bad_value_names_its_flag_and_what_is_right() {
+        let error = resolve(&["--memory", "2X"]).unwrap_err();
+        assert_eq!(error.to_string(), "--memory: \"2X\" is not a size");
+        assert_eq!(error.help(), "sizes are like 512M, 2G or 1T; a bare number is MiB");
+        assert_eq!(resolve(&["--cpus", "65"]).unwrap_err().to_string(), "--cpus: \"65\" is not a number of vCPUs");
+        let error = resolve(&["--memory", "2G,pages=2m", "--pages", "1g"]).unwrap_err();
+        assert_eq!(error.to_string(), "--memory says pages=2M, --pages says 1G");
+        assert!(resolve(&["--memory", "2G,pages=2m", "--pages", "2m"]).is_ok());
+    }
+
+    #[test]
+    fn two_images_are_one_too_many() {
+        assert!(Arguments::try_parse_from(["bifold", "run", "a", "--kernel", "b"]).is_err());
+    }
+}

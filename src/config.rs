@@ -1,0 +1,267 @@
+//! The machine's configuration as values: what can be chosen, in which limits, and how it is written.
+//!
+//! Shared by the command line and the library; nothing here knows of either. Text forms follow other VMMs: sizes are
+//! decimal numbers with a binary suffix (`512M`, `2G`), and a bare number is MiB.
+
+use core::fmt;
+use core::str::FromStr;
+
+use emu_core::PageSize;
+use thiserror::Error;
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+/// A value that cannot be configured.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ConfigError {
+    /// Not a number with an optional suffix.
+    #[error("\"{0}\" is not a size")]
+    NotASize(String),
+    /// A memory size outside the limits, or not whole 4 KiB pages.
+    #[error("memory of {0} bytes is not between 1M and 16T in whole 4 KiB pages")]
+    MemorySize(u64),
+    /// A key of a `key=value` list that does not exist.
+    #[error("\"{0}\" is not a property of memory")]
+    MemoryProperty(String),
+    /// A property given twice.
+    #[error("{0} is given twice")]
+    Twice(&'static str),
+    /// A list of memory properties without a size.
+    #[error("memory is given without a size")]
+    NoMemorySize,
+    /// Not a page size.
+    #[error("\"{0}\" is not a page size")]
+    PageSize(String),
+    /// Not a number of vCPUs.
+    #[error("\"{0}\" is not a number of vCPUs")]
+    CpuCount(String),
+    /// Not a kind of nested paging.
+    #[error("\"{0}\" is not a kind of nested paging")]
+    NestedPaging(String),
+    /// Not a seed.
+    #[error("\"{0}\" is not a seed")]
+    Seed(String),
+}
+
+impl ConfigError {
+    /// What would have been right, for the `help:` line.
+    pub fn help(&self) -> &'static str {
+        match self {
+            ConfigError::NotASize(_) => "sizes are like 512M, 2G or 1T; a bare number is MiB",
+            ConfigError::MemorySize(_) => "the smallest machine has 1M, the largest 16T",
+            ConfigError::MemoryProperty(_) | ConfigError::NoMemorySize => "memory is 2G, or size=2G,pages=2m",
+            ConfigError::Twice(_) => "give it once",
+            ConfigError::PageSize(_) => "page sizes are 4k, 2m and 1g",
+            ConfigError::CpuCount(_) => "a machine has 1 to 64 vCPUs",
+            ConfigError::NestedPaging(_) => "the kinds are npt (AMD) and ept (Intel)",
+            ConfigError::Seed(_) => "a seed is a 64-bit number, decimal or 0x and hexadecimal",
+        }
+    }
+}
+
+/// Bytes written as a number with an optional suffix K, M, G or T (also `MiB` and `MB`, all binary). Without a suffix
+/// the number counts MiB.
+pub fn parse_size(text: &str) -> Result<u64, ConfigError> {
+    let refused = || ConfigError::NotASize(text.to_owned());
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, suffix) = text.split_at(digits);
+    let unit = match suffix.to_ascii_lowercase().as_str() {
+        "" | "m" | "mb" | "mib" => MIB,
+        "b" => 1,
+        "k" | "kb" | "kib" => KIB,
+        "g" | "gb" | "gib" => KIB * MIB,
+        "t" | "tb" | "tib" => MIB * MIB,
+        _ => return Err(refused()),
+    };
+    number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)).ok_or_else(refused)
+}
+
+/// How much RAM the guest has: whole 4 KiB pages, 1 MiB to 16 TiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MemorySize(u64);
+
+impl MemorySize {
+    /// 2 GiB.
+    pub const DEFAULT: MemorySize = MemorySize(2 * KIB * MIB);
+
+    /// A size in bytes, when it lies in the limits.
+    pub const fn new(bytes: u64) -> Result<MemorySize, ConfigError> {
+        if bytes < MIB || bytes > 16 * MIB * MIB || !bytes.is_multiple_of(4 * KIB) {
+            return Err(ConfigError::MemorySize(bytes));
+        }
+        Ok(MemorySize(bytes))
+    }
+    /// The size in bytes.
+    pub const fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+impl FromStr for MemorySize {
+    type Err = ConfigError;
+    fn from_str(text: &str) -> Result<MemorySize, ConfigError> {
+        MemorySize::new(parse_size(text)?)
+    }
+}
+
+/// In the largest unit that divides it, as [`parse_size`] reads it back.
+impl fmt::Display for MemorySize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(MIB * MIB, "T"), (KIB * MIB, "G"), (MIB, "M")];
+        let (unit, name) = units.into_iter().find(|(unit, _)| self.0.is_multiple_of(*unit)).unwrap_or((KIB, "K"));
+        write!(f, "{}{name}", self.0 / unit)
+    }
+}
+
+/// What `--memory` says: a size alone, or `size=2G,pages=2m`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryArgument {
+    /// How much.
+    pub size: MemorySize,
+    /// The largest page that backs it, when that was said too.
+    pub pages: Option<PageSize>,
+}
+
+impl FromStr for MemoryArgument {
+    type Err = ConfigError;
+    fn from_str(text: &str) -> Result<MemoryArgument, ConfigError> {
+        let (mut size, mut pages) = (None, None);
+        for (n, property) in text.split(',').enumerate() {
+            match property.split_once('=') {
+                // As with other VMMs, the size may come first without its name.
+                None if n == 0 => size = Some(property.parse()?),
+                Some(("size", _)) if size.is_some() => return Err(ConfigError::Twice("size")),
+                Some(("pages", _)) if pages.is_some() => return Err(ConfigError::Twice("pages")),
+                Some(("size", value)) => size = Some(value.parse()?),
+                Some(("pages", value)) => pages = Some(parse_page_size(value)?),
+                _ => return Err(ConfigError::MemoryProperty(property.to_owned())),
+            }
+        }
+        Ok(MemoryArgument { size: size.ok_or(ConfigError::NoMemorySize)?, pages })
+    }
+}
+
+/// `4k`, `2m` or `1g`, in either case.
+pub fn parse_page_size(text: &str) -> Result<PageSize, ConfigError> {
+    let wanted = |size: &PageSize| size.to_string().eq_ignore_ascii_case(text);
+    PageSize::ALL.into_iter().find(wanted).ok_or_else(|| ConfigError::PageSize(text.to_owned()))
+}
+
+/// How many vCPUs: 1 to 64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuCount(u8);
+
+impl CpuCount {
+    /// One.
+    pub const ONE: CpuCount = CpuCount(1);
+
+    /// A count, when it lies in the limits.
+    pub const fn new(count: u8) -> Option<CpuCount> {
+        if count >= 1 && count <= 64 { Some(CpuCount(count)) } else { None }
+    }
+    /// The count.
+    pub const fn get(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl FromStr for CpuCount {
+    type Err = ConfigError;
+    fn from_str(text: &str) -> Result<CpuCount, ConfigError> {
+        text.parse().ok().and_then(CpuCount::new).ok_or_else(|| ConfigError::CpuCount(text.to_owned()))
+    }
+}
+
+/// The format of the tables that translate guest physical addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum NestedPaging {
+    /// AMD: the format of long-mode tables.
+    #[default]
+    Npt,
+    /// Intel: the extended page tables.
+    Ept,
+}
+
+impl FromStr for NestedPaging {
+    type Err = ConfigError;
+    fn from_str(text: &str) -> Result<NestedPaging, ConfigError> {
+        match text.to_ascii_lowercase().as_str() {
+            "npt" => Ok(NestedPaging::Npt),
+            "ept" => Ok(NestedPaging::Ept),
+            _ => Err(ConfigError::NestedPaging(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for NestedPaging {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            NestedPaging::Npt => "npt",
+            NestedPaging::Ept => "ept",
+        })
+    }
+}
+
+/// A 64-bit number, decimal or with `0x`.
+pub fn parse_seed(text: &str) -> Result<u64, ConfigError> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|_| ConfigError::Seed(text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_as_people_write_them() {
+        let good = [("2G", 2 << 30), ("512", 512 << 20), ("4096K", 4 << 20), ("1t", 1 << 40), ("3GiB", 3 << 30)];
+        for (text, bytes) in good {
+            assert_eq!(text.parse().map(MemorySize::bytes), Ok(bytes), "{text}");
+        }
+        for text in ["", "G", "-1", "2X", "1.5G", "99999999999T", "0x10", "2 G"] {
+            assert_eq!(text.parse::<MemorySize>(), Err(ConfigError::NotASize(text.to_owned())));
+        }
+        for (text, bytes) in [("0", 0), ("17T", 17 << 40), ("1048577b", (1 << 20) + 1), ("4K", 4096)] {
+            assert_eq!(text.parse::<MemorySize>(), Err(ConfigError::MemorySize(bytes)));
+        }
+    }
+
+    #[test]
+    fn sizes_print_as_they_are_read() {
+        for text in ["16T", "2G", "1536M", "1028K"] {
+            assert_eq!(text.parse::<MemorySize>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn memory_lists() {
+        let size = MemorySize::DEFAULT;
+        let with = |pages| Ok(MemoryArgument { size, pages });
+        assert_eq!("2G".parse(), with(None));
+        assert_eq!("2G,pages=2m".parse(), with(Some(PageSize::Size2M)));
+        assert_eq!("pages=1G,size=2G".parse(), with(Some(PageSize::Size1G)));
+        let refused = |text: &str| text.parse::<MemoryArgument>().unwrap_err();
+        assert_eq!(refused("2G,size=2G"), ConfigError::Twice("size"));
+        assert_eq!(refused("pages=2m"), ConfigError::NoMemorySize);
+        assert_eq!(refused("2G,hot=on"), ConfigError::MemoryProperty("hot=on".to_owned()));
+        assert_eq!(refused("2G,4G"), ConfigError::MemoryProperty("4G".to_owned()));
+        assert_eq!(refused("size=2G,pages=3m"), ConfigError::PageSize("3m".to_owned()));
+    }
+
+    #[test]
+    fn counts_kinds_and_seeds() {
+        assert_eq!("64".parse().map(CpuCount::get), Ok(64));
+        for text in ["0", "65", "256", "two", ""] {
+            assert_eq!(text.parse::<CpuCount>(), Err(ConfigError::CpuCount(text.to_owned())));
+        }
+        assert_eq!("EPT".parse(), Ok(NestedPaging::Ept));
+        assert!("tdp".parse::<NestedPaging>().is_err());
+        assert_eq!(parse_seed("0x5eed"), Ok(0x5eed));
+        assert_eq!(parse_seed("18446744073709551615"), Ok(u64::MAX));
+        assert!(parse_seed("18446744073709551616").is_err());
+    }
+}
