@@ -444,10 +444,18 @@ proptest! {
     #[test]
     fn random_histories_keep_the_invariants(
         ept in any::<bool>(),
+        furnished in prop::bool::weighted(0.7),
         pages in policies(),
-        ops in prop::collection::vec(op(), 1..80),
+        ops in prop::collection::vec(op(), 1..100),
     ) {
         let mut world = World::new(if ept { TdpFormat::Ept } else { TdpFormat::Npt }, pages);
+        if furnished {
+            // Two aligned slots, where leaves can be huge from the start.
+            for n in 0..2 {
+                let (id, first, readonly) = (n as u16, u64::from(n) * INODE_PAGES, false);
+                world.add_slot(Slot { id, first, nr_pages: INODE_PAGES, gmem: n, offset: 0, readonly });
+            }
+        }
         for op in ops {
             world.step(op);
             world.check();
