@@ -238,14 +238,15 @@ impl Mmu {
         self.drop_fast();
     }
 
-    /// What a hypervisor's remote flush asks: every translation of a nested guest that leads into these guest frames
-    /// goes, and every cached pointer to a guest or nested table.
+    /// What a hypervisor's remote flush asks after it changed nested entries for these guest frames. Cached nested
+    /// translations of the frames go, and every cached table pointer. All linear translations of nested guests go too: a
+    /// frame may hold a guest table, and what was translated through it would otherwise survive.
     pub fn flush_gpa_range(&mut self, first: Gfn, frames: u64) {
         self.stats.flushes += 1;
         let nested = self.spaces_where(Stage2::is_nested);
         let end = first.raw().saturating_add(frames);
         let hit = |gpa: u64, frames: u64| gpa >> 12 < end && (gpa >> 12) + frames > first.raw();
-        self.caches.linear.drop_where(|entry| entry.space.is_in(nested) && hit(entry.gpa, entry.size.frames()));
+        self.caches.linear.drop_where(|entry| entry.space.is_in(nested));
         self.caches.guest_tables.flush();
         self.caches.nested.drop_where(|entry| hit(entry.gpa, entry.size.frames()));
         self.caches.nested_tables.flush();
