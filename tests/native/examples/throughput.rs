@@ -2,6 +2,7 @@
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    use native::generator::{Catalogue, Generator};
     use native::judge::Judge;
     use native::{Case, Code, Scope};
     use std::time::Instant;
@@ -30,6 +31,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     measure("store", &[&[0x48, 0x89, 0x01], &[0x01, 0x41, 0x08], &[0x50]], Scope::Memory)?;
     measure("vector and x87", &[&[0xc5, 0xfd, 0xd4, 0xc1], &[0xd9, 0xe8], &[0x0f, 0x58, 0x01]], Scope::Full)?;
     measure("faulting", &[&[0x0f, 0x0b]], Scope::Registers)?;
+
+    let generator = Generator::new(Catalogue::exact(), 1);
+    let start = Instant::now();
+    let cases: Vec<Case> = (0..65_536).map(|index| generator.case(index)).collect();
+    let made = start.elapsed().as_secs_f64() / cases.len() as f64;
+    let start = Instant::now();
+    judge.run(&cases, |_, _| ())?;
+    let run = start.elapsed().as_secs_f64() / cases.len() as f64;
+    println!("{:28} {:7.0} ns  {:5.2} M/s", "generating, all encodings", made * 1e9, 1e-6 / made);
+    println!("{:28} {:7.0} ns  {:5.2} M/s", "executing them", run * 1e9, 1e-6 / run);
     Ok(())
 }
 

@@ -1,11 +1,17 @@
 //! A case (code, registers, memory) and what came of it.
 //!
+//! Who executes a case otherwise than with the judge gives it what a 64-bit user program of Linux has: CPL 3, IOPL 0,
+//! flat segments, paging with the code page and the window as described, CR0 with AM and NE, CR4 with OSFXSR,
+//! OSXMMEXCPT and OSXSAVE, XCR0 with x87, SSE and AVX. It executes until RIP leaves the code, one instruction after
+//! the other, or until an exception; what would follow (a fetch at the target of a branch, a trap that TF asks for)
+//! is not part of the case.
+//!
 //! [`Code`] can only be made by [`Code::admit`], which refuses what must not run natively; so a [`Case`] is always
 //! one that a judge may execute.
 
 use crate::admit::{self, Refused};
 use crate::state::CpuState;
-use crate::window::{Window, Writes};
+use crate::window::{PAGE, Window, Writes};
 
 /// Bytes of code a case may have.
 pub const MAX_CODE: usize = 31;
@@ -98,16 +104,25 @@ impl Case {
             Placement::PageEnd(n) => self.code.bytes().len().min(n as usize),
         }
     }
+    /// The code page as an interpreter is to see it: the code in its filling.
+    pub fn code_page(&self) -> Box<[u8; PAGE as usize]> {
+        let mut page = Box::new([0xcc; PAGE as usize]);
+        let present = self.present_len();
+        page[(self.rip() - CODE_PAGE) as usize..][..present].copy_from_slice(&self.code.bytes()[..present]);
+        page
+    }
     /// RIP at the start.
     pub fn rip(&self) -> u64 {
         match self.placement {
             Placement::Inline => CODE_ADDRESS,
-            Placement::PageEnd(_) => CODE_PAGE + crate::window::PAGE - self.present_len() as u64,
+            Placement::PageEnd(_) => CODE_PAGE + PAGE - self.present_len() as u64,
         }
     }
 }
 
 /// An exception that the code raised.
+///
+/// The P bit of a #PF at or above the user's half of the address space is always clear: Linux does not tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// Vector, 0 to 31.
@@ -154,4 +169,18 @@ pub struct CaseResult {
     pub state: CpuState,
     /// Memory that changed.
     pub writes: Writes,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_lies_where_it_starts() {
+        let mut case = Case::new(Code::admit(&[0x48, 0x01, 0xd8]).unwrap());
+        assert_eq!(case.code_page()[0x7ff..0x804], [0xcc, 0x48, 0x01, 0xd8, 0xcc]);
+        case.placement = Placement::PageEnd(2);
+        assert_eq!(case.code_page()[0xffd..], [0xcc, 0x48, 0x01]);
+        assert_eq!(case.rip(), CODE_PAGE + 0xffe);
+    }
 }

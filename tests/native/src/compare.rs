@@ -2,7 +2,8 @@
 //!
 //! By the architecture some flags, and a few whole results, are undefined after an instruction; [`Comparison`] leaves
 //! these out, or compares them as well when the host is the modelled processor, or those that a table says the model
-//! defines. After a fault nothing is undefined: everything must be as it was.
+//! defines. After a fault nothing is undefined but the progress of a gather: what the host shows must be shown, be it
+//! nothing (the common case) or the finished part of a repeated string instruction.
 //!
 //! Source: the RFLAGS facts of iced; SDM vol. 2, the instruction pages of the shifts, for what depends on the count.
 
@@ -136,7 +137,7 @@ impl Comparison {
         }
         let undefined = match native.outcome {
             Outcome::Completed { .. } => self.undefined(case),
-            _ => Undefined::default(),
+            _ => self.undefined_at_fault(case),
         };
         let mut differences = Vec::new();
         if native.outcome != ours.outcome {
@@ -150,6 +151,13 @@ impl Comparison {
             return Ok(());
         }
         Err(Box::new(Mismatch { case: case.clone(), native: native.clone(), ours: ours.clone(), differences }))
+    }
+
+    /// A gather that faults may have loaded any of the elements above the one it faults on (SDM vol. 2, "VGATHERDPS").
+    fn undefined_at_fault(&self, case: &Case) -> Undefined {
+        let mut decoder = Decoder::with_ip(64, case.code.bytes(), case.rip(), DECODER_OPTIONS).into_iter();
+        let gathers = decoder.any(|instruction| instruction.is_vsib());
+        Undefined { everything: gathers && *self != Comparison::Everything, ..Undefined::default() }
     }
 
     fn undefined(&self, case: &Case) -> Undefined {
@@ -337,7 +345,7 @@ impl fmt::Display for Mismatch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::case::Code;
+    use crate::case::{Code, Fault};
     use crate::state::RAX;
     use crate::window::Writes;
 
@@ -370,6 +378,21 @@ mod tests {
         assert!(!flag_matters(&shl, 8, CF));
         // An ADD behind it defines everything again.
         assert!(flag_matters(&[0xd2, 0xe0, 0x48, 0x01, 0xd8], 8, CF));
+    }
+
+    #[test]
+    fn after_a_fault_flags_count_but_a_gather_does_not() {
+        let fault = Outcome::Fault(Fault { vector: 14, error_code: 4, cr2: Some(0), rip_delta: 0 });
+        let differs = |bytes: &[u8], change: fn(&mut CpuState)| {
+            let (case, mut result) = of(bytes, 0);
+            result.outcome = fault;
+            let mut other = result.clone();
+            change(&mut other.state);
+            assert!(Comparison::Everything.compare(&case, &result, &other).is_err());
+            compare(&case, &result, &other).is_err()
+        };
+        assert!(differs(&[0x48, 0x23, 0x01], |state| state.rflags ^= AF));
+        assert!(!differs(&[0xc4, 0xe2, 0x69, 0x90, 0x04, 0x09], |state| state.vec[0][1] ^= 1));
     }
 
     #[test]

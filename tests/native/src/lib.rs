@@ -20,7 +20,6 @@ pub mod compare;
 pub mod driver;
 pub mod generator;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-#[expect(unsafe_code, reason = "runs machine code in a child process and shares memory with it")]
 pub mod judge;
 pub mod reach;
 pub mod rng;

@@ -3,6 +3,8 @@
 //! It was forked from a process that may have other threads, so nothing here allocates, locks or panics: a failed
 //! step is reported in [`Shared::ready`] and ends the process.
 
+#![expect(unsafe_code, reason = "sets up the child's address space and executes machine code in it")]
+
 use std::arch::x86_64::{
     __m256i, _mm256_load_si256, _mm256_or_si256, _mm256_set1_epi8, _mm256_testz_si256, _mm256_xor_si256,
 };

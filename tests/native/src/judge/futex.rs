@@ -1,5 +1,7 @@
 //! Sleeping and waking across the two processes.
 
+#![expect(unsafe_code, reason = "calls futex")]
+
 use std::ptr;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;

@@ -43,7 +43,7 @@ pub enum JudgeError {
 }
 
 /// Processor time a child may burn on one case before it counts as hanging.
-const PATIENCE: Duration = Duration::from_millis(200);
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// End of the user's half of the address space; Linux leaves its last page out.
 const USER_END: u64 = 0x7fff_ffff_f000;

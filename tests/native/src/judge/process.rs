@@ -1,5 +1,7 @@
 //! The parent's side of the child: the shared ring, handing over, waiting, the watchdog, replacing a lost child.
 
+#![expect(unsafe_code, reason = "forks, and shares memory with the child")]
+
 use std::io;
 use std::ptr;
 use std::sync::LazyLock;

@@ -4,6 +4,8 @@
 //! [`Context`](super::layout::Context) by absolute addresses. A case has no control over RSP's validity on the way
 //! out, so RSP is the first thing that is saved and replaced.
 
+#![expect(unsafe_code, reason = "loads and saves the whole register state")]
+
 use std::arch::naked_asm;
 
 use super::layout::{CONTEXT, OFF_ENTRY, OFF_FULL, OFF_FXSAVE, OFF_HOST_MXCSR, OFF_HOST_RSP, OFF_RFLAGS, OFF_YMM};
