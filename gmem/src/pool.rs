@@ -316,7 +316,7 @@ mod tests {
     }
 
     proptest! {
-        /// F1 to F6 of the reference, over random lives of several inodes.
+        /// The laws of the module's introduction, over random lives of several inodes.
         #[test]
         fn conservation(steps in prop::collection::vec((0_u8..4, any::<prop::sample::Index>(), 0_u64..8), 1..100)) {
             let (mut pool, mut buddy) = pool_of(16, 0);

@@ -163,7 +163,7 @@ mod tests {
     }
 
     proptest! {
-        /// C1 of the reference, against one state per index.
+        /// Against one state per index.
         #[test]
         fn runs_agree_with_an_array(
             sets in prop::collection::vec((0_u64..70, 0_u64..70, any::<bool>()), 0..40),

@@ -1,4 +1,5 @@
-//! Random lives of inodes against a naive model: sections A, B and F of the invariants, as far as they apply.
+//! Random lives of inodes against a naive model. After every step the books must balance: bindings, page cache,
+//! references, frames and reservations.
 
 use std::collections::BTreeMap;
 
@@ -105,14 +106,21 @@ impl World {
                 let page = page.index(m.nr_pages as usize) as u64;
                 if let Ok(backed) = m.inode.get_folio(host, PageIndex(page), &mut Silent) {
                     let seen: u8 = host.memory().load(backed.sfn.base()).unwrap();
-                    assert_eq!(seen, m.bytes.get(&page).copied().unwrap_or(0), "B9, B12: page {page}");
+                    assert_eq!(
+                        seen,
+                        m.bytes.get(&page).copied().unwrap_or(0),
+                        "page {page} shows what was written or zero"
+                    );
                 }
             }),
             Op::Allocate { inode, first, nr_pages } => self.with(inode, |m, host, _, _| {
                 let first = first.index(m.nr_pages as usize) as u64;
                 let range = PageRange { first: PageIndex(first), nr_pages };
                 match m.inode.allocate(host, range, &mut Silent) {
-                    Ok(()) => assert!((first..first + nr_pages).all(|i| m.inode.peek(PageIndex(i)).is_some()), "B16"),
+                    Ok(()) => assert!(
+                        (first..first + nr_pages).all(|i| m.inode.peek(PageIndex(i)).is_some()),
+                        "every index has a folio"
+                    ),
                     Err(GetError::BeyondEnd { .. }) => assert!(first + nr_pages > m.nr_pages),
                     Err(error) => assert!(matches!(error, GetError::NoFolio { .. })),
                 }
@@ -128,7 +136,7 @@ impl World {
                 let bound = m.inode.bind(SlotId(slot), PageRange { first: PageIndex(first), nr_pages });
                 match bound {
                     Ok(()) => {
-                        assert!(free && end <= m.nr_pages, "A1, A3");
+                        assert!(free && end <= m.nr_pages, "bindings are disjoint and inside the inode");
                         m.bindings.push((first, end, SlotId(slot)));
                     }
                     Err(BindError::OutOfBounds { .. }) => assert!(end > m.nr_pages),
@@ -178,11 +186,13 @@ impl World {
         let info = CreateInfo { size_bytes: nr_pages << 12, flags: GmemFlags::INIT_SHARED.bits(), policy };
         match GuestMemfd::create(&mut self.host, info) {
             Ok(inode) => {
-                assert!(fits, "F5");
+                assert!(fits, "a reservation needs unpromised pages");
                 let model = Model { inode, nr_pages, bytes: BTreeMap::new(), bindings: Vec::new(), pins: 0 };
                 self.inodes.push(Some(model));
             }
-            Err(_) => assert!(!fits && self.host.stats() == before, "F5: refused without a trace"),
+            Err(_) => {
+                assert!(!fits && self.host.stats() == before, "refused only for want of pages, and without a trace")
+            }
         }
     }
 
@@ -191,7 +201,7 @@ impl World {
         let m = self.inodes[pin.inode].as_mut().expect("pins keep an inode from being destroyed");
         if let Some(byte) = pin.frozen {
             let seen: u8 = self.host.memory().load(pin.sfn.base()).unwrap();
-            assert_eq!(seen, byte, "B14: a removed page keeps its bytes for who holds it");
+            assert_eq!(seen, byte, "a removed page keeps its bytes for who holds it");
         }
         m.pins -= 1;
         m.inode.put_page(&mut self.host, pin.sfn);
@@ -203,18 +213,25 @@ impl World {
             let Some(m) = m else { continue };
             let mut last_end = 0;
             for (index, head, size) in m.inode.iter() {
-                assert!(index.0.is_multiple_of(size.frames()) && head.is_aligned(size), "B1");
-                assert!(index.0 >= last_end && index.0 + size.frames() <= m.nr_pages, "B1");
+                assert!(
+                    index.0.is_multiple_of(size.frames()) && head.is_aligned(size),
+                    "a folio is aligned in both spaces"
+                );
+                assert!(index.0 >= last_end && index.0 + size.frames() <= m.nr_pages, "folios do not overlap");
                 last_end = index.0 + size.frames();
-                assert_eq!(cached.insert(head, size), None, "B2");
-                let folio = self.host.folios().get(head).expect("B8: a cached folio is in use");
+                assert_eq!(cached.insert(head, size), None, "a frame backs one index");
+                let folio = self.host.folios().get(head).expect("a cached folio is in use");
                 let pinned = self.pins.iter().filter(|p| head <= p.sfn && p.sfn.raw() < head.raw() + size.frames());
-                assert_eq!(folio.meta.refs as u64, size.frames() + pinned.count() as u64, "B5");
+                assert_eq!(
+                    folio.meta.refs as u64,
+                    size.frames() + pinned.count() as u64,
+                    "page cache and pins, nothing else"
+                );
             }
             let bound = |index: u64| m.bindings.iter().find(|b| b.0 <= index && index < b.1).map(|b| b.2);
             for &(first, end, _) in &m.bindings {
                 for index in [first, end - 1, end, first.saturating_sub(1)] {
-                    assert_eq!(m.inode.slot_at(PageIndex(index)), bound(index), "A2, inode {at}");
+                    assert_eq!(m.inode.slot_at(PageIndex(index)), bound(index), "the binding at {index} of inode {at}");
                 }
             }
         }
@@ -222,7 +239,7 @@ impl World {
         let mut end = Sfn::new(0);
         let mut in_use = [0_u64; 2];
         for folio in self.host.folios().iter() {
-            assert!(folio.head >= end, "B2: folios overlap");
+            assert!(folio.head >= end, "folios overlap");
             end = Sfn::new(folio.head.raw() + folio.size.frames());
             let held = self.pins.iter().any(|p| folio.head <= p.sfn && p.sfn < end);
             assert!(cached.contains_key(&folio.head) || held, "leaked {folio:?}");
@@ -231,9 +248,9 @@ impl World {
         let stats = self.host.stats();
         let pool = stats.pools[0];
         let in_use_frames = in_use[0] + in_use[1] * M2;
-        assert_eq!(stats.free_frames + pool.free * M2 + in_use_frames, stats.nr_frames, "F4: frames are conserved");
-        assert_eq!((pool.nr, pool.surplus), (POOL_PAGES, 0), "F1");
-        assert!(pool.resv <= pool.free, "F2");
+        assert_eq!(stats.free_frames + pool.free * M2 + in_use_frames, stats.nr_frames, "frames are conserved");
+        assert_eq!((pool.nr, pool.surplus), (POOL_PAGES, 0), "the pool keeps its size");
+        assert!(pool.resv <= pool.free, "promises are covered by free pages");
     }
 }
 
@@ -276,7 +293,7 @@ proptest! {
             }
             m.inode.destroy(&mut world.host);
         }
-        prop_assert_eq!(world.host.stats(), World::new().host.stats(), "F7: everything is back");
+        prop_assert_eq!(world.host.stats(), World::new().host.stats(), "everything is back");
     }
 }
 
@@ -323,7 +340,7 @@ fn a_page_that_the_host_holds_cannot_become_private() {
     assert_eq!(plan(m, &world.host, range(0, 2 * M2), private), busy(M2), "the folio's first page");
     assert_eq!(plan(m, &world.host, range(M2 + 3, 1), private), busy(M2 + 3), "references are the folio's");
     assert_eq!(plan(m, &world.host, range(0, M2), private), Ok(true));
-    assert_eq!(plan(m, &world.host, range(0, 2 * M2), Shareability::SHARED), Ok(false), "C7");
+    assert_eq!(plan(m, &world.host, range(0, 2 * M2), Shareability::SHARED), Ok(false), "nothing to do");
     assert!(matches!(plan(m, &world.host, range(1, 2 * M2), private), Err(ConvertError::OutOfBounds { .. })));
     assert!(matches!(plan(m, &world.host, range(1, 0), private), Err(ConvertError::OutOfBounds { .. })));
     m.inode.put_page(&mut world.host, held);
@@ -336,5 +353,8 @@ fn a_page_that_the_host_holds_cannot_become_private() {
     let refused = m.inode.get_page(&mut world.host, PageIndex(0), &mut Silent);
     assert_eq!(refused, Err(GetError::Private { index: PageIndex(0) }));
     punch(m, &mut world.host, &mut [], 0, 0, 2 * M2);
-    assert!(m.inode.shareability().is_uniform(0, 2 * M2) && m.inode.shareability().get(0).is_private(), "C2");
+    assert!(
+        m.inode.shareability().is_uniform(0, 2 * M2) && m.inode.shareability().get(0).is_private(),
+        "removal says nothing about who may use a page"
+    );
 }

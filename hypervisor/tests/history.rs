@@ -1,5 +1,5 @@
 //! Random histories of a VM against a naive model: memslots come, move and go, faults and holes overlap in time, guest
-//! and host write, and after every step sections A, B, D and E of the invariants are checked as far as they apply.
+//! and host write, and after every step every leaf, table, cached translation and counter is checked.
 
 mod reader;
 
@@ -214,7 +214,11 @@ impl World {
                 let read = self.vm.guest_read(Gfn::new(gfn).base(), &mut byte, &mut Silent);
                 assert_eq!(read.is_ok(), self.slot_at(gfn).is_some() && !self.is_private(gfn));
                 if let (Ok(()), Some(place)) = (read, self.place(gfn)) {
-                    assert_eq!(byte[0], self.bytes.get(&place).copied().unwrap_or(0), "B9, B12 at {place:?}");
+                    assert_eq!(
+                        byte[0],
+                        self.bytes.get(&place).copied().unwrap_or(0),
+                        "{place:?} shows what was written or zero"
+                    );
                 }
             }
             Op::Harvest { first, nr_pages, dirty } => {
@@ -251,7 +255,7 @@ impl World {
         if sound {
             self.slots.push(slot);
         } else {
-            assert_eq!(self.vm.memslots().generation(), generation, "A10");
+            assert_eq!(self.vm.memslots().generation(), generation, "a refused call leaves no trace");
         }
     }
 
@@ -315,7 +319,7 @@ impl World {
                 assert_eq!(self.vm.tables().leaves().unwrap(), before, "a retry writes nothing");
             }
             Action::Resume(resumed) => {
-                assert!(!stale, "E4");
+                assert!(!stale, "an entry was written from what is no longer true");
                 let leaf = self.walk(gfn).expect("the fault is served");
                 assert!(leaf.writable || kind != AccessKind::Write);
                 assert!(leaf.executable);
@@ -336,7 +340,7 @@ impl World {
         let guest: Vec<_> = guest.collect();
         let vm = self.vm.punch_begin(GmemId(gmem), first << 12, nr_pages << 12, &mut Silent).unwrap();
         for &(from, to) in &guest {
-            assert!((from..to).all(|gfn| self.walk(gfn).is_none()), "B13");
+            assert!((from..to).all(|gfn| self.walk(gfn).is_none()), "a hole is unmapped before it is made");
         }
         self.punches.push(Punch { gmem, first, end, guest, vm });
     }
@@ -348,7 +352,11 @@ impl World {
         let seq = self.vm.invalidation().seq();
         let done = self.vm.convert(GmemId(gmem), first << 12, nr_pages << 12, to, &mut Silent);
         assert_eq!(done.is_ok(), sound);
-        assert_eq!(self.vm.invalidation().seq() != seq, sound && changes, "C7");
+        assert_eq!(
+            self.vm.invalidation().seq() != seq,
+            sound && changes,
+            "only a conversion that changes something invalidates"
+        );
         if sound && to.is_private() {
             self.private.extend(places());
         } else if sound {
@@ -371,7 +379,7 @@ impl World {
         });
         if let Some(entry) = entry.filter(|e| e.writable) {
             self.vm.memory().store(Sfn::new(entry.sfn + gfn - entry.gfn).base(), value).unwrap();
-            let place = self.place(gfn).expect("E10: nothing is translated outside a memslot");
+            let place = self.place(gfn).expect("nothing is translated outside a memslot");
             self.bytes.insert(place, value);
         }
     }
@@ -392,26 +400,33 @@ impl World {
         let mut mapped = [0; 3];
         for leaf in &leaves {
             mapped[leaf.size.index()] += 1;
-            let slot = self.slot_at(leaf.gfn.raw()).expect("D3");
+            let slot = self.slot_at(leaf.gfn.raw()).expect("a leaf lies in a memslot");
             let end = leaf.gfn.raw() + leaf.size.frames();
-            assert!(end <= slot.end(), "D3");
-            assert_eq!((leaf.gfn.raw() ^ leaf.sfn.raw()) & (leaf.size.frames() - 1), 0, "D4");
+            assert!(end <= slot.end(), "a leaf lies in one memslot");
+            assert_eq!(
+                (leaf.gfn.raw() ^ leaf.sfn.raw()) & (leaf.size.frames() - 1),
+                0,
+                "guest and system frames are congruent"
+            );
             assert_eq!(leaf.rights.contains(Rights::WRITE), !slot.readonly);
             let inode = self.vm.gmem(GmemId(slot.gmem)).unwrap();
             let private = self.is_private(leaf.gfn.raw());
-            assert!((leaf.gfn.raw()..end).all(|gfn| self.is_private(gfn) == private), "D1");
+            assert!(
+                (leaf.gfn.raw()..end).all(|gfn| self.is_private(gfn) == private),
+                "a leaf covers pages of one attribute"
+            );
             for n in 0..leaf.size.frames() {
                 let index = leaf.gfn.raw() + n - slot.first + slot.offset;
-                let backed = inode.peek(PageIndex(index)).expect("B4: mapped and not populated");
-                assert_eq!(backed.sfn.raw(), leaf.sfn.raw() + n, "B4");
-                assert!(leaf.size <= backed.size, "D2");
+                let backed = inode.peek(PageIndex(index)).expect("mapped and not populated");
+                assert_eq!(backed.sfn.raw(), leaf.sfn.raw() + n, "a leaf shows the inode's folio");
+                assert!(leaf.size <= backed.size, "a leaf is no larger than its folio");
             }
-            let folio = self.vm.host().folios().get(leaf.sfn).expect("B7");
-            assert!(folio.meta.flags.contains(FolioFlags::UPTODATE), "B10");
+            let folio = self.vm.host().folios().get(leaf.sfn).expect("a mapped frame is in use");
+            assert!(folio.meta.flags.contains(FolioFlags::UPTODATE), "a mapped folio has defined contents");
             let seen = self.walk(leaf.gfn.raw()).expect("the hardware's view has the leaf");
             assert_eq!((seen.spa, seen.size), (leaf.sfn.base(), leaf.size));
         }
-        assert_eq!(self.vm.stats().tables.mapped, mapped, "D14");
+        assert_eq!(self.vm.stats().tables.mapped, mapped, "counters agree with the tables");
         let mut reachable = reader::tables(self.vm.memory(), self.vm.format(), self.vm.root_register());
         reachable.sort();
         let used = self.vm.host().folios().iter().filter(|f| f.meta.kind == FolioKind::PageTable);
@@ -420,9 +435,9 @@ impl World {
         for entry in &self.tlb {
             let stands =
                 leaves.iter().any(|l| l.gfn.raw() == entry.gfn && l.sfn.raw() == entry.sfn && l.size == entry.size);
-            assert!(stands, "E5, E6: a stale translation survived {entry:x?}");
+            assert!(stands, "a stale translation survived {entry:x?}");
         }
-        assert_eq!(self.vm.invalidation().in_progress() as usize, self.punches.len(), "E1");
+        assert_eq!(self.vm.invalidation().in_progress() as usize, self.punches.len(), "begins and ends balance");
         for gfn in (0..GUEST_PAGES).step_by(M2 as usize / 4) {
             let found = self.vm.memslots().lookup(Gfn::new(gfn)).map(|s| s.id.0);
             assert_eq!(found, self.slot_at(gfn).map(|s| s.id));

@@ -252,7 +252,7 @@ fn a_converted_page_is_the_guests_alone_and_its_neighbours_are_mapped_small() {
     let private = FaultInput { privacy: Shareability::PRIVATE, ..FaultInput::new(Gpa::new(0x5123), AccessKind::Write) };
     assert!(matches!(fault(&mut vm, 0x5123, AccessKind::Read), Action::MemoryFault(_)));
     assert_eq!(vm.handle_fault(private, &mut Silent), Ok(fixed(PageSize::Size4K)));
-    assert_eq!(fault(&mut vm, 0x6000, AccessKind::Read), fixed(PageSize::Size4K), "D1");
+    assert_eq!(fault(&mut vm, 0x6000, AccessKind::Read), fixed(PageSize::Size4K), "one leaf, one attribute");
     let refused = vm.guest_write(Gpa::new(0x4ff0), &[1; 32], &mut Silent);
     assert!(matches!(refused, Err(GuestAccessError::Backing(_))), "the host may not write the private part");
     // Doing it again does nothing at all.
@@ -264,7 +264,7 @@ fn a_converted_page_is_the_guests_alone_and_its_neighbours_are_mapped_small() {
     let mut bytes = [0; 4];
     vm.guest_read(Gpa::new(0x5000), &mut bytes, &mut Silent).unwrap();
     assert_eq!(&bytes, b"kept");
-    assert_eq!(fault(&mut vm, 0x5000, AccessKind::Read), fixed(PageSize::Size2M), "D13");
+    assert_eq!(fault(&mut vm, 0x5000, AccessKind::Read), fixed(PageSize::Size2M));
     assert_eq!(vm.stats().tables.mapped, [0, 1, 0]);
     let bad = vm.convert(gmem, 0x800, 0x1000, Shareability::SHARED, &mut Silent);
     assert_eq!(bad, Err(VmError::BadRange { offset_bytes: 0x800, len_bytes: 0x1000 }));
