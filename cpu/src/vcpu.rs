@@ -201,6 +201,21 @@ impl Vcpu {
             && cpu.latch.is_empty()
     }
 
+    /// Whether an event waits to be delivered.
+    pub fn has_event(&self) -> bool {
+        self.engine.cpu.event.is_some()
+    }
+
+    /// RFLAGS.IF.
+    pub fn interrupts_enabled(&self) -> bool {
+        self.engine.cpu.flags.other.contains(Rflags::IF)
+    }
+
+    /// Sets general register `n` (0 to 15), as a hypervisor gives back the result of a hypercall.
+    pub fn set_gpr(&mut self, n: u8, value: u64) {
+        self.engine.cpu.gpr[n as usize % 16] = value;
+    }
+
     /// The translation unit, for what the machine configures and invalidates.
     pub fn mmu(&mut self) -> &mut Mmu {
         &mut self.engine.cpu.mmu
@@ -232,7 +247,7 @@ impl Vcpu {
             dr: c.dr,
             dr6: c.dr6,
             dr7: c.dr7,
-            ymm: cpu.vector.ymm,
+            ymm: cpu.vector.to_quadwords(),
             mxcsr: cpu.vector.mxcsr,
             x87: x87_out(&cpu.x87),
         }
@@ -256,7 +271,7 @@ impl Vcpu {
         c.dr = state.dr;
         c.dr6 = state.dr6;
         c.dr7 = state.dr7;
-        cpu.vector = VectorState { ymm: state.ymm, mxcsr: state.mxcsr };
+        cpu.vector = VectorState::from_quadwords(&state.ymm, state.mxcsr);
         cpu.x87 = x87_in(&state.x87);
         cpu.cpl = if state.cr0.contains(Cr0::PE) { state.segments.get(SegReg::Ss).attributes.dpl() } else { 0 };
         cpu.event = None;
