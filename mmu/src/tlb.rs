@@ -69,11 +69,14 @@ impl Space {
     pub(crate) const fn global(id: SpaceId) -> Space {
         Space((id.0 as u32) << 16 | Self::ANY_PCID)
     }
+    const fn id(self) -> SpaceId {
+        SpaceId((self.0 >> 16) as u8)
+    }
     const fn globalized(self) -> Space {
         Space(self.0 | Self::ANY_PCID)
     }
     pub(crate) const fn is_in(self, set: SpaceSet) -> bool {
-        set.0 >> (self.0 >> 16 & 63) & 1 != 0
+        set.0 >> (self.id().0 & 63) & 1 != 0
     }
     pub(crate) const fn is_global(self) -> bool {
         self.0 & Self::ANY_PCID == Self::ANY_PCID
@@ -169,9 +172,12 @@ impl Tlb {
         }
     }
 
+    /// The set depends on the second stage, so that guests laid out alike do not meet in one; not on the PCID, which
+    /// global pages lack.
     #[inline]
-    fn set_of(bank: &Bank, input: u64) -> usize {
-        bank.first + ((input >> bank.size.shift()) as usize & bank.set_mask) * WAYS
+    fn set_of(bank: &Bank, input: u64, space: Space) -> usize {
+        let index = (input >> bank.size.shift()) as usize ^ space.id().index().wrapping_mul(0x25);
+        bank.first + (index & bank.set_mask) * WAYS
     }
 
     /// The entry for `input` under `space`, or a global one of the same second stage.
@@ -183,7 +189,7 @@ impl Tlb {
                 continue;
             }
             let base = input & !(bank.size.bytes() - 1);
-            let set = Self::set_of(bank, input);
+            let set = Self::set_of(bank, input, space);
             let hit = self.entries[set..set + WAYS]
                 .iter()
                 .find(|e| e.base == base && (e.space == space || e.space == global));
@@ -197,7 +203,7 @@ impl Tlb {
     /// Enters a translation, in place of the one for the same address and space if there is one.
     pub(crate) fn fill(&mut self, entry: TlbEntry) {
         let bank = &mut self.banks[entry.size.index()];
-        let set = Self::set_of(bank, entry.base);
+        let set = Self::set_of(bank, entry.base, entry.space);
         let ways = &self.entries[set..set + WAYS];
         let same = ways.iter().position(|e| e.base == entry.base && e.space == entry.space);
         let way = same.or_else(|| ways.iter().position(|e| e.space == Space::INVALID)).unwrap_or_else(|| {
@@ -228,7 +234,7 @@ impl Tlb {
         }
         for bank in &mut self.banks {
             let base = input & !(bank.size.bytes() - 1);
-            let set = Self::set_of(bank, input);
+            let set = Self::set_of(bank, input, space);
             for entry in &mut self.entries[set..set + WAYS] {
                 if entry.space == space && entry.base == base {
                     *entry = EMPTY;

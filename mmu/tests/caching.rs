@@ -136,7 +136,7 @@ impl Machine {
             for page in pages() {
                 let table = page_table(space, page);
                 machine.store_guest(frame_of(space, 2) + page / 512 * 8, table | 0x27);
-                machine.store_guest(table + page % 512 * 8, (DATA + page % 16) * 4096 | 7);
+                machine.store_guest(table + page % 512 * 8, ((DATA + page % 16) * 4096) | 7);
             }
         }
         for frame in (DATA..FRAMES).chain(512..516) {
@@ -161,13 +161,13 @@ impl Machine {
             Nesting::Npt => (7, 7),
             Nesting::Ept(_) => (7, 7 | 6 << 3),
         };
-        store(NESTED_ROOT, NESTED_ROOT + 0x1000 | table);
-        store(NESTED_ROOT + 0x1000, NESTED_ROOT + 0x2000 | table);
-        store(NESTED_ROOT + 0x2000, NESTED_ROOT + 0x3000 | table);
+        store(NESTED_ROOT, (NESTED_ROOT + 0x1000) | table);
+        store(NESTED_ROOT + 0x1000, (NESTED_ROOT + 0x2000) | table);
+        store(NESTED_ROOT + 0x2000, (NESTED_ROOT + 0x3000) | table);
         // The second 2 MiB of guest physical memory is one large nested page.
-        store(NESTED_ROOT + 0x2008, OFFSET + 0x20_0000 | leaf | 1 << 7);
+        store(NESTED_ROOT + 0x2008, (OFFSET + 0x20_0000) | leaf | 1 << 7);
         for frame in 0..512 {
-            store(NESTED_ROOT + 0x3000 + frame * 8, OFFSET + frame * 4096 | leaf);
+            store(NESTED_ROOT + 0x3000 + frame * 8, (OFFSET + frame * 4096) | leaf);
         }
         self.mmu.set_stage2(match self.nesting {
             Nesting::None => Stage2::None,
@@ -228,7 +228,7 @@ impl Machine {
                     if was_large {
                         self.store_guest(pde, page_table(space, page) | 0x27);
                     }
-                    self.store_guest(page_table(space, page) + page % 512 * 8, frame * 4096 | flags);
+                    self.store_guest(page_table(space, page) + page % 512 * 8, (frame * 4096) | flags);
                 }
                 self.invalidate(space, page, large != was_large);
             }
@@ -241,7 +241,7 @@ impl Machine {
                 let slot = NESTED_ROOT + 0x3000 + frame * 8;
                 if self.nesting != Nesting::None {
                     let kept = if self.nesting == Nesting::Npt { flags | 4 } else { flags | 6 << 3 | 1 << 10 };
-                    self.memory.store(Spa::new(slot), OFFSET + frame * 4096 | kept).expect("inside memory");
+                    self.memory.store(Spa::new(slot), (OFFSET + frame * 4096) | kept).expect("inside memory");
                     self.mmu.flush_gpa_range(Gfn::new(frame), 1);
                 }
             }
@@ -251,9 +251,9 @@ impl Machine {
             }
             Op::Rules { cr0, cr4, pkru } => {
                 let mut state = *self.mmu.paging();
-                state.cr0 = state.cr0 - Cr0::WP | cr0;
+                state.cr0 = (state.cr0 - Cr0::WP) | cr0;
                 self.mmu.set_paging(state, PagingChange::MovCr0);
-                state.cr4 = state.cr4 - (Cr4::SMAP | Cr4::SMEP | Cr4::PKE) | cr4;
+                state.cr4 = (state.cr4 - (Cr4::SMAP | Cr4::SMEP | Cr4::PKE)) | cr4;
                 self.mmu.set_paging(state, PagingChange::MovCr4);
                 state.pkru = pkru;
                 self.mmu.set_paging(state, PagingChange::ProtectionKeys);
