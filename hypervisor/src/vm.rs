@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use emu_core::event::{Event, EventSink};
+use emu_core::event::{Event, EventSink, Silent};
 use emu_core::memory::SystemMemory;
 use emu_core::page::PAGE_SIZE;
 use emu_core::{AccessKind, Gfn, Gpa, PageSize, Spa};
@@ -212,19 +212,28 @@ impl Vm {
         gmems.get_mut(id.0 as usize).and_then(Option::as_mut).ok_or(MemslotError::NoSuchGmem { id })
     }
 
-    /// Guest RAM: one guest_memfd, shared with the host, and a memslot for each part, numbered from `first_id`.
+    /// Guest RAM: one guest_memfd, shared with the host, and a memslot for each part, numbered from `first_id`. All or
+    /// nothing.
     pub fn add_ram(&mut self, layout: &RamLayout, first_id: SlotId) -> Result<GmemId, VmError> {
         let flags = gmem::GmemFlags::MMAP | gmem::GmemFlags::INIT_SHARED;
         let gmem = self.create_guest_memfd(layout.inode_bytes, flags.bits())?;
         for (n, range) in layout.ranges.iter().enumerate() {
-            self.add_memslot(&MemSlotSpec {
+            let added = self.add_memslot(&MemSlotSpec {
                 id: SlotId(first_id.0.saturating_add(n as u16)),
                 gpa: range.gpa,
                 len_bytes: range.len_bytes,
                 flags: SlotFlags::empty(),
                 gmem,
                 offset_bytes: range.offset_bytes,
-            })?;
+            });
+            if let Err(error) = added {
+                // Nothing was faulted in through these slots, so there is nothing to report.
+                for n in 0..n {
+                    self.remove_memslot(SlotId(first_id.0.saturating_add(n as u16)), &mut Silent)?;
+                }
+                self.close_guest_memfd(gmem)?;
+                return Err(error);
+            }
         }
         Ok(gmem)
     }

@@ -351,6 +351,22 @@ fn running_out_of_memory_is_an_error_and_leaves_the_vm_usable() {
 }
 
 #[test]
+fn ram_that_does_not_fit_leaves_nothing_behind() {
+    let (mut vm, _) = vm(TdpFormat::Npt, PageSize::Size4K, 16 << 20);
+    let before = vm.stats();
+    let layout = RamLayout {
+        inode_bytes: 32 << 20,
+        ranges: [(1 << 32, 0), (8 << 20, 16 << 20)]
+            .map(|(gpa, offset_bytes)| RamRange { gpa: Gpa::new(gpa), len_bytes: 16 << 20, offset_bytes })
+            .to_vec(),
+    };
+    let refused = vm.add_ram(&layout, SlotId(7)).unwrap_err();
+    assert_eq!(refused, MemslotError::Overlap { at: Gfn::new(0x800), slot: SlotId(0) }.into());
+    assert_eq!(vm.memslots().iter().map(|slot| slot.id.0).collect::<Vec<_>>(), [0]);
+    assert_eq!(VmStats { invalidations: before.invalidations, ..vm.stats() }, before);
+}
+
+#[test]
 fn bad_configurations_are_named() {
     let memory = SystemMemory::flat(16 << 20).unwrap();
     let config = |maxphyaddr, nr_frames, pools| VmConfig {
