@@ -4,8 +4,22 @@
 //! paging-structure caches. Sources: AMD APM vol. 2, "Page Translation and Protection" and "Nested Paging"; Intel SDM
 //! vol. 3, "Paging" and "VMX Support for Address Translation".
 //!
-//! [`Mmu`] is the door, one for each virtual processor: it takes a [`emu_core::Gva`] and an [`emu_core::Access`], and
-//! gives a [`Translation`] or an [`MmuFault`].
+//! [`Mmu`] is the door, one for each virtual processor: it takes an [`emu_core::Gva`] and an [`emu_core::Access`], and
+//! gives a [`Translation`] or an [`MmuFault`]. Registers reach it as a [`PagingState`], nested tables as a [`Stage2`].
+//! Beneath it, from the ground up:
+//!
+//! - `format`: what a raw entry means, one file a format. `walk`: the one walker, and the setting of A and D.
+//! - `nested`: the second stage, as memory that the walker reads guest tables from. `stage1`: the first stage.
+//! - `rights`: pure judgement of a finished walk.
+//! - `tlb`, `walk_cache`, `caches`: what is remembered. `flush`: when it is forgotten. [`fast`]: the front.
+//!
+//! Always true:
+//! - no guest-visible outcome depends on a cache, as long as software invalidates what the manuals say it owes;
+//! - A and D change only for a translation that succeeded, by compare-exchange on the entry that was judged;
+//! - a translation allocates nothing, and no table contents make it loop or panic.
+//!
+//! Left out on purpose: shadow-stack pages, LAM, GMET, sub-page write permissions, nested tables of an AMD host outside
+//! long mode, and the combination of memory types (a [`Translation`] carries the EPT type and the PAT index apart).
 #![deny(unsafe_code)]
 #![deny(missing_docs)]
 

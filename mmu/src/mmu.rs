@@ -108,7 +108,12 @@ impl Mmu {
         }
         let work =
             Work { memory: &self.memory, stats: &mut self.stats, caches: self.caches.refs(), effects: Effects::Live };
-        let outcome = self.context.translate(gva, access, work)?;
+        let outcome = self.context.translate(gva, access, work).inspect_err(|fault| {
+            // A page fault invalidates what is cached for its page; the TLB's part went in `look_up`.
+            if let MmuFault::Guest { .. } = fault {
+                self.fast.flush_page(gva);
+            }
+        })?;
         if uses_tlb {
             self.fill_tlb(gva, &outcome);
         }

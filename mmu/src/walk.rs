@@ -205,3 +205,61 @@ pub(crate) fn mark<F: Format, M: TableMemory>(
     }
     Ok(Marked::Done)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{Long, bits};
+    use crate::paging::PagingFeatures;
+
+    /// Memory in which somebody else writes just before A or D is set.
+    struct Contended<'a> {
+        memory: &'a SystemMemory,
+        stats: MmuStats,
+        interference: Option<(Spa, u64)>,
+    }
+
+    impl TableMemory for Contended<'_> {
+        type Address = Gpa;
+
+        fn locate(&mut self, slot: Gpa, _level: Level) -> Result<Spa, MmuFault> {
+            Ok(Spa::new(slot.raw()))
+        }
+        fn locate_update(&mut self, _slot: Gpa, _level: Level, found: Spa) -> Result<Spa, MmuFault> {
+            if let Some((at, value)) = self.interference.take() {
+                self.memory.store(at, value).map_err(MmuFault::Bus)?;
+            }
+            Ok(found)
+        }
+        fn system(&self) -> &SystemMemory {
+            self.memory
+        }
+        fn stats(&mut self) -> &mut MmuStats {
+            &mut self.stats
+        }
+    }
+
+    #[test]
+    fn a_lost_race_walks_again_and_overwrites_nothing() {
+        let system = SystemMemory::flat(0x1_0000).expect("a few frames");
+        let format = Long::new(&PagingFeatures::AMD, true);
+        let links = [(0x1000, 0x2000), (0x2000, 0x3000), (0x3000, 0x4000)];
+        for (slot, below) in links {
+            system.store(Spa::new(slot), below | bits::P | bits::RW | bits::A).expect("inside memory");
+        }
+        let (pte, changed) = (Spa::new(0x4000), 0x6000 | bits::P | bits::RW);
+        system.store(pte, 0x5000 | bits::P | bits::RW).expect("inside memory");
+        let mut memory = Contended { memory: &system, stats: MmuStats::default(), interference: Some((pte, changed)) };
+        let root = TablePointer { level: Level::PML4, table: Gpa::new(0x1000), spa: None, grants: Grants::all() };
+
+        let mut outcomes = Vec::new();
+        for _ in 0..2 {
+            let mut way = Walk::from(root);
+            assert!(walk(&format, &mut memory, &mut way, root, 0).is_ok());
+            outcomes.push((way.leaf().raw & bits::ADDRESS, mark(&format, &mut memory, &way, true)));
+        }
+        assert_eq!(outcomes, [(0x5000, Ok(Marked::Raced)), (0x6000, Ok(Marked::Done))]);
+        assert_eq!(system.load::<u64>(pte), Ok(changed | bits::A | bits::D));
+        assert_eq!((memory.stats.restarts, memory.stats.ad_updates), (1, 1));
+    }
+}
