@@ -189,7 +189,7 @@ pub(super) fn store<T: Scalar>(page: HostPage, offset: usize, value: T) -> Optio
 
 #[inline]
 pub(super) fn compare_exchange_u64(page: HostPage, offset: usize, current: u64, new: u64) -> Option<Result<u64, u64>> {
-    if !fits::<u64>(offset) || offset % 8 != 0 {
+    if !fits::<u64>(offset) || !offset.is_multiple_of(8) {
         return None;
     }
     // SAFETY: inside one live page and aligned (checked).
@@ -199,7 +199,7 @@ pub(super) fn compare_exchange_u64(page: HostPage, offset: usize, current: u64, 
 
 #[inline]
 pub(super) fn compare_exchange_u32(page: HostPage, offset: usize, current: u32, new: u32) -> Option<Result<u32, u32>> {
-    if !fits::<u32>(offset) || offset % 4 != 0 {
+    if !fits::<u32>(offset) || !offset.is_multiple_of(4) {
         return None;
     }
     // SAFETY: inside one live page and aligned (checked).
@@ -249,6 +249,6 @@ mod tests {
 
     #[test]
     fn an_impossible_size_is_an_error() {
-        assert!(Arena::reserve(u64::MAX & !0xfff).is_err());
+        assert!(Arena::reserve(!0xfff).is_err());
     }
 }

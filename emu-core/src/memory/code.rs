@@ -8,7 +8,7 @@
 //! The log is short. A reader that fell too far behind is told [`Backlog::Lost`] and drops everything it has.
 
 use core::sync::atomic::{AtomicU64, Ordering};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::arena::{Arena, HostError};
 use crate::addr::Sfn;
@@ -75,7 +75,14 @@ pub struct CodeWatch {
     lines: Option<Arena>,
     /// Number of events ever logged; readers compare it with their cursor without taking the lock.
     head: AtomicU64,
-    log: Mutex<VecDeque<CodeEvent>>,
+    log: Mutex<Log>,
+}
+
+#[derive(Default)]
+struct Log {
+    events: VecDeque<CodeEvent>,
+    /// Every frame that was ever watched and not discarded since, so that discarding a large range costs what it holds.
+    frames: BTreeSet<Sfn>,
 }
 
 impl CodeWatch {
@@ -84,7 +91,7 @@ impl CodeWatch {
             0 => None,
             n => Some(Arena::reserve((n * 8).next_multiple_of(PAGE_SIZE as u64))?),
         };
-        Ok(CodeWatch { lines, head: AtomicU64::new(0), log: Mutex::new(VecDeque::new()) })
+        Ok(CodeWatch { lines, head: AtomicU64::new(0), log: Mutex::new(Log::default()) })
     }
 
     #[inline]
@@ -104,6 +111,7 @@ impl CodeWatch {
             && cell.fetch_or(lines.0, Ordering::Relaxed) == 0
             && lines.0 != 0
         {
+            self.log.lock().frames.insert(sfn);
             self.push(CodeEvent::Watched(sfn));
         }
     }
@@ -127,19 +135,26 @@ impl CodeWatch {
     }
 
     pub(super) fn note_discard(&self, first: Sfn, frames: u64) {
-        for n in 0..frames {
-            if let Some(sfn) = first.checked_add(n) {
-                self.note_write(sfn, LineMask::ALL);
+        let end = Sfn::new(first.raw().saturating_add(frames));
+        let watched: Vec<Sfn> = {
+            let mut log = self.log.lock();
+            let watched: Vec<Sfn> = log.frames.range(first..end).copied().collect();
+            for sfn in &watched {
+                log.frames.remove(sfn);
             }
+            watched
+        };
+        for sfn in watched {
+            self.note_write(sfn, LineMask::ALL);
         }
     }
 
     fn push(&self, event: CodeEvent) {
         let mut log = self.log.lock();
-        if log.len() == KEPT {
-            log.pop_front();
+        if log.events.len() == KEPT {
+            log.events.pop_front();
         }
-        log.push_back(event);
+        log.events.push_back(event);
         self.head.fetch_add(1, Ordering::Release);
     }
 
@@ -155,10 +170,10 @@ impl CodeWatch {
         let head = self.head.load(Ordering::Acquire);
         let missed = (head - cursor.0) as usize;
         *cursor = Cursor(head);
-        if missed > log.len() {
+        if missed > log.events.len() {
             return Backlog::Lost;
         }
-        Backlog::Events(log.iter().skip(log.len() - missed).copied().collect())
+        Backlog::Events(log.events.iter().skip(log.events.len() - missed).copied().collect())
     }
 }
 
@@ -195,6 +210,19 @@ mod tests {
         );
         assert!(!watch.is_behind(cursor));
         assert!(!watch.note_write(Sfn::new(99), LineMask::ALL), "frames beyond memory hold no code");
+    }
+
+    #[test]
+    fn discarding_a_range_reports_the_code_in_it() {
+        let watch = CodeWatch::reserve(1 << 20).unwrap();
+        let mut cursor = Cursor::default();
+        watch.watch(Sfn::new(7), LineMask(1));
+        watch.watch(Sfn::new(9), LineMask(2));
+        watch.catch_up(&mut cursor);
+        watch.note_discard(Sfn::new(8), 1 << 18);
+        let written = CodeEvent::Written { sfn: Sfn::new(9), lines: LineMask(2) };
+        assert_eq!(watch.catch_up(&mut cursor), Backlog::Events(vec![written]));
+        assert_eq!(watch.lines(Sfn::new(7)), LineMask(1));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! System memory: the bytes behind every system physical address.
 //!
-//! Memory is a map of banks. The usual bank is one sparse [`arena`] of the host's address space, reserved but not
+//! Memory is a map of banks. The usual bank is one sparse arena of the host's address space, reserved but not
 //! committed, so that a terabyte costs nothing until touched. The [`Bank`] trait leaves room for memory that somebody
 //! else owns and may take away: such a bank refuses, and the refusal is a [`BusError`], never a crash.
 //!
@@ -18,8 +18,8 @@ pub mod code;
 use core::ptr::NonNull;
 use std::sync::Arc;
 
-pub use arena::{HostError, Scalar};
 use arena::Arena;
+pub use arena::{HostError, Scalar};
 use code::{CodeWatch, LineMask};
 use thiserror::Error;
 
@@ -112,9 +112,7 @@ pub struct SystemMemory {
 
 impl core::fmt::Debug for SystemMemory {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_list()
-            .entries(self.slots.iter().map(|s| (Spa::new(s.base), s.len, s.writability)))
-            .finish()
+        f.debug_list().entries(self.slots.iter().map(|s| (Spa::new(s.base), s.len, s.writability))).finish()
     }
 }
 
@@ -163,8 +161,8 @@ impl SystemMemory {
     fn check(spec: &BankSpec) -> Result<(), LayoutError> {
         let (base, len) = (spec.base.raw(), spec.len_bytes);
         let page = PAGE_SIZE as u64;
-        let sound = base % page == 0
-            && len % page == 0
+        let sound = base.is_multiple_of(page)
+            && len.is_multiple_of(page)
             && len > 0
             && base.checked_add(len).is_some_and(|end| end <= 1 << 52);
         if sound { Ok(()) } else { Err(LayoutError::Misaligned { base: spec.base, len_bytes: len }) }
@@ -274,7 +272,8 @@ impl SystemMemory {
         let slot = self.slot(spa.raw()).ok_or(refused)?;
         let offset = spa.raw() - slot.base;
         let page = PAGE_SIZE as u64;
-        if spa.raw() % page != 0 || len_bytes % page != 0 || offset.checked_add(len_bytes).is_none_or(|e| e > slot.len) {
+        let inside = offset.checked_add(len_bytes).is_some_and(|end| end <= slot.len);
+        if !spa.raw().is_multiple_of(page) || !len_bytes.is_multiple_of(page) || !inside {
             return Err(refused);
         }
         slot.bank.discard(offset, len_bytes);
