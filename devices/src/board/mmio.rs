@@ -6,6 +6,7 @@ use emu_core::time::Instant;
 
 use super::{Board, BoardEvents};
 use crate::bus::{CpuIndex, Width};
+use crate::lapic::regs::decode_xapic;
 use crate::lapic::{ApicMode, Effect, MsrError};
 
 /// The I/O APIC's window: one page.
@@ -34,7 +35,11 @@ impl Board {
         if let Some(offset) = self.in_lapic(gpa, cpu) {
             // Registers are 32 bits at 16-byte steps; narrower reads see their bytes, wider ones zeros above.
             let byte = offset & 3;
-            let lapic = self.apics.get_mut(cpu)?;
+            // Only a place without a register has an effect when read: the error interrupt.
+            let lapic = match decode_xapic(offset & !3) {
+                Some(_) => self.apics.get_quietly(cpu)?,
+                None => self.apics.get_mut(cpu)?,
+            };
             let value = lapic.mmio_read(offset & !3, now) as u64 >> (byte * 8) & width.mask();
             self.collect_touched();
             return Some(value);

@@ -100,6 +100,23 @@ fn the_timer_reaches_ioapic_input_two() {
 }
 
 #[test]
+fn periods_slept_through_merge_into_one_interrupt() {
+    let mut board = board(1);
+    lapic_write(&mut board, CPU0, 0xf0, 0x1ff);
+    ioapic_write(&mut board, 0x14, 0x30);
+    for (port, value) in [(0x43, 0x34), (0x40, 0xe8), (0x40, 0x03)] {
+        out(&mut board, port, value);
+    }
+    assert_eq!(board.acknowledge(CPU0), Some(0x30));
+    lapic_write(&mut board, CPU0, 0xb0, 0);
+    // High at both ends, low in between.
+    board.advance(Instant::of_tick(5500, crate::pit::HERTZ));
+    assert_eq!(board.acknowledge(CPU0), Some(0x30));
+    lapic_write(&mut board, CPU0, 0xb0, 0);
+    assert_eq!(board.acknowledge(CPU0), None);
+}
+
+#[test]
 fn serial_runs_on_interrupts_through_the_ioapic() {
     let mut board = board(1);
     lapic_write(&mut board, CPU0, 0xf0, 0x1ff);
@@ -196,6 +213,9 @@ fn narrow_reads_of_a_register_see_its_bytes() {
     assert_eq!(read(&mut board, 0x30, Width::Byte), Some(0x14));
     assert_eq!(read(&mut board, 0x32, Width::Byte), Some(0x05));
     assert_eq!(read(&mut board, 0x30, Width::Qword), Some(0x0105_0014));
+    board.take_requests().for_each(drop);
+    read(&mut board, 0x300, Width::Dword);
+    assert!(!board.has_requests(), "polling the ICR is no event");
     let window = Gpa::new(IOAPIC_BASE.raw());
     board.mmio_write(window, Width::Dword, 1, CPU0, NOW);
     let data = Gpa::new(IOAPIC_BASE.raw() + 0x12);

@@ -90,12 +90,16 @@ fn dma_selects_skips_reads_and_pads() {
     assert_ne!(memory.control(0x10), 0, "nothing happens before memory is lent");
     fw.run_dma(&mut memory);
     assert_eq!(memory.control(0x10), 0);
+    memory.request(0x10, DMA_READ, 4, 0x100);
+    start_dma(&mut fw, 0x10);
+    fw.run_dma(&mut memory);
+    assert_eq!(memory.0[0x100..0x105], [90, 91, 92, 93, 0xaa]);
     memory.request(0x10, DMA_READ, 0x2000, 0x100);
     start_dma(&mut fw, 0x10);
     fw.run_dma(&mut memory);
     assert_eq!(memory.control(0x10), 0);
-    assert_eq!(memory.0[0x100..0x10a], (90..100).collect::<Vec<u8>>());
-    assert!(memory.0[0x10a..0x2100].iter().all(|&byte| byte == 0));
+    assert_eq!(memory.0[0x100..0x106], (94..100).collect::<Vec<u8>>());
+    assert!(memory.0[0x106..0x2100].iter().all(|&byte| byte == 0));
     assert_eq!(memory.0[0x2100], 0xaa);
 }
 

@@ -39,6 +39,11 @@ impl Apics {
         self.touched.insert(cpu);
         self.lapics.get_mut(cpu.index())
     }
+    /// The same for an access that cannot change what the processor is interrupted with.
+    #[inline]
+    pub(crate) fn get_quietly(&mut self, cpu: CpuIndex) -> Option<&mut Lapic> {
+        self.lapics.get_mut(cpu.index())
+    }
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = &Lapic> {
         self.lapics.iter()
