@@ -12,6 +12,8 @@ mod operand;
 mod select_branch;
 mod select_int;
 mod select_more;
+mod select_simd;
+mod select_simd_packed;
 
 use core::cell::Cell;
 
@@ -168,6 +170,7 @@ fn lower(context: &Context<'_>) -> Lowered {
     select_branch::select(context)
         .or_else(|| select_int::select(context))
         .or_else(|| select_more::select(context))
+        .or_else(|| select_simd::select(context))
         .unwrap_or_else(|| Lowered::ends(context.op(slow::<Undefined>)))
 }
 

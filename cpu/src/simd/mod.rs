@@ -6,6 +6,11 @@
 //!
 //! What floating point computes, and MXCSR, is elsewhere; the file is shared.
 
+pub(crate) mod form;
+pub(crate) mod moves;
+pub(crate) mod ops;
+pub(crate) mod packed;
+
 use crate::vector::{V128, V256};
 
 /// Vector state.
