@@ -38,6 +38,10 @@ enum Op {
     Grant { space: usize, page: u64 },
     /// Rewrites a nested entry and flushes the frame.
     RemapNested { frame: u64, flags: u64 },
+    /// Moves the first page table of an address space to another frame, clears the old one and invalidates the PCID.
+    MoveTable { space: usize },
+    /// The same with the nested page table, and a flush of all it maps.
+    MoveNestedTable,
     /// Switches to an address space.
     Switch { space: usize, flush: bool },
     /// Toggles a bit of CR0 or CR4 whose change owes no flush, or writes PKRU.
@@ -83,6 +87,8 @@ fn ops(theme: Theme) -> impl Strategy<Value = Op> {
             }),
         1 => (0..2_usize, page()).prop_map(|(space, page)| Op::Grant { space, page }),
         2 => (nested_frames, 0_u64..8).prop_map(|(frame, flags)| Op::RemapNested { frame, flags: flags | 1 }),
+        1 => (0..2_usize).prop_map(|space| Op::MoveTable { space }),
+        1 => Just(Op::MoveNestedTable),
         2 => (0..2_usize, any::<bool>()).prop_map(|(space, flush)| Op::Switch { space, flush }),
         1 => (any::<bool>(), 0..8_u64, any::<u32>()).prop_map(|(wp, n, pkru)| Op::Rules {
             cr0: if wp { Cr0::WP } else { Cr0::empty() },
@@ -109,7 +115,10 @@ fn frame_of(space: usize, table: u64) -> u64 {
     (space as u64 * 8 + table) * 4096
 }
 
-/// The page table for a page. The third 2 MiB are global and share one, as kernels do.
+/// What to xor with the address of each space's first page table to get the frame it may move to: 17 and 18.
+const FIRST_TABLES: [u64; 2] = [(3 ^ 17) << 12, (11 ^ 18) << 12];
+
+/// The page table for a page at the start. The third 2 MiB are global and share one, as kernels do.
 fn page_table(space: usize, page: u64) -> u64 {
     if page >= 1024 { 16 * 4096 } else { frame_of(space, 3 + page / 512) }
 }
@@ -152,6 +161,20 @@ impl Machine {
     }
     fn load_guest(&self, gpa: u64) -> u64 {
         self.memory.load(Spa::new(gpa + self.offset)).expect("inside memory")
+    }
+
+    /// The first page table of an address space, wherever it was moved.
+    fn first_table(&self, space: usize) -> u64 {
+        self.load_guest(frame_of(space, 2)) & 0xf_f000
+    }
+    /// Where the PTE of a page is.
+    fn slot(&self, space: usize, page: u64) -> u64 {
+        let table = if page < 512 { self.first_table(space) } else { page_table(space, page) };
+        table + page % 512 * 8
+    }
+    /// The nested page table, wherever it was moved.
+    fn nested_table(&self) -> u64 {
+        self.memory.load::<u64>(Spa::new(NESTED_ROOT + 0x2000)).expect("inside memory") & !0xfff
     }
 
     fn build_nested(&mut self) {
@@ -228,21 +251,49 @@ impl Machine {
                     if was_large {
                         self.store_guest(pde, page_table(space, page) | 0x27);
                     }
-                    self.store_guest(page_table(space, page) + page % 512 * 8, (frame * 4096) | flags);
+                    self.store_guest(self.slot(space, page), (frame * 4096) | flags);
                 }
                 self.invalidate(space, page, large != was_large);
             }
             Op::Grant { space, page } => {
-                let slot = page_table(space, page) + page % 512 * 8;
+                let slot = self.slot(space, page);
                 let old = self.load_guest(slot);
                 self.store_guest(slot, (old | 0b011) & !(1 << 63));
             }
             Op::RemapNested { frame, flags } => {
-                let slot = NESTED_ROOT + 0x3000 + frame * 8;
+                let slot = self.nested_table() + frame * 8;
                 if self.nesting != Nesting::None {
                     let kept = if self.nesting == Nesting::Npt { flags | 4 } else { flags | 6 << 3 | 1 << 10 };
                     self.memory.store(Spa::new(slot), (OFFSET + frame * 4096) | kept).expect("inside memory");
                     self.mmu.flush_gpa_range(Gfn::new(frame), 1);
+                }
+            }
+            Op::MoveTable { space } => {
+                let pde = frame_of(space, 2);
+                let (from, to) = (self.first_table(space), self.first_table(space) ^ FIRST_TABLES[space]);
+                for n in 0..4 {
+                    self.store_guest(to + n * 8, self.load_guest(from + n * 8));
+                    self.store_guest(from + n * 8, 0);
+                }
+                self.store_guest(pde, to | 0x27);
+                if space == self.space {
+                    self.set_space(space, PagingChange::MovCr3);
+                } else {
+                    self.mmu.invpcid(Invpcid::Single { pcid: Pcid::new(space as u16 + 1) });
+                }
+            }
+            Op::MoveNestedTable => {
+                if self.nesting != Nesting::None {
+                    let load = |spa| self.memory.load::<u64>(Spa::new(spa)).expect("inside memory");
+                    let store = |spa, value: u64| self.memory.store(Spa::new(spa), value).expect("inside memory");
+                    let pde = load(NESTED_ROOT + 0x2000);
+                    let (from, to) = (pde & !0xfff, (pde & !0xfff) ^ 0x7000);
+                    for n in 0..FRAMES {
+                        store(to + n * 8, load(from + n * 8));
+                        store(from + n * 8, 0);
+                    }
+                    store(NESTED_ROOT + 0x2000, pde ^ 0x7000);
+                    self.mmu.flush_gpa_range(Gfn::new(0), 512);
                 }
             }
             Op::Switch { space, flush } => {
@@ -274,8 +325,8 @@ impl Machine {
 
     /// Everything that a walk may change.
     fn tables(&self) -> Vec<u64> {
-        let guest = (0..17 * 512).map(|n| self.load_guest(n * 8));
-        let nested = (0..4 * 512).map(|n| self.memory.load(Spa::new(NESTED_ROOT + n * 8)).expect("inside memory"));
+        let guest = (0..19 * 512).map(|n| self.load_guest(n * 8));
+        let nested = (0..5 * 512).map(|n| self.memory.load(Spa::new(NESTED_ROOT + n * 8)).expect("inside memory"));
         guest.chain(nested).collect()
     }
 }
