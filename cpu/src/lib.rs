@@ -23,6 +23,7 @@ mod event;
 mod exec;
 mod exit;
 mod flags;
+mod fp;
 mod int;
 mod latch;
 mod mem;

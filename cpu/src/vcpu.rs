@@ -312,5 +312,15 @@ fn x87_in(from: &X87Registers) -> X87State {
         let sign_exp = u16::from_le_bytes([bytes[8], bytes[9]]);
         regs[(top as usize + i) % 8] = F80 { sign_exp, significand };
     }
-    X87State { regs, fcw: from.fcw, fsw: from.fsw, valid: from.ftw, fop: from.fop, fip: from.fip, fdp: from.fdp }
+    X87State {
+        regs,
+        fcw: from.fcw,
+        fsw: from.fsw,
+        valid: from.ftw,
+        fop: from.fop,
+        fip: from.fip,
+        fcs: 0,
+        fdp: from.fdp,
+        fds: 0,
+    }
 }

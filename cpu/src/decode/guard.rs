@@ -167,12 +167,27 @@ pub(crate) fn refuses(context: &Context<'_>) -> Option<Handler> {
                 Mnemonic::Fxsave | Mnemonic::Fxsave64 | Mnemonic::Fxrstor | Mnemonic::Fxrstor64 => {
                     (key.em() || key.ts()).then_some(slow::<NoDevice>)
                 }
+                _ if features.iter().any(|f| is_xsave(*f)) => saves_state(context),
                 _ => None,
             }
         }
         // EVEX, XOP, 3DNow!: not modelled; their features are refused above.
         _ => undefined,
     }
+}
+
+fn is_xsave(feature: CpuidFeature) -> bool {
+    matches!(feature, CpuidFeature::XSAVE | CpuidFeature::XSAVEOPT | CpuidFeature::XSAVEC)
+}
+
+/// The XSAVE family needs CR4.OSXSAVE, and CR0.TS clear; XGETBV and XSETBV touch no state that TS guards.
+fn saves_state(context: &Context<'_>) -> Option<Handler> {
+    let key = context.request.key;
+    if !key.osxsave() {
+        return Some(slow::<Undefined>);
+    }
+    let control = matches!(context.insn.mnemonic(), Mnemonic::Xgetbv | Mnemonic::Xsetbv);
+    (key.ts() && !control).then_some(slow::<NoDevice> as Handler)
 }
 
 fn is_escape(context: &Context<'_>) -> bool {

@@ -12,6 +12,8 @@ mod operand;
 mod select_branch;
 mod select_int;
 mod select_more;
+mod select_x87;
+mod select_xsave;
 mod select_simd;
 mod select_simd_packed;
 
@@ -171,6 +173,8 @@ fn lower(context: &Context<'_>) -> Lowered {
         .or_else(|| select_int::select(context))
         .or_else(|| select_more::select(context))
         .or_else(|| select_simd::select(context))
+        .or_else(|| select_x87::select(context))
+        .or_else(|| select_xsave::select(context))
         .unwrap_or_else(|| Lowered::ends(context.op(slow::<Undefined>)))
 }
 
