@@ -1,0 +1,27 @@
+//! Linux under the machine's options: a sample, or every combination.
+//!
+//! The tests of `tests/guest_linux.rs` do the work; this sets how much of the table they take.
+
+use crate::error::Error;
+use crate::fetch;
+use crate::process::{cargo, run as must};
+use crate::tree::Tree;
+
+/// How much of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// What CI takes.
+    Sample,
+    /// Every number of CPUs with every kind of nested paging, page size and kernel.
+    All,
+}
+
+/// Fetches what is needed and runs them.
+pub fn run(tree: &Tree, extent: Extent) -> Result<(), Error> {
+    fetch::run(tree)?;
+    let mut test = cargo(tree.root(), ["test", "--locked", "--release", "-p", "bifold", "--test", "guest_linux"]);
+    if extent == Extent::All {
+        test.env("BIFOLD_GUESTS", "all");
+    }
+    must(test)
+}
