@@ -12,7 +12,7 @@ use emu_core::{Exception, Gva, Privilege};
 use mmu::Mmu;
 
 use crate::code::JumpTable;
-use crate::event::{Event, InterruptShadow};
+use crate::event::{Event, InterruptShadow, Pending};
 use crate::exit::Trap;
 use crate::flags::Flags;
 use crate::latch::Latch;
@@ -38,6 +38,8 @@ pub(crate) struct Control {
     pub dr: [u64; 4],
     pub dr6: Dr6,
     pub dr7: Dr7,
+    /// The PDPTE registers, loaded with CR3 while PAE paging is on; `None` where every walk reads the entries.
+    pub pdptes: Option<[u64; 4]>,
 }
 
 /// See the module.
@@ -72,6 +74,7 @@ pub(crate) struct Cpu {
     /// An exception or interrupt that is being delivered; survives exits during its delivery.
     pub event: Option<Event>,
     pub shadow: InterruptShadow,
+    pub pending: Pending,
     /// DR6 bits of data breakpoints and single step that fire when the current instruction retires.
     pub debug_hits: Dr6,
     /// The chain ended at a direct branch whose link is open: (block, way).

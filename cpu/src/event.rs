@@ -46,3 +46,29 @@ pub(crate) enum InterruptShadow {
     /// After MOV SS and POP SS: those, NMIs and debug traps.
     MovSs,
 }
+
+/// What a retired instruction asks of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// HLT
+    Halt,
+    /// VMCALL or VMMCALL
+    Hypercall,
+}
+
+/// What waits for its moment between two instructions.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Pending {
+    /// An NMI has arrived.
+    pub nmi: bool,
+    /// An NMI handler runs, up to its IRET.
+    pub nmi_blocked: bool,
+    /// The machine wants to know when a maskable interrupt can be taken.
+    pub window: bool,
+    /// What the instruction that has just retired asked for.
+    pub asked: Option<Asked>,
+    /// A task switch has happened and the new task faulted: RIP is its own.
+    pub switched_task: bool,
+    /// The instruction is traced by the TF it leaves, not by the one it found (SYSCALL).
+    pub traced_by_new_flags: bool,
+}

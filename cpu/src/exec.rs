@@ -155,6 +155,9 @@ impl Engine {
     fn turn(&mut self) -> Result<(), Exit> {
         loop {
             self.catch_up_with_code();
+            if let Some(exit) = self.cpu.take_asked() {
+                return Err(exit);
+            }
             if self.cpu.event.is_some() {
                 self.deliver()?;
                 continue;
@@ -247,6 +250,7 @@ impl Engine {
         let traced = cpu.flags.other.contains(Rflags::TF);
         let resumed = cpu.flags.other.contains(Rflags::RF);
         let shadow = core::mem::take(&mut cpu.shadow);
+        cpu.pending.traced_by_new_flags = false;
         cpu.latch.rewind();
         // Time for one unit: nothing chains on.
         let rest = cpu.budget - 1;
@@ -260,6 +264,9 @@ impl Engine {
             if !matches!(cpu.trap, Some(Trap::Exception(_))) {
                 // The instruction restarts: what held for it holds still.
                 cpu.shadow = shadow;
+            } else {
+                // What it had accessed before the fault is accessed again after it.
+                cpu.debug_hits = Dr6::empty();
             }
             return next;
         }
@@ -268,7 +275,8 @@ impl Engine {
             cpu.flags.other.remove(Rflags::RF);
         }
         let mut hits = core::mem::take(&mut cpu.debug_hits);
-        if traced {
+        let by_new_flags = core::mem::take(&mut cpu.pending.traced_by_new_flags);
+        if traced && (!by_new_flags || cpu.flags.other.contains(Rflags::TF)) {
             hits |= Dr6::BS;
         }
         // MOV SS and POP SS hold debug traps back until the next instruction has retired.

@@ -29,6 +29,11 @@ pub enum Exit {
     Io(IoAccess),
     /// RDMSR or WRMSR of a register the board answers for.
     Msr(MsrAccess),
+    /// MOV from or to CR8: bits 7:4 of the local APIC's task priority, in whichever mode the APIC is.
+    TaskPriority {
+        /// `None` to read, else what is written (0 to 15).
+        write: Option<u8>,
+    },
     /// VMCALL or VMMCALL retired; the arguments are in the registers.
     Hypercall,
     /// Maskable interrupts can be taken now, as [`crate::Vcpu::request_interrupt_window`] asked.

@@ -13,6 +13,7 @@ pub(crate) enum Question {
     Memory { address: u64, len_bytes: u8, write: bool },
     Port { port: u16, write: bool },
     Msr { msr: u32, write: bool },
+    TaskPriority { write: bool },
 }
 
 #[derive(Clone, Debug, Default)]

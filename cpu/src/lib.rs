@@ -41,7 +41,7 @@ mod vector;
 mod width;
 mod x87;
 
-pub use event::Event;
+pub use event::{Event, SoftwareKind};
 pub use exit::{Completion, Exit, IoAccess, MmioAccess, MmioData, MsrAccess};
 pub use mode::{CodeSize, Mode};
 pub use segment::{DescriptorTable, SegReg, Segment, SegmentAttributes, Segments};

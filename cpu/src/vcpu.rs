@@ -13,7 +13,7 @@ use mmu::{Mmu, PagingCapabilities, PagingChange, PagingFeatures, PagingState};
 
 use crate::code::JumpTable;
 use crate::cpu::{Control, Cpu};
-use crate::event::{Event, InterruptShadow};
+use crate::event::{Event, InterruptShadow, Pending};
 use crate::exec::Engine;
 use crate::exit::{Completion, Exit};
 use crate::flags::Flags;
@@ -141,15 +141,17 @@ impl Vcpu {
                 dr: [0; 4],
                 dr6: Dr6::FIXED,
                 dr7: Dr7::RESET,
+                pdptes: None,
             },
             vector: VectorState::reset(),
             x87: X87State::reset(),
-            msr: MsrFile::default(),
+            msr: MsrFile::reset(),
             model,
             random: Random::new(config.seed.numbered_stream(Consumer::CpuRandom, config.apic_id)),
             trap: None,
             event: None,
             shadow: InterruptShadow::None,
+            pending: Pending::default(),
             debug_hits: Dr6::empty(),
             unlinked: None,
             latch: Latch::default(),
@@ -159,6 +161,7 @@ impl Vcpu {
             apic_enabled: true,
         };
         cpu.gpr[RIP as usize] = 0xfff0;
+        cpu.gpr[2] = cpu.model.signature().eax() as u64;
         cpu.refresh_mode();
         Vcpu { engine: Engine::new(cpu) }
     }
@@ -190,6 +193,28 @@ impl Vcpu {
     /// Makes `event` the next thing that happens, before any instruction.
     pub fn inject(&mut self, event: Event) {
         self.engine.cpu.event = Some(event);
+    }
+
+    /// An NMI has arrived. It is delivered as soon as no NMI handler runs; a second one waits, a third is lost.
+    pub fn inject_nmi(&mut self) {
+        self.engine.cpu.pending.nmi = true;
+    }
+
+    /// Asks for one [`Exit::InterruptWindow`] at the first boundary at which a maskable interrupt can be taken, or
+    /// takes the request back.
+    pub fn request_interrupt_window(&mut self, wanted: bool) {
+        self.engine.cpu.pending.window = wanted;
+    }
+
+    /// INIT: the state after RESET, except what INIT keeps (APM vol. 2, "Processor Initialization"): MSRs other than EFER and the
+    /// segment bases, x87 and vector state, XCR0, cache control, and the clock.
+    pub fn init(&mut self) {
+        self.engine.cpu.init();
+    }
+
+    /// A start-up IPI with `vector`: real mode at page `vector` of the first megabyte.
+    pub fn start_at(&mut self, vector: u8) {
+        self.engine.cpu.start_at(vector);
     }
 
     /// Whether a maskable interrupt can be delivered before the next instruction.
@@ -271,11 +296,13 @@ impl Vcpu {
         c.dr = state.dr;
         c.dr6 = state.dr6;
         c.dr7 = state.dr7;
+        c.pdptes = None;
         cpu.vector = VectorState::from_quadwords(&state.ymm, state.mxcsr);
         cpu.x87 = x87_in(&state.x87);
         cpu.cpl = if state.cr0.contains(Cr0::PE) { state.segments.get(SegReg::Ss).attributes.dpl() } else { 0 };
         cpu.event = None;
         cpu.shadow = InterruptShadow::None;
+        cpu.pending = Pending::default();
         cpu.latch.clear();
         cpu.update_paging(PagingChange::Reset);
         cpu.refresh_mode();
@@ -286,8 +313,15 @@ impl Cpu {
     /// Tells the translation unit the registers it works by.
     pub fn update_paging(&mut self, change: PagingChange) {
         let c = &self.control;
-        let state =
-            PagingState { cr0: c.cr0, cr3: c.cr3, cr4: c.cr4, efer: c.efer, pkru: c.pkru, pkrs: 0, pdptes: None };
+        let state = PagingState {
+            cr0: c.cr0,
+            cr3: c.cr3,
+            cr4: c.cr4,
+            efer: c.efer,
+            pkru: c.pkru,
+            pkrs: self.msr.pkrs as u32,
+            pdptes: c.pdptes,
+        };
         self.mmu.set_paging(state, change);
     }
 }

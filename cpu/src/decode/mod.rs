@@ -12,6 +12,7 @@ mod operand;
 mod select_branch;
 mod select_int;
 mod select_more;
+mod select_system;
 mod select_x87;
 mod select_xsave;
 mod select_simd;
@@ -175,6 +176,7 @@ fn lower(context: &Context<'_>) -> Lowered {
         .or_else(|| select_simd::select(context))
         .or_else(|| select_x87::select(context))
         .or_else(|| select_xsave::select(context))
+        .or_else(|| select_system::select(context))
         .unwrap_or_else(|| Lowered::ends(context.op(slow::<Undefined>)))
 }
 

@@ -1,0 +1,110 @@
+//! Caches, TLBs, order of accesses, and coming to rest: INVLPG, INVPCID, INVD and relatives, CLFLUSH and relatives, fences,
+//! HLT, and the calls to the machine.
+//!
+//! Caches and reordering are not modelled: fences and write-backs only check what they must. Entries of the TLB are.
+
+use emu_core::regs::Cr4;
+use emu_core::{Access, AccessKind};
+use mmu::{Invpcid as Scope, MmuFault, Pcid, Stage2Cause};
+
+use crate::address::{Addressing, Legacy, Use, effective};
+use crate::cpu::Cpu;
+use crate::dispatch::{Act, Ender, Flow, Pure};
+use crate::event::Asked;
+use crate::exit::Trap;
+use crate::mem::{Path, Slow};
+use crate::op::Op;
+use crate::system::control::whole;
+use crate::system::descriptor::gp0;
+use crate::system::load::privileged;
+
+/// INVLPG
+pub(crate) struct Invlpg;
+impl Ender for Invlpg {
+    fn exec(cpu: &mut Cpu, op: &Op) -> Result<Flow, Trap> {
+        privileged(cpu)?;
+        // Segment limits do not apply, and a non-canonical address is no fault.
+        let address = effective(cpu, op);
+        let address = if op.scale & crate::address::ADDRESS16 != 0 {
+            address & 0xffff
+        } else if op.scale & crate::address::ADDRESS32 != 0 {
+            address & 0xffff_ffff
+        } else {
+            address
+        };
+        let linear = cpu.system_linear(cpu.seg_base[op.seg as usize % 8], address);
+        if cpu.is_canonical(linear) {
+            cpu.mmu.invlpg(Cpu::gva(linear));
+        }
+        Ok(Flow::Jump(cpu.rip_after(op)))
+    }
+}
+
+/// INVPCID (type register in `dst`)
+pub(crate) struct Invpcid;
+impl Ender for Invpcid {
+    fn exec(cpu: &mut Cpu, op: &Op) -> Result<Flow, Trap> {
+        privileged(cpu)?;
+        let kind = whole(cpu, op.dst);
+        let linear = Legacy::linear(cpu, op, 0, 16, Use::Read)?;
+        let [pcid, address]: [u64; 2] = Slow::load(cpu, linear, op.seg)?;
+        let scope = match kind {
+            0 | 1 if pcid >> 12 != 0 || pcid != 0 && !cpu.control.cr4.contains(Cr4::PCIDE) => return Err(gp0()),
+            0 if !cpu.is_canonical(address) => return Err(gp0()),
+            0 => Scope::Address { pcid: Pcid::new(pcid as u16), gva: Cpu::gva(address) },
+            1 => Scope::Single { pcid: Pcid::new(pcid as u16) },
+            2 => Scope::AllWithGlobals,
+            3 => Scope::All,
+            _ => return Err(gp0()),
+        };
+        cpu.mmu.invpcid(scope);
+        Ok(Flow::Jump(cpu.rip_after(op)))
+    }
+}
+
+/// INVD, WBINVD, WBNOINVD
+pub(crate) struct WriteBack;
+impl Act for WriteBack {
+    fn exec(cpu: &mut Cpu, _op: &Op) -> Result<(), Trap> {
+        privileged(cpu)
+    }
+}
+
+/// CLFLUSH, CLFLUSHOPT, CLWB: a read as far as rights go, and nothing to a device.
+pub(crate) struct FlushLine;
+impl Act for FlushLine {
+    fn exec(cpu: &mut Cpu, op: &Op) -> Result<(), Trap> {
+        let linear = Legacy::linear(cpu, op, 0, 1, Use::Read)?;
+        let access = Access::new(AccessKind::Read, cpu.privilege());
+        match cpu.mmu.translate(Cpu::gva(linear), access) {
+            Ok(_) => Ok(()),
+            Err(MmuFault::Nested(fault)) if matches!(fault.cause, Stage2Cause::FinalAddress) => Ok(()),
+            Err(fault) => Err(cpu.mmu_trap(fault, op.seg)),
+        }
+    }
+}
+
+/// MFENCE, LFENCE, SFENCE: accesses happen in program order anyway.
+pub(crate) struct Fence;
+impl Pure for Fence {
+    fn exec(_cpu: &mut Cpu, _op: &Op) {}
+}
+
+/// HLT
+pub(crate) struct Hlt;
+impl Ender for Hlt {
+    fn exec(cpu: &mut Cpu, _op: &Op) -> Result<Flow, Trap> {
+        privileged(cpu)?;
+        cpu.pending.asked = Some(Asked::Halt);
+        Ok(Flow::Next)
+    }
+}
+
+/// VMCALL and VMMCALL
+pub(crate) struct Hypercall;
+impl Ender for Hypercall {
+    fn exec(cpu: &mut Cpu, _op: &Op) -> Result<Flow, Trap> {
+        cpu.pending.asked = Some(Asked::Hypercall);
+        Ok(Flow::Next)
+    }
+}
