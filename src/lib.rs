@@ -1,6 +1,7 @@
 //! Bifold: an x86-64 machine in software whose memory virtualisation is the point.
 //!
 //! - [`config`]: what can be configured, in which limits.
+//! - [`machine`]: the whole computer, built and run.
 //! - [`loader`]: images, and how they get into a guest's memory.
 //! - [`cli`]: the `bifold` command.
 
@@ -9,3 +10,4 @@
 pub mod cli;
 pub mod config;
 pub mod loader;
+pub mod machine;

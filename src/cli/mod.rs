@@ -8,9 +8,11 @@
 
 pub mod args;
 mod check;
+mod console;
 pub mod escape;
 pub mod exit;
 mod files;
+mod report;
 mod run;
 pub mod terminal;
 
@@ -19,6 +21,7 @@ use thiserror::Error;
 
 use crate::config::ConfigError;
 use crate::loader::{LoadError, MemoryMapError};
+use crate::machine::{BuildError, RunError};
 use args::{Arguments, Command};
 use exit::ExitCode;
 
@@ -65,9 +68,15 @@ pub enum CliError {
     /// The host gives no memory.
     #[error(transparent)]
     HostMemory(#[from] emu_core::memory::LayoutError),
-    /// There is no machine to run what was loaded.
-    #[error("the image is loaded, but this build has no machine to run it")]
-    NoMachine,
+    /// The machine cannot be built.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The run could not go on.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// The console's file or terminal.
+    #[error("the console failed: {0}")]
+    Console(std::io::Error),
 }
 
 impl CliError {
@@ -79,19 +88,22 @@ impl CliError {
             CliError::Read { .. } => "give a file that exists and may be read",
             CliError::Load { cause, .. } => cause.help(),
             CliError::MemoryMap(_) | CliError::HostMemory(_) => "give less with --memory",
-            CliError::NoMachine => "`bifold check` tells what an image is and whether it loads",
+            CliError::Build(_) => "a smaller --memory or fewer --cpus may fit",
+            CliError::Run(_) => "give the guest less --memory, or another --pages",
+            CliError::Console(_) => "give a --serial file that can be written",
         }
     }
 
     /// How the process ends.
     pub fn exit_code(&self) -> ExitCode {
         match self {
+            CliError::Build(BuildError::Memory(_)) | CliError::Run(_) | CliError::Console(_) => ExitCode::HostRefused,
             CliError::Read { .. } | CliError::HostMemory(_) => ExitCode::HostRefused,
             CliError::Flag { .. }
             | CliError::Pages { .. }
             | CliError::Load { .. }
             | CliError::MemoryMap(_)
-            | CliError::NoMachine => ExitCode::Usage,
+            | CliError::Build(_) => ExitCode::Usage,
         }
     }
 }

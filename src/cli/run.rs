@@ -1,42 +1,97 @@
 //! `bifold run`.
 
-use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use emu_core::memory::SystemMemory;
-use emu_core::{Gpa, Spa};
-
-use super::args::RunConfig;
-use super::check::LOW_RAM_END;
+use super::args::{OnReset, Report, RunConfig};
+use super::console::{Console, Wish};
 use super::exit::ExitCode;
-use super::{CliError, files};
-use crate::loader::{BUILTIN, GuestMemory, Image, LoadOptions, MemoryMap, MemoryRefused, load};
+use super::{CliError, files, report};
+use crate::loader::{BUILTIN, Image};
+use crate::machine::{BuildError, Limits, Machine, Outcome};
 
-/// Fresh system memory whose addresses are the guest's own.
-struct Flat(Arc<SystemMemory>);
-
-impl GuestMemory for Flat {
-    fn write(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), MemoryRefused> {
-        let refused = MemoryRefused { gpa, len_bytes: bytes.len() as u64 };
-        self.0.write(Spa::new(gpa.raw()), bytes).map_err(|_| refused)
-    }
-    fn zero(&mut self, _: Gpa, _: u64) -> Result<(), MemoryRefused> {
-        // Fresh memory reads as zero, and a loader writes nothing twice.
-        Ok(())
-    }
-}
+/// How long to sleep between looks at the clock while the guest waits for a key.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Runs what `config` asks for.
 pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
     let file = config.image.as_deref().map(files::read_named).transpose()?;
     let image = file.as_ref().map_or(BUILTIN, |(name, bytes)| Image { name, bytes });
     let initrd = config.initrd.as_deref().map(files::read).transpose()?;
-    let map = MemoryMap::pc(config.memory.bytes(), LOW_RAM_END)?;
-    let end = map.ram().map(|region| region.base.raw() + region.len_bytes).max().unwrap_or(0);
-    let memory = SystemMemory::flat(end.next_multiple_of(0x1000))?;
-    let mut options = LoadOptions::new(&map);
-    options.cmdline = &config.cmdline;
-    options.initrd = initrd.as_deref();
-    load(&image, &options, &mut Flat(memory))
-        .map_err(|cause| CliError::Load { image: image.name.to_owned(), cause })?;
-    Err(CliError::NoMachine)
+    let build = || -> Result<Machine, CliError> {
+        let mut builder = Machine::builder()
+            .cpus(config.cpus.get() as u16)
+            .memory(config.memory.bytes())
+            .pages(config.pages)
+            .mmu(config.nested)
+            .seed(config.seed)
+            .append(&config.cmdline);
+        if let Some(bytes) = &initrd {
+            builder = builder.initrd(bytes.clone());
+        }
+        builder.build(&image).map_err(|cause| match cause {
+            BuildError::Load(cause) => CliError::Load { image: image.name.to_owned(), cause },
+            cause => CliError::Build(cause),
+        })
+    };
+    let mut machine = build()?;
+    let mut console = Console::open(config.serial.as_deref(), config.report).map_err(CliError::Console)?;
+    let deadline = config.timeout.map(|span| Instant::now() + span);
+    let limits = Limits { max_instructions: config.max_instructions };
+    let outcome = loop {
+        match drive(&mut machine, &mut console, limits, deadline)? {
+            Outcome::Reset if config.on_reset == OnReset::Restart => machine = build()?,
+            outcome => break outcome,
+        }
+    };
+    drop(console);
+    let code = report::exit_code(&outcome);
+    let summary = machine.summary();
+    match config.report {
+        Report::Text => eprintln!("\nbifold: {}\n{summary}", report::sentence(&outcome)),
+        Report::Json => println!("{}", report::json(&outcome, code, &summary)),
+    }
+    Ok(code)
+}
+
+/// Runs the machine to its end, carrying bytes between it and the console.
+fn drive(
+    machine: &mut Machine,
+    console: &mut Console,
+    limits: Limits,
+    deadline: Option<Instant>,
+) -> Result<Outcome, CliError> {
+    let late = || deadline.is_some_and(|at| Instant::now() >= at);
+    let mut failed = None;
+    loop {
+        let mut wish = Wish::Continue;
+        let outcome = machine.run(limits, |machine| {
+            if let Err(cause) = console.write(&machine.take_serial()) {
+                failed = Some(cause);
+            }
+            let (bytes, wanted) = console.typed();
+            if !bytes.is_empty() {
+                machine.serial_input(&bytes);
+            }
+            wish = wanted;
+            failed.is_none() && wish == Wish::Continue && !late()
+        })?;
+        console.write(&machine.take_serial()).map_err(CliError::Console)?;
+        if let Some(cause) = failed.take() {
+            return Err(CliError::Console(cause));
+        }
+        match outcome {
+            Outcome::Interrupted if wish == Wish::Quit => return Ok(Outcome::Interrupted),
+            Outcome::Interrupted => return Ok(Outcome::LimitReached),
+            // Only a key can wake it.
+            Outcome::Asleep => match console.wait(PATIENCE) {
+                Some((_, Wish::Quit)) => return Ok(Outcome::Interrupted),
+                Some((bytes, Wish::Continue)) => machine.serial_input(&bytes),
+                None => return Ok(Outcome::Asleep),
+            },
+            ended => return Ok(ended),
+        }
+        if late() {
+            return Ok(Outcome::LimitReached);
+        }
+    }
 }

@@ -1,0 +1,91 @@
+//! The end of a run, for people and for programs.
+
+use serde_json::{Map, Value, json};
+
+use super::exit::ExitCode;
+use crate::machine::{Outcome, Summary};
+use emu_core::PageSize;
+
+/// The outcome's name in `--json`.
+pub(super) fn name(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::PowerOff => "power-off",
+        Outcome::Reset => "reset",
+        Outcome::DebugExit(_) => "debug-exit",
+        Outcome::TripleFault { .. } => "triple-fault",
+        Outcome::NoMemory { .. } => "no-memory",
+        Outcome::Asleep => "asleep",
+        Outcome::LimitReached => "limit",
+        Outcome::Interrupted => "interrupted",
+    }
+}
+
+/// The exit code an outcome means.
+pub(super) fn exit_code(outcome: &Outcome) -> ExitCode {
+    match outcome {
+        Outcome::PowerOff | Outcome::Reset | Outcome::Interrupted => ExitCode::Done,
+        Outcome::DebugExit(value) => ExitCode::Guest(*value),
+        Outcome::TripleFault { .. } | Outcome::NoMemory { .. } | Outcome::Asleep => ExitCode::GuestDied,
+        Outcome::LimitReached => ExitCode::Limit,
+    }
+}
+
+/// The outcome in a sentence.
+pub(super) fn sentence(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::PowerOff => "the guest powered off".into(),
+        Outcome::Reset => "the guest asked for a reset".into(),
+        Outcome::DebugExit(value) => format!("the guest wrote {value:#x} to the debug-exit port"),
+        Outcome::TripleFault { cpu, registers } => format!("triple fault on CPU {cpu}: {registers}"),
+        Outcome::NoMemory { cpu, gpa, registers } => {
+            format!("CPU {cpu} executes, or has page tables, at {gpa}, where no memory is: {registers}")
+        }
+        Outcome::Asleep => "every CPU sleeps and nothing is due that could wake one".into(),
+        Outcome::LimitReached => "the limit was reached".into(),
+        Outcome::Interrupted => "ended from the keyboard".into(),
+    }
+}
+
+fn by_size(counts: [u64; 3]) -> Value {
+    PageSize::ALL.into_iter().map(|size| (size.to_string(), counts[size.index()].into())).collect::<Map<_, _>>().into()
+}
+
+/// The one JSON object of `--json`.
+pub(super) fn json(outcome: &Outcome, code: ExitCode, summary: &Summary) -> Value {
+    let f = &summary.vm.faults;
+    let m = &summary.mmu;
+    json!({
+        "schema": 1,
+        "outcome": name(outcome),
+        "exit": code.code(),
+        "seed": summary.seed,
+        "instructions": summary.instructions,
+        "time_ns": summary.time_ns,
+        "exits": { "all": summary.exits, "io": summary.io, "mmio": summary.mmio, "msr": summary.msr, "hlt": summary.halts },
+        "interrupts": summary.interrupts,
+        "turns": summary.turns,
+        "blocks": summary.blocks,
+        "faults": {
+            "taken": f.taken,
+            "on_guest_tables": f.on_guest_tables,
+            "denied": f.denied,
+            "fixed": by_size(f.fixed),
+            "spurious": f.spurious,
+            "retry": f.retry,
+            "mmio": f.mmio,
+            "rom_write": f.rom_write,
+        },
+        "levels": by_size(f.fixed),
+        "folios": by_size(summary.vm.folios),
+        "translation": {
+            "fast_misses": m.fast_misses,
+            "tlb_hits": m.tlb_hits,
+            "walks_1d": m.walks_1d,
+            "walks_2d": m.walks_2d,
+            "nested_walks": m.nested_walks,
+            "table_loads": m.table_loads,
+            "ad_updates": m.ad_updates,
+            "flushes": m.flushes,
+        },
+    })
+}

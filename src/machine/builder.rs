@@ -1,0 +1,208 @@
+//! Building a machine: from a configuration and an image to processors ready to run.
+
+use cpu::{Vcpu, VcpuConfig};
+use devices::acpi::tables::{AcpiConfig, AcpiImage};
+use devices::board::TestPorts;
+use devices::{Board, BoardConfig};
+use emu_core::cpu_model::CpuModel;
+use emu_core::memory::SystemMemory;
+use emu_core::rng::{Consumer, Seed};
+use emu_core::time::Instant;
+use emu_core::{PageSize, Spa};
+use hypervisor::plan::LOW_RAM_END;
+use hypervisor::{PagePolicy, RamLayout, SlotId, SystemMemoryPlan, TdpFormat, Vm, VmConfig};
+use mmu::{Asid, Ept, EptExecute, Eptp, NestedNx, Npt, Stage2, Stage2Levels, Vpid};
+
+use super::guest_memory::HostSide;
+use super::{Activity, BuildError, Counters, Machine, Processor, boot};
+use crate::config::NestedPaging;
+use crate::loader::{self, Image, LoadOptions, MemoryMap, Module};
+
+/// The most processors a machine has.
+pub(crate) const MAX_CPUS: u16 = 64;
+
+/// What a machine is.
+#[derive(Clone, Debug)]
+pub struct MachineConfig {
+    /// Processors, 1 to 64.
+    pub cpus: u16,
+    /// Guest memory, rounded up to whole pages of `pages`.
+    pub memory_bytes: u64,
+    /// Size of the folios behind guest memory and the largest leaf over them.
+    pub pages: PageSize,
+    /// Format of the nested tables.
+    pub mmu: NestedPaging,
+    /// The run's seed.
+    pub seed: Seed,
+    /// The processor model.
+    pub model: CpuModel,
+    /// Longest turn of a processor among several, in units of time.
+    pub quantum: u64,
+}
+
+impl Default for MachineConfig {
+    fn default() -> MachineConfig {
+        MachineConfig {
+            cpus: 1,
+            memory_bytes: 1 << 30,
+            pages: PageSize::Size4K,
+            mmu: NestedPaging::Npt,
+            seed: Seed(0),
+            model: CpuModel::amd_v3(),
+            quantum: 20_000,
+        }
+    }
+}
+
+/// Collects what a machine is to be and what it is to run.
+#[derive(Clone, Debug, Default)]
+pub struct Builder {
+    config: MachineConfig,
+    cmdline: String,
+    initrd: Option<Vec<u8>>,
+    modules: Vec<(Vec<u8>, String)>,
+}
+
+impl Builder {
+    /// Number of processors.
+    pub fn cpus(mut self, cpus: u16) -> Builder {
+        self.config.cpus = cpus;
+        self
+    }
+    /// Guest memory in bytes.
+    pub fn memory(mut self, bytes: u64) -> Builder {
+        self.config.memory_bytes = bytes;
+        self
+    }
+    /// Page size of guest memory.
+    pub fn pages(mut self, size: PageSize) -> Builder {
+        self.config.pages = size;
+        self
+    }
+    /// Nested paging format.
+    pub fn mmu(mut self, kind: NestedPaging) -> Builder {
+        self.config.mmu = kind;
+        self
+    }
+    /// The seed.
+    pub fn seed(mut self, seed: Seed) -> Builder {
+        self.config.seed = seed;
+        self
+    }
+    /// The processor model.
+    pub fn model(mut self, model: CpuModel) -> Builder {
+        self.config.model = model;
+        self
+    }
+    /// The kernel's command line.
+    pub fn append(mut self, cmdline: &str) -> Builder {
+        self.cmdline = cmdline.to_owned();
+        self
+    }
+    /// The initial ramdisk.
+    pub fn initrd(mut self, bytes: Vec<u8>) -> Builder {
+        self.initrd = Some(bytes);
+        self
+    }
+    /// A further boot module with its command line.
+    pub fn module(mut self, bytes: Vec<u8>, cmdline: &str) -> Builder {
+        self.modules.push((bytes, cmdline.to_owned()));
+        self
+    }
+
+    /// Builds the machine and loads `image` into it.
+    pub fn build(self, image: &Image<'_>) -> Result<Machine, BuildError> {
+        let config = self.config;
+        if config.cpus == 0 || config.cpus > MAX_CPUS {
+            return Err(BuildError::Cpus { cpus: config.cpus, most: MAX_CPUS });
+        }
+        let layout = RamLayout::pc(config.memory_bytes, config.pages)?;
+        let policy = PagePolicy::of(config.pages);
+        let plan = SystemMemoryPlan::for_guest(layout.inode_bytes, policy);
+        let memory = SystemMemory::flat(plan.arena_bytes)?;
+        let format = match config.mmu {
+            NestedPaging::Npt => TdpFormat::Npt,
+            NestedPaging::Ept => TdpFormat::Ept,
+        };
+        let vm_config =
+            VmConfig { format, pages: policy, maxphyaddr: config.model.maxphyaddr().min(48), host: plan.host };
+        let mut vm = Vm::new(memory.clone(), &vm_config)?;
+        vm.add_ram(&layout, SlotId(0))?;
+
+        let low = layout.inode_bytes.min(LOW_RAM_END.raw());
+        let high = layout.inode_bytes - low;
+        let board = Board::new(BoardConfig {
+            tsc_hertz: config.model.tsc_hz(),
+            apic_timer_hertz: config.model.apic_hz(),
+            phys_bits: config.model.maxphyaddr() as u32,
+            test_ports: TestPorts::Present,
+            ..BoardConfig::new(config.cpus, low, high)
+        })?;
+
+        let map = MemoryMap::pc(layout.inode_bytes, LOW_RAM_END)?;
+        let acpi = AcpiImage::build(&AcpiConfig::new(config.cpus))?;
+        let mut host = HostSide::new(&mut vm);
+        loader::GuestMemory::write(&mut host, acpi.base, &acpi.bytes)
+            .map_err(|_| BuildError::NoRoomForTables { gpa: acpi.base })?;
+        let modules: Vec<Module<'_>> =
+            self.modules.iter().map(|(bytes, cmdline)| Module { bytes, cmdline }).collect();
+        let options = LoadOptions {
+            cmdline: &self.cmdline,
+            initrd: self.initrd.as_deref(),
+            modules: &modules,
+            acpi_rsdp: Some(acpi.rsdp),
+            ..LoadOptions::new(&map)
+        };
+        let entry = loader::load(image, &options, &mut host)?;
+
+        let vcpus = (0..config.cpus)
+            .map(|n| {
+                let vcpu_config = VcpuConfig {
+                    model: config.model.clone(),
+                    apic_id: n as u32,
+                    cpu_count: config.cpus as u32,
+                    seed: config.seed,
+                };
+                let mut vcpu = Vcpu::new(memory.clone(), &vcpu_config);
+                vcpu.mmu().set_stage2(stage2(&config, vm.root(), n));
+                let activity = if n == 0 {
+                    boot::enter(&mut vcpu, &entry);
+                    Activity::Running
+                } else {
+                    Activity::WaitForSipi
+                };
+                Processor { vcpu, activity, retired: 0 }
+            })
+            .collect();
+        let scheduler = config.seed.stream(Consumer::Scheduler);
+        Ok(Machine {
+            config,
+            vm,
+            board,
+            vcpus,
+            now: Instant::ZERO,
+            scheduler,
+            counters: Counters::default(),
+            serial: Vec::new(),
+            turn: 0,
+        })
+    }
+}
+
+/// The second stage of processor `n`. Each has an address-space identifier of its own, as KVM gives them.
+fn stage2(config: &MachineConfig, root: Spa, n: u16) -> Stage2 {
+    match config.mmu {
+        NestedPaging::Npt => Stage2::Npt(Npt {
+            root,
+            levels: Stage2Levels::Four,
+            nx: NestedNx::Enabled,
+            asid: Asid(n as u32 + 1),
+        }),
+        NestedPaging::Ept => Stage2::Ept(Ept {
+            eptp: Eptp::new(root, Stage2Levels::Four, mmu::EptAccessedDirty::Enabled),
+            execute: EptExecute::Single,
+            vpid: Vpid(n + 1),
+        }),
+    }
+}
+

@@ -1,0 +1,200 @@
+//! What each exit of a processor leads to.
+
+use cpu::{Completion, Exit, IoAccess, MmioAccess, MmioData, MsrAccess};
+use devices::lapic::MsrError;
+use devices::{BoardEvents, CpuIndex, Port, Width};
+use emu_core::event::Silent;
+use hypervisor::{Action, EntryState, FaultCause, FaultInput, FlushRequest};
+use mmu::{NestedFaultKind, NestedPageFault, Stage2Cause};
+
+use super::run::Outcome;
+use super::{Activity, Machine, RunError};
+
+/// What the board said, or how the run ended.
+type Handled = Result<BoardEvents, Outcome>;
+
+/// What a guest reads that asks for a hypercall we do not have (Linux `KVM_ENOSYS`).
+const NO_SUCH_HYPERCALL: u64 = -1000_i64 as u64;
+
+impl Machine {
+    pub(super) fn handle_exit(&mut self, n: usize, exit: Exit) -> Result<Handled, RunError> {
+        match exit {
+            Exit::TimeUp | Exit::InterruptWindow => Ok(Ok(BoardEvents::empty())),
+            Exit::Halt => {
+                self.counters.halts += 1;
+                self.vcpus[n].activity = Activity::Halted;
+                // An interrupt may be there already.
+                Ok(Ok(BoardEvents::empty()))
+            }
+            Exit::NestedPageFault { fault, access } => self.nested_fault(n, fault, access),
+            Exit::Mmio { access, .. } => Ok(Err(self.no_memory(n, access.gpa))),
+            Exit::Io(access) => Ok(Ok(self.port(n, access))),
+            Exit::Msr(access) => Ok(Ok(self.msr(n, access))),
+            Exit::TaskPriority { write } => Ok(Ok(self.task_priority(n, write))),
+            Exit::Hypercall => {
+                self.counters.hypercalls += 1;
+                self.vcpus[n].vcpu.set_gpr(0, NO_SUCH_HYPERCALL);
+                Ok(Ok(BoardEvents::empty()))
+            }
+            Exit::Shutdown => {
+                Ok(Err(Outcome::TripleFault { cpu: n as u16, registers: self.describe(n) }))
+            }
+        }
+    }
+
+    fn describe(&self, n: usize) -> String {
+        let state = self.vcpus[n].vcpu.state();
+        format!(
+            "rip={:#x} rsp={:#x} rax={:#x} rflags={:?} cr0={:?} cr2={:#x} cr3={:#x} cr4={:?} efer={:?} cs={:#x}",
+            state.rip,
+            state.gpr[4],
+            state.gpr[0],
+            state.rflags,
+            state.cr0,
+            state.cr2,
+            state.cr3,
+            state.cr4,
+            state.efer,
+            state.segments.regs[1].selector,
+        )
+    }
+
+    fn no_memory(&self, n: usize, gpa: emu_core::Gpa) -> Outcome {
+        Outcome::NoMemory { cpu: n as u16, gpa, registers: self.describe(n) }
+    }
+
+    fn nested_fault(
+        &mut self,
+        n: usize,
+        fault: NestedPageFault,
+        access: Option<MmioAccess>,
+    ) -> Result<Handled, RunError> {
+        let input = FaultInput {
+            cause: match fault.cause {
+                Stage2Cause::FinalAddress => FaultCause::FinalAddress,
+                _ => FaultCause::GuestTable,
+            },
+            entry: match fault.kind {
+                NestedFaultKind::NotPresent { .. } => EntryState::NotPresent,
+                _ => EntryState::Denied,
+            },
+            ..FaultInput::new(fault.gpa, fault.access)
+        };
+        let action = self.vm.handle_fault(input, &mut Silent)?;
+        self.flush_owed();
+        Ok(match action {
+            Action::Resume(_) => Ok(BoardEvents::empty()),
+            Action::Mmio { gpa } => match access {
+                Some(access) => Ok(self.device(n, access)),
+                None => Err(self.no_memory(n, gpa)),
+            },
+            Action::RomWrite { gpa } => match access {
+                // The write is dropped, the instruction goes on.
+                Some(_) => {
+                    self.vcpus[n].vcpu.complete(Completion::value(0));
+                    Ok(BoardEvents::empty())
+                }
+                None => Err(self.no_memory(n, gpa)),
+            },
+            Action::MemoryFault(fault) => Err(self.no_memory(n, fault.gpa)),
+        })
+    }
+
+    /// Makes every processor forget what the hypervisor says it must.
+    pub(super) fn flush_owed(&mut self) {
+        while let Some(request) = self.vm.take_flush() {
+            for processor in &mut self.vcpus {
+                match request {
+                    FlushRequest::All => processor.vcpu.mmu().flush_all(),
+                    FlushRequest::Range { first, nr_pages } => processor.vcpu.mmu().flush_gpa_range(first, nr_pages),
+                }
+            }
+        }
+    }
+
+    /// A memory access that a device answers, in pieces no wider than a bus cycle.
+    fn device(&mut self, n: usize, access: MmioAccess) -> BoardEvents {
+        self.counters.mmio += 1;
+        let cpu = CpuIndex(n as u16);
+        let mut events = BoardEvents::empty();
+        let mut bytes = [0; 32];
+        if let MmioData::Write(data) = access.data {
+            bytes = data;
+        }
+        let len = access.len_bytes as usize;
+        let mut at = 0;
+        while at < len {
+            let gpa = access.gpa.wrapping_add(at as u64);
+            let width = piece(len - at);
+            let size = width as usize;
+            if access.data == MmioData::Read {
+                let value = self.board.mmio_read(gpa, width, cpu, self.now).unwrap_or(u64::MAX);
+                bytes[at..at + size].copy_from_slice(&value.to_le_bytes()[..size]);
+            } else {
+                let mut value = [0; 8];
+                value[..size].copy_from_slice(&bytes[at..at + size]);
+                let value = u64::from_le_bytes(value);
+                events |= self.board.mmio_write(gpa, width, value, cpu, self.now).unwrap_or_default();
+            }
+            at += size;
+        }
+        self.vcpus[n].vcpu.complete(Completion::Done(bytes));
+        events
+    }
+
+    fn port(&mut self, n: usize, access: IoAccess) -> BoardEvents {
+        self.counters.io += 1;
+        let width = match access.len_bytes {
+            1 => Width::Byte,
+            2 => Width::Word,
+            _ => Width::Dword,
+        };
+        let port = Port(access.port);
+        let (value, events) = match access.write {
+            Some(value) => (0, self.board.io_write(port, width, value, self.now)),
+            None => (self.board.io_read(port, width, self.now), BoardEvents::REQUESTS),
+        };
+        self.vcpus[n].vcpu.complete(Completion::value(value as u64));
+        events
+    }
+
+    fn msr(&mut self, n: usize, access: MsrAccess) -> BoardEvents {
+        self.counters.msr += 1;
+        let cpu = CpuIndex(n as u16);
+        let answer: Result<(u64, BoardEvents), MsrError> = match access.write {
+            Some(value) => self.board.msr_write(cpu, access.msr, value, self.now).map(|events| (0, events)),
+            None => self.board.msr_read(cpu, access.msr, self.now).map(|value| (value, BoardEvents::empty())),
+        };
+        let (completion, events) = match answer {
+            Ok((value, events)) => (Completion::value(value), events),
+            Err(_) => (Completion::Refused, BoardEvents::empty()),
+        };
+        self.vcpus[n].vcpu.complete(completion);
+        events
+    }
+}
+
+impl Machine {
+    /// MOV to or from CR8: bits 7:4 of the local APIC's task priority.
+    fn task_priority(&mut self, n: usize, write: Option<u8>) -> BoardEvents {
+        let mut value = 0;
+        if let Some(lapic) = self.board.lapic_mut(CpuIndex(n as u16)) {
+            match write {
+                Some(priority) => lapic.set_cr8(priority),
+                None => value = lapic.cr8(),
+            }
+        }
+        self.vcpus[n].vcpu.complete(Completion::value(value as u64));
+        BoardEvents::REQUESTS
+    }
+}
+
+/// The widest access for `len` bytes.
+fn piece(len: usize) -> Width {
+    match len {
+        8.. => Width::Qword,
+        4..8 => Width::Dword,
+        2..4 => Width::Word,
+        _ => Width::Byte,
+    }
+}

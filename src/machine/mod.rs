@@ -1,0 +1,108 @@
+//! The machine: processors, board, hypervisor and memory wired together, and the loop that runs them.
+//!
+//! Built by [`Machine::builder`], run by [`Machine::run`]. This is the *hosted* kind: the guest's memory is a guest_memfd
+//! behind memslots, the processors run over nested tables that the hypervisor builds, and a nested fault goes through
+//! its pipeline.
+//!
+//! Time is one line for the whole machine: processors take turns on it, in an order and for lengths that the seed
+//! decides, so that two processors never see it run backwards. Everything that happens is a function of image,
+//! configuration and seed.
+
+mod boot;
+mod builder;
+mod error;
+mod exits;
+mod guest_memory;
+mod run;
+mod summary;
+
+pub use builder::{Builder, MachineConfig};
+pub use error::{BuildError, RunError};
+pub use run::{Limits, Outcome};
+pub use summary::Summary;
+
+use cpu::Vcpu;
+use devices::Board;
+use emu_core::rng::Stream;
+use emu_core::time::Instant;
+use hypervisor::Vm;
+
+/// A whole computer.
+pub struct Machine {
+    config: MachineConfig,
+    vm: Vm,
+    board: Board,
+    vcpus: Vec<Processor>,
+    now: Instant,
+    scheduler: Stream,
+    counters: Counters,
+    /// Serial output not fetched yet.
+    serial: Vec<u8>,
+    /// Which processor's turn it is.
+    turn: usize,
+}
+
+/// A processor and what the machine knows of it.
+struct Processor {
+    vcpu: Vcpu,
+    activity: Activity,
+    /// Units of time it has run.
+    retired: u64,
+}
+
+/// What a processor does when its turn comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Activity {
+    Running,
+    /// HLT: until an interrupt.
+    Halted,
+    /// After INIT: until a start-up message.
+    WaitForSipi,
+}
+
+/// What the machine itself counts.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counters {
+    exits: u64,
+    io: u64,
+    mmio: u64,
+    msr: u64,
+    halts: u64,
+    interrupts: u64,
+    turns: u64,
+    hypercalls: u64,
+}
+
+impl Machine {
+    /// A builder with the defaults: one processor, 1 GiB, 4K pages, NPT, seed 0.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// What it was built as.
+    pub fn config(&self) -> &MachineConfig {
+        &self.config
+    }
+
+    /// Virtual time.
+    pub fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// Takes what the guest wrote to its first serial port since the last call.
+    pub fn take_serial(&mut self) -> Vec<u8> {
+        core::mem::take(&mut self.serial)
+    }
+
+    /// Gives bytes to the guest's first serial port.
+    pub fn serial_input(&mut self, bytes: &[u8]) {
+        let events = self.board.serial_input(bytes);
+        // What it changes is seen at the next turn.
+        let _ = events;
+    }
+
+    /// The hypervisor, for whoever looks at memory and tables.
+    pub fn vm(&self) -> &Vm {
+        &self.vm
+    }
+}

@@ -1,0 +1,235 @@
+//! Turns: whose it is, how long it lasts, and what ends the run.
+
+use cpu::{Event, Exit};
+use devices::{BoardEvents, BoardRequest, CpuIndex};
+use emu_core::time::{Duration, Instant};
+
+use super::guest_memory::HostSide;
+use super::{Activity, Machine, RunError};
+
+/// Longest turn of a lone processor when nothing is due.
+const LONE_TURN: u64 = 1 << 20;
+
+/// When a run is to stop by itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// After this many units of time have been executed by all processors together.
+    pub max_instructions: Option<u64>,
+}
+
+/// Why a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest switched the machine off.
+    PowerOff,
+    /// The guest asked for a reset.
+    Reset,
+    /// The guest wrote this to the debug-exit port.
+    DebugExit(u32),
+    /// A processor could not deliver a double fault.
+    TripleFault {
+        /// Which one.
+        cpu: u16,
+        /// Its registers, in words.
+        registers: String,
+    },
+    /// The guest executes, or has page tables, where no memory is.
+    NoMemory {
+        /// Which processor.
+        cpu: u16,
+        /// The guest physical address.
+        gpa: emu_core::Gpa,
+        /// Its registers, in words.
+        registers: String,
+    },
+    /// Every processor waits and nothing is due that could wake one.
+    Asleep,
+    /// A limit of [`Limits`] was reached.
+    LimitReached,
+    /// The caller asked to come back: the machine can be run on.
+    Interrupted,
+}
+
+impl Machine {
+    /// Runs until the guest ends, a limit is reached, or `keep_going`, asked about once a turn, says no.
+    ///
+    /// # Errors
+    /// [`RunError`]: the host could not go on.
+    pub fn run(&mut self, limits: Limits, mut keep_going: impl FnMut(&mut Machine) -> bool) -> Result<Outcome, RunError> {
+        loop {
+            if let Some(outcome) = self.settle(BoardEvents::REQUESTS) {
+                return Ok(outcome);
+            }
+            if let Some(most) = limits.max_instructions
+                && self.instructions() >= most
+            {
+                return Ok(Outcome::LimitReached);
+            }
+            if !keep_going(self) {
+                return Ok(Outcome::Interrupted);
+            }
+            let Some(n) = self.next_runnable() else {
+                // Nobody runs: time jumps to what is due.
+                match self.board.next_event(self.now) {
+                    Some(due) => {
+                        self.now = self.now.max(due);
+                        let events = self.board.advance(self.now);
+                        if let Some(outcome) = self.settle(events) {
+                            return Ok(outcome);
+                        }
+                        continue;
+                    }
+                    None => return Ok(Outcome::Asleep),
+                }
+            };
+            if let Some(outcome) = self.take_turn(n, limits)? {
+                return Ok(outcome);
+            }
+        }
+    }
+
+    /// Units of time that processors have executed.
+    pub fn instructions(&self) -> u64 {
+        self.vcpus.iter().map(|p| p.retired).sum()
+    }
+
+    /// The next processor in the round that can run, woken if it has reason to.
+    fn next_runnable(&mut self) -> Option<usize> {
+        let count = self.vcpus.len();
+        for offset in 0..count {
+            let n = (self.turn + offset) % count;
+            let index = CpuIndex(n as u16);
+            let processor = &mut self.vcpus[n];
+            if processor.activity == Activity::Halted
+                && (processor.vcpu.has_event()
+                    || processor.vcpu.interrupts_enabled() && self.board.interrupt_for(index).is_some())
+            {
+                processor.activity = Activity::Running;
+            }
+            if processor.activity == Activity::Running {
+                self.turn = (n + 1) % count;
+                return Some(n);
+            }
+        }
+        None
+    }
+
+    /// How long the turn lasts at the most.
+    fn turn_end(&mut self, limits: Limits) -> Instant {
+        let length = if self.vcpus.len() == 1 {
+            LONE_TURN
+        } else {
+            let quantum = self.config.quantum.max(2);
+            quantum / 2 + self.scheduler.below(quantum / 2)
+        };
+        let length = match limits.max_instructions {
+            Some(most) => length.min(most.saturating_sub(self.instructions()).max(1)),
+            None => length,
+        };
+        self.now + Duration::new(length)
+    }
+
+    /// Lets processor `n` run until its turn ends, it sleeps, or the machine does.
+    fn take_turn(&mut self, n: usize, limits: Limits) -> Result<Option<Outcome>, RunError> {
+        self.counters.turns += 1;
+        let end = self.turn_end(limits);
+        self.vcpus[n].vcpu.advance_clock(self.now);
+        while self.now < end && self.vcpus[n].activity == Activity::Running {
+            self.offer_interrupt(n);
+            let due = self.board.next_event(self.now).unwrap_or(Instant::FAR);
+            let until = end.min(due.max(self.now + Duration::new(1)));
+            let vcpu = &mut self.vcpus[n].vcpu;
+            let exit = vcpu.run(until);
+            let after = vcpu.now();
+            self.vcpus[n].retired += after.saturating_since(self.now).units();
+            self.now = self.now.max(after);
+            let mut events = BoardEvents::empty();
+            if exit != Exit::TimeUp {
+                self.counters.exits += 1;
+                match self.handle_exit(n, exit)? {
+                    Ok(more) => events |= more,
+                    Err(outcome) => return Ok(Some(outcome)),
+                }
+            }
+            if self.board.next_event(self.now).is_some_and(|due| due <= self.now) {
+                events |= self.board.advance(self.now);
+            }
+            if !events.is_empty()
+                && let Some(outcome) = self.settle(events)
+            {
+                return Ok(Some(outcome));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Gives processor `n` the interrupt that waits for it, or asks to be told when it can take one.
+    fn offer_interrupt(&mut self, n: usize) {
+        let index = CpuIndex(n as u16);
+        let waits = self.board.interrupt_for(index).is_some();
+        let vcpu = &mut self.vcpus[n].vcpu;
+        if waits && vcpu.can_take_interrupt() {
+            if let Some(vector) = self.board.acknowledge(index) {
+                self.counters.interrupts += 1;
+                vcpu.inject(Event::Interrupt { vector });
+            }
+            let more = self.board.interrupt_for(index).is_some();
+            vcpu.request_interrupt_window(more);
+        } else {
+            vcpu.request_interrupt_window(waits);
+        }
+    }
+
+    /// Follows up what the board asks for.
+    pub(super) fn settle(&mut self, events: BoardEvents) -> Option<Outcome> {
+        if events.contains(BoardEvents::DMA) {
+            let more = self.board.run_dma(&mut HostSide::new(&mut self.vm), self.now);
+            if let Some(outcome) = self.settle(more - BoardEvents::DMA) {
+                return Some(outcome);
+            }
+            self.flush_owed();
+        }
+        self.serial.extend(self.board.serial_output());
+        if !self.board.has_requests() {
+            return None;
+        }
+        let requests: Vec<BoardRequest> = self.board.take_requests().collect();
+        for request in requests {
+            match request {
+                BoardRequest::PowerOff => return Some(Outcome::PowerOff),
+                BoardRequest::Reset => return Some(Outcome::Reset),
+                BoardRequest::DebugExit(value) => return Some(Outcome::DebugExit(value)),
+                BoardRequest::Init(cpu) => {
+                    if let Some(processor) = self.vcpus.get_mut(cpu.index()) {
+                        processor.vcpu.init();
+                        processor.activity = Activity::WaitForSipi;
+                    }
+                }
+                BoardRequest::Sipi { cpu, vector } => {
+                    if let Some(processor) = self.vcpus.get_mut(cpu.index())
+                        && processor.activity == Activity::WaitForSipi
+                    {
+                        processor.vcpu.start_at(vector);
+                        processor.activity = Activity::Running;
+                    }
+                }
+                BoardRequest::Nmi(cpu) => {
+                    if let Some(processor) = self.vcpus.get_mut(cpu.index()) {
+                        processor.vcpu.inject_nmi();
+                        if processor.activity == Activity::Halted {
+                            processor.activity = Activity::Running;
+                        }
+                    }
+                }
+                BoardRequest::FlushPage(gpa) => {
+                    for processor in &mut self.vcpus {
+                        processor.vcpu.mmu().flush_gpa_range(gpa.frame(), 1);
+                    }
+                }
+                // Interrupts are looked at before each entry; address line 20 is always on.
+                BoardRequest::InterruptChanged(_) | BoardRequest::A20(_) => {}
+            }
+        }
+        None
+    }
+}

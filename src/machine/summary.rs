@@ -1,0 +1,117 @@
+//! What a run amounted to.
+
+use emu_core::PageSize;
+use hypervisor::VmStats;
+use mmu::MmuStats;
+
+use super::Machine;
+
+/// Counters of a run, all of them functions of image, configuration and seed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// The seed.
+    pub seed: u64,
+    /// Units of time executed by all processors.
+    pub instructions: u64,
+    /// Virtual nanoseconds since reset.
+    pub time_ns: u64,
+    /// Exits to the machine: all, and of these port, device memory, MSR.
+    pub exits: u64,
+    /// Port accesses.
+    pub io: u64,
+    /// Accesses to device memory.
+    pub mmio: u64,
+    /// MSR accesses that the board answered.
+    pub msr: u64,
+    /// HLTs.
+    pub halts: u64,
+    /// Interrupts delivered.
+    pub interrupts: u64,
+    /// Turns taken.
+    pub turns: u64,
+    /// Blocks decoded.
+    pub blocks: u64,
+    /// The hypervisor's counters.
+    pub vm: VmStats,
+    /// The translation units' counters, added up.
+    pub mmu: MmuStats,
+}
+
+impl Machine {
+    /// The counters as they stand.
+    pub fn summary(&mut self) -> Summary {
+        let mut mmu = MmuStats::default();
+        let mut blocks = 0;
+        for processor in &mut self.vcpus {
+            add(&mut mmu, &processor.vcpu.mmu().stats());
+            blocks += processor.vcpu.blocks_decoded();
+        }
+        let c = &self.counters;
+        Summary {
+            seed: self.config.seed.0,
+            instructions: self.vcpus.iter().map(|p| p.retired).sum(),
+            time_ns: self.now.units(),
+            exits: c.exits,
+            io: c.io,
+            mmio: c.mmio,
+            msr: c.msr,
+            halts: c.halts,
+            interrupts: c.interrupts,
+            turns: c.turns,
+            blocks,
+            vm: self.vm.stats(),
+            mmu,
+        }
+    }
+}
+
+fn add(sum: &mut MmuStats, more: &MmuStats) {
+    // Every field by name: a new counter does not compile until it is added here.
+    let MmuStats {
+        fast_misses,
+        tlb_hits,
+        walks_1d,
+        walks_2d,
+        nested_walks,
+        table_loads,
+        ad_updates,
+        restarts,
+        flushes,
+    } = more;
+    sum.fast_misses += fast_misses;
+    sum.tlb_hits += tlb_hits;
+    sum.walks_1d += walks_1d;
+    sum.walks_2d += walks_2d;
+    sum.nested_walks += nested_walks;
+    sum.table_loads += table_loads;
+    sum.ad_updates += ad_updates;
+    sum.restarts += restarts;
+    sum.flushes += flushes;
+}
+
+impl core::fmt::Display for Summary {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let by_size = |counts: [u64; 3]| {
+            PageSize::ALL.map(|size| format!("{size} {}", counts[size.index()])).join(", ")
+        };
+        let faults = &self.vm.faults;
+        writeln!(f, "instructions {}  time {} ns  seed {}", self.instructions, self.time_ns, self.seed)?;
+        writeln!(
+            f,
+            "exits        {}  (io {}, mmio {}, msr {}, hlt {})  interrupts {}",
+            self.exits, self.io, self.mmio, self.msr, self.halts, self.interrupts
+        )?;
+        writeln!(
+            f,
+            "nested fault {}  (on guest tables {}, fixed: {}; spurious {}, retry {}, mmio {})",
+            faults.taken,
+            faults.on_guest_tables,
+            by_size(faults.fixed),
+            faults.spurious,
+            faults.retry,
+            faults.mmio
+        )?;
+        writeln!(f, "folios       {}", by_size(self.vm.folios))?;
+        write!(f, "translation  {:?}  blocks {}", self.mmu, self.blocks)
+    }
+}
