@@ -6,6 +6,7 @@ use emu_core::cpu_model::{CpuModel, Vendor};
 use emu_core::cpuid::Feature;
 use emu_core::memory::SystemMemory;
 use emu_core::memory::code::Cursor;
+use emu_core::msr::Msr;
 use emu_core::regs::{Cr0, Cr4, Dr6, Dr7, Efer, Rflags, Xcr0};
 use emu_core::rng::{Consumer, Seed};
 use emu_core::time::Instant;
@@ -193,6 +194,11 @@ impl Vcpu {
     /// Makes `event` the next thing that happens, before any instruction.
     pub fn inject(&mut self, event: Event) {
         self.engine.cpu.event = Some(event);
+    }
+
+    /// The value of a register that this processor stores; 0 for the board's, the clock's and those that do not exist.
+    pub fn msr(&mut self, msr: Msr) -> u64 {
+        self.engine.cpu.stored_msr(msr)
     }
 
     /// An NMI has arrived. It is delivered as soon as no NMI handler runs; a second one waits, a third is lost.

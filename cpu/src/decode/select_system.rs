@@ -281,7 +281,6 @@ fn with_operand(context: &Context<'_>) -> Option<Lowered> {
         }
         M::Clflush | M::Clflushopt | M::Clwb => Inside(slow::<cache::FlushLine>),
         M::Lds | M::Les | M::Lfs | M::Lgs | M::Lss => {
-            operand = 1;
             op.dst = match insn.mnemonic() {
                 M::Lds => SegReg::Ds,
                 M::Les => SegReg::Es,

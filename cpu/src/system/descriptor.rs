@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn fields_of_a_descriptor() {
         // Base 0x12345678, limit 0xabcde pages, type 0xb (code), S, DPL 3, P, AVL, D, G.
-        let raw = 0x12_da_fb_34_5678_bcde_u64;
+        let raw = 0x12da_fb34_5678_bcde_u64;
         let d = Descriptor(raw);
         assert_eq!(d.base(), 0x1234_5678);
         assert_eq!(d.limit(), 0xabcd_efff);

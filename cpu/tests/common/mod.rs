@@ -54,6 +54,7 @@ fn enter_long_mode(state: &mut VcpuState) {
     }
     state.segments.regs[SegReg::Cs as usize] = flat(0x08, 0xb, true, 0);
     state.rip = CODE;
+    state.gpr = [0; 16];
     state.gpr[4] = STACK;
 }
 
