@@ -291,14 +291,36 @@ impl Cpu {
 
     /// Loads from a system structure (descriptor table, TSS): supervisor authority whatever the CPL.
     pub fn load_system<T: Scalar>(&mut self, linear: u64) -> Result<T, Trap> {
-        let mut bytes = [0; 32];
-        self.load_implicit(linear, &mut bytes[..size_of::<T>()], Privilege::Supervisor)?;
-        Ok(T::from_bytes(&bytes))
+        self.load_as(linear, Privilege::Supervisor)
     }
 
     /// Stores to a system structure.
     pub fn store_system<T: Scalar>(&mut self, linear: u64, value: T) -> Result<(), Trap> {
-        self.store_implicit(linear, &value.to_bytes()[..size_of::<T>()], Privilege::Supervisor)
+        self.store_as(linear, Privilege::Supervisor, value)
+    }
+
+    /// Loads on the authority of `privilege`.
+    pub fn load_as<T: Scalar>(&mut self, linear: u64, privilege: Privilege) -> Result<T, Trap> {
+        self.mmu.fast.select(privilege);
+        let hit = self.mmu.fast.load(linear);
+        self.refresh_privilege();
+        if let Some(value) = hit {
+            return Ok(value);
+        }
+        let mut bytes = [0; 32];
+        self.load_implicit(linear, &mut bytes[..size_of::<T>()], privilege)?;
+        Ok(T::from_bytes(&bytes))
+    }
+
+    /// Stores on the authority of `privilege`.
+    pub fn store_as<T: Scalar>(&mut self, linear: u64, privilege: Privilege, value: T) -> Result<(), Trap> {
+        self.mmu.fast.select(privilege);
+        let hit = self.mmu.fast.store(linear, value);
+        self.refresh_privilege();
+        match hit {
+            Some(()) => Ok(()),
+            None => self.store_implicit(linear, &value.to_bytes()[..size_of::<T>()], privilege),
+        }
     }
 
     /// Loads on an authority that may differ from the program's (the stack of an inner ring).

@@ -1,15 +1,13 @@
 //! Real mode, protected mode, virtual-8086 mode and tasks, end to end.
 
-mod common;
-
 use std::sync::Arc;
 
-use common::run;
 use cpu::{DescriptorTable, Event, Exit, Mode, SegReg, Segment, SegmentAttributes, Vcpu, VcpuConfig};
 use emu_core::cpu_model::CpuModel;
 use emu_core::memory::SystemMemory;
 use emu_core::regs::{Cr0, Rflags};
 use emu_core::rng::Seed;
+use emu_core::time::Duration;
 use emu_core::{Exception, Gva, Spa};
 
 const GDT: u64 = 0x3000;
@@ -29,6 +27,11 @@ fn new() -> (Vcpu, Arc<SystemMemory>) {
     let memory = SystemMemory::flat(1 << 20).expect("1 MiB");
     let config = VcpuConfig { model: CpuModel::intel_v3(), apic_id: 0, cpu_count: 1, seed: Seed(1) };
     (Vcpu::new(memory.clone(), &config), memory)
+}
+
+fn run(vcpu: &mut Vcpu, units: u64) -> Exit {
+    let until = vcpu.now() + Duration::new(units);
+    vcpu.run(until)
 }
 
 fn tss(base: u64) -> u64 {

@@ -531,3 +531,28 @@ fn every_encoding_of_the_group_is_decoded() {
         assert!(is_undefined(code, |s| s.cr4 |= emu_core::regs::Cr4::DE), "{code:02x?}");
     }
 }
+
+#[test]
+fn a_single_step_over_syscall_follows_the_flags_the_handler_gets() {
+    for (fmask, steps_into_kernel) in [(Rflags::TF.bits(), false), (0, true)] {
+        // wrmsr ; mov ecx, LSTAR ; mov eax, CODE+0x1000 ; wrmsr ; push 0x102 ; popfq ; syscall
+        let mut code = vec![0x0f, 0x30, 0xb9, 0x82, 0, 0, 0xc0, 0xb8];
+        code.extend((CODE as u32 + 0x1000).to_le_bytes());
+        code.extend([0x31, 0xd2, 0x0f, 0x30, 0x68, 0x02, 0x01, 0, 0, 0x9d, 0x0f, 0x05]);
+        let (mut vcpu, memory) = machine(&code);
+        memory.write(Spa::new(CODE + 0x1000), &[0xeb, 0xfe]).unwrap();
+        let mut state = vcpu.state();
+        state.gpr[1] = 0xc000_0084;
+        state.gpr[0] = fmask;
+        vcpu.set_state(&state);
+        let exit = run(&mut vcpu, 20);
+        if steps_into_kernel {
+            assert_eq!(exit, Exit::Halt);
+            at_handler(&vcpu, 1);
+            assert_eq!(word(&memory, STACK - 40), CODE + 0x1000);
+        } else {
+            assert_eq!(exit, Exit::TimeUp);
+            assert_eq!(vcpu.state().rip, CODE + 0x1000);
+        }
+    }
+}

@@ -86,7 +86,11 @@ impl Stack {
     pub fn push(&mut self, cpu: &mut Cpu, value: u64, bytes: u8) -> Result<(), Trap> {
         let sp = self.sp.wrapping_sub(bytes as u64) & self.mask();
         let linear = self.linear(cpu, sp, bytes as u64)?;
-        cpu.store_implicit(linear, &value.to_le_bytes()[..bytes as usize], self.privilege)?;
+        match bytes {
+            2 => cpu.store_as(linear, self.privilege, value as u16)?,
+            4 => cpu.store_as(linear, self.privilege, value as u32)?,
+            _ => cpu.store_as(linear, self.privilege, value)?,
+        }
         self.sp = sp;
         Ok(())
     }
@@ -94,10 +98,13 @@ impl Stack {
     /// Pops `bytes` bytes.
     pub fn pop(&mut self, cpu: &mut Cpu, bytes: u8) -> Result<u64, Trap> {
         let linear = self.linear(cpu, self.sp, bytes as u64)?;
-        let mut raw = [0; 8];
-        cpu.load_implicit(linear, &mut raw[..bytes as usize], self.privilege)?;
+        let value = match bytes {
+            2 => cpu.load_as::<u16>(linear, self.privilege)? as u64,
+            4 => cpu.load_as::<u32>(linear, self.privilege)? as u64,
+            _ => cpu.load_as::<u64>(linear, self.privilege)?,
+        };
         self.sp = self.sp.wrapping_add(bytes as u64) & self.mask();
-        Ok(u64::from_le_bytes(raw))
+        Ok(value)
     }
 
     /// Gives up `bytes` bytes.
