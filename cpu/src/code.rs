@@ -21,6 +21,8 @@ use crate::op::Op;
 
 /// Ops kept before everything is dropped and decoded anew: 64 MiB of ops.
 const MAX_OPS: usize = 2 << 20;
+/// Numbers given away, to live and dead blocks, before everything is dropped: 64 MiB of block heads.
+const MAX_BLOCKS: usize = 1 << 20;
 
 /// A decoded run of instructions.
 pub(crate) struct Block {
@@ -100,7 +102,7 @@ impl CodeCache {
     }
 
     pub fn is_full(&self) -> bool {
-        self.ops >= MAX_OPS
+        self.ops >= MAX_OPS || self.blocks.len() >= MAX_BLOCKS
     }
 
     /// The block with this number; number 0 and numbers from before a flush lead to a dead or a different block, which

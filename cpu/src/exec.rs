@@ -219,7 +219,7 @@ impl Engine {
     }
 
     /// Runs at most `most` instructions, and no more than there is time for, from a precise decoding.
-    fn run_precisely(&mut self, most: u32) -> Next {
+    pub fn run_precisely(&mut self, most: u32) -> Next {
         let cpu = &mut self.cpu;
         let id = match find(cpu, &mut self.code, cpu.key.precise()) {
             Ok(id) => id,
@@ -340,7 +340,7 @@ impl Engine {
         }
     }
 
-    fn catch_up_with_code(&mut self) {
+    pub fn catch_up_with_code(&mut self) {
         let cpu = &mut self.cpu;
         cpu.attention = false;
         let memory = cpu.mmu.memory().clone();

@@ -64,6 +64,8 @@ pub(crate) struct Op {
 pub(crate) const ZERO: u8 = 16;
 /// Register number of the address of the running block's first byte.
 pub(crate) const RIP: u8 = 17;
+/// Register number that always reads as 2^31, for a RIP-relative displacement that is out of range from the block.
+pub(crate) const TWO_GIB: u8 = 18;
 /// Numbers in the register file, a power of two so that a masked number needs no bounds check.
 pub(crate) const GPR_SLOTS: usize = 32;
 /// Bit in a byte register's number that selects bits 15:8.

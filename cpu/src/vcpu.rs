@@ -21,7 +21,7 @@ use crate::flags::Flags;
 use crate::latch::Latch;
 use crate::mode::{Mode, ModeKey};
 use crate::msr::MsrFile;
-use crate::op::{GPR_SLOTS, RIP};
+use crate::op::{GPR_SLOTS, RIP, TWO_GIB};
 use crate::random::Random;
 use crate::segment::{SegReg, Segments};
 use crate::simd::VectorState;
@@ -101,7 +101,7 @@ pub struct VcpuState {
 
 /// A virtual processor.
 pub struct Vcpu {
-    engine: Engine,
+    pub(crate) engine: Engine,
 }
 
 impl Vcpu {
@@ -162,6 +162,7 @@ impl Vcpu {
             apic_enabled: true,
         };
         cpu.gpr[RIP as usize] = 0xfff0;
+        cpu.gpr[TWO_GIB as usize] = 1 << 31;
         cpu.gpr[2] = cpu.model.signature().eax() as u64;
         cpu.refresh_mode();
         Vcpu { engine: Engine::new(cpu) }
@@ -332,7 +333,7 @@ impl Cpu {
     }
 }
 
-fn x87_out(x87: &X87State) -> X87Registers {
+pub(crate) fn x87_out(x87: &X87State) -> X87Registers {
     let top = x87.fsw >> 11 & 7;
     let st = core::array::from_fn(|i| {
         let value = x87.regs[(top as usize + i) % 8];
@@ -344,7 +345,7 @@ fn x87_out(x87: &X87State) -> X87Registers {
     X87Registers { fcw: x87.fcw, fsw: x87.fsw, ftw: x87.valid, fop: x87.fop, fip: x87.fip, fdp: x87.fdp, st }
 }
 
-fn x87_in(from: &X87Registers) -> X87State {
+pub(crate) fn x87_in(from: &X87Registers) -> X87State {
     let top = from.fsw >> 11 & 7;
     let mut regs = [F80 { sign_exp: 0, significand: 0 }; 8];
     for (i, bytes) in from.st.iter().enumerate() {

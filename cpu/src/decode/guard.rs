@@ -3,6 +3,7 @@
 //! iced names the CPUID features an encoding needs; the table below maps them to the model's. An encoding that needs a
 //! feature the table does not know is refused: nothing executes that CPUID does not advertise.
 
+use emu_core::cpu_model::Vendor;
 use emu_core::cpuid::Feature;
 use iced_x86::{CpuidFeature, EncodingKind, Mnemonic, Register};
 
@@ -96,6 +97,13 @@ pub(crate) fn refuses(context: &Context<'_>) -> Option<Handler> {
     let undefined = Some(slow::<Undefined> as Handler);
     let model = context.request.model;
     if insn.mnemonic() == Mnemonic::Ud2 || insn.mnemonic() == Mnemonic::Ud1 || insn.mnemonic() == Mnemonic::Ud0 {
+        return undefined;
+    }
+    // The register forms of the prefetches are hints to Intel and undefined to AMD.
+    use iced_x86::Code as K;
+    if matches!(insn.code(), K::Reservednop_rm16_r16_0F0D | K::Reservednop_rm32_r32_0F0D | K::Reservednop_rm64_r64_0F0D)
+        && model.vendor() == Vendor::Amd
+    {
         return undefined;
     }
     // VMCALL and VMMCALL reach the machine whatever CPUID says of VMX and SVM: that is how a guest finds its host.

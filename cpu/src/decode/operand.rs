@@ -4,7 +4,7 @@ use iced_x86::{OpKind, Register};
 
 use super::Context;
 use crate::address::{ADDRESS16, ADDRESS32};
-use crate::op::{HIGH_BYTE, Op, RIP, ZERO};
+use crate::op::{HIGH_BYTE, Op, RIP, TWO_GIB, ZERO};
 use crate::segment::FLAT;
 
 /// How the address of a memory operand is formed; see [`crate::address`].
@@ -23,7 +23,8 @@ pub(crate) fn gpr(register: Register) -> u8 {
         Register::CH => HIGH_BYTE | 1,
         Register::DH => HIGH_BYTE | 2,
         Register::BH => HIGH_BYTE | 3,
-        other => other.number() as u8,
+        // An 8-bit register's own number counts the high bytes as well.
+        other => other.full_register().number() as u8,
     }
 }
 
@@ -38,6 +39,17 @@ pub(crate) fn segment(register: Register) -> u8 {
         Register::GS => 5,
         _ => FLAT,
     }
+}
+
+/// The segment of the memory operand. In 64-bit mode an override by ES, CS, SS or DS counts for nothing, not even for
+/// whether an unusable address is #SS or #GP.
+pub(crate) fn operand_segment(context: &Context<'_>) -> u8 {
+    let named = context.insn.memory_segment();
+    if !context.is_64() || matches!(named, Register::FS | Register::GS) {
+        return segment(named);
+    }
+    let on_stack = matches!(context.insn.memory_base(), Register::RSP | Register::RBP | Register::ESP | Register::EBP);
+    segment(if on_stack { Register::SS } else { Register::DS })
 }
 
 /// Width of the address in bits.
@@ -66,14 +78,26 @@ pub(crate) fn address_bits(context: &Context<'_>) -> u32 {
 pub(crate) fn memory(context: &Context<'_>, op: &mut Op) -> AddressForm {
     let insn = context.insn;
     let bits = address_bits(context);
-    op.seg = segment(insn.memory_segment());
+    op.seg = operand_segment(context);
     op.scale = insn.memory_index_scale().trailing_zeros() as u8;
     let base = insn.memory_base();
     let displacement = insn.memory_displacement64();
     if base == Register::RIP || base == Register::EIP {
         op.base = RIP;
         // iced gives the target; blocks are shared between mappings, so keep the distance from the block's start.
-        op.disp = displacement.wrapping_sub(context.request.rip) as i32;
+        // Counted from there it may just not fit.
+        let distance = displacement.wrapping_sub(context.request.rip) as i64;
+        let Ok(fits) = i32::try_from(distance) else {
+            op.disp = distance.wrapping_sub(1 << 31) as i32;
+            op.index = TWO_GIB;
+            return if bits == 64 {
+                AddressForm::Full64
+            } else {
+                op.scale = ADDRESS32;
+                AddressForm::Legacy
+            };
+        };
+        op.disp = fits;
     } else {
         op.base = if base == Register::None { ZERO } else { gpr(base) };
         op.disp = displacement as i32;

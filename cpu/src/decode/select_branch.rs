@@ -1,5 +1,6 @@
 //! Near jumps, calls, returns and loops.
 
+use emu_core::cpu_model::Vendor;
 use iced_x86::{FlowControl, Mnemonic, OpKind};
 
 use super::operand::{address_bits, by_condition, by_wide, gpr, is_memory, memory, size};
@@ -54,11 +55,15 @@ fn relative(context: &Context<'_>) -> Lowered {
     let run = by_wide!(width, ender::<b::Relative<T>> as Handler).unwrap_or(ender::<b::Relative<u64>>);
     let mut op = context.op(run);
     op.imm.set(target.wrapping_sub(insn.next_ip()));
+    let amd = context.request.model.vendor() == Vendor::Amd;
     op.aux = match insn.mnemonic() {
         Mnemonic::Jmp => b::ALWAYS,
         Mnemonic::Call => b::CALL,
         Mnemonic::Jcxz | Mnemonic::Jecxz | Mnemonic::Jrcxz => b::COUNT_ZERO,
         Mnemonic::Loop => b::LOOP,
+        // AMD processors take a repetition prefix as the condition, as if it were that of a string instruction.
+        Mnemonic::Loope if amd && insn.has_repne_prefix() => b::LOOPNE,
+        Mnemonic::Loopne if amd && insn.has_rep_prefix() => b::LOOPE,
         Mnemonic::Loope => b::LOOPE,
         Mnemonic::Loopne => b::LOOPNE,
         _ => condition_number(context) as u16,

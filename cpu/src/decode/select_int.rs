@@ -1,5 +1,6 @@
 //! The commonest general-purpose instructions: arithmetic, moves, stack.
 
+use emu_core::cpu_model::Vendor;
 use iced_x86::{Mnemonic, OpKind, Register};
 
 use super::operand::{
@@ -30,7 +31,7 @@ pub(crate) fn select(context: &Context<'_>) -> Option<Lowered> {
         M::Xor => binary!(Xor),
         M::Cmp => compare::<alu::Cmp>(context),
         M::Test => compare::<alu::Test>(context),
-        M::Mov => mov(context),
+        M::Mov | M::Movnti => mov(context),
         M::Movzx => extend::<mov::Zero>(context),
         M::Movsx | M::Movsxd => extend::<mov::Sign>(context),
         M::Lea => lea(context),
@@ -58,6 +59,7 @@ pub(crate) fn select(context: &Context<'_>) -> Option<Lowered> {
             op.aux = context.insn.immediate8_2nd() as u16;
             Some(Lowered::new(op))
         }
+        M::Pause => pause(context),
         M::Nop
         | M::Endbr32
         | M::Endbr64
@@ -67,11 +69,10 @@ pub(crate) fn select(context: &Context<'_>) -> Option<Lowered> {
         | M::Prefetcht2
         | M::Prefetchw
         | M::Prefetch
-        | M::Reservednop
-        | M::Pause => Some(Lowered::pure(context.op(pure::<Nothing>), context.insn)),
+        | M::Reservednop => Some(Lowered::pure(context.op(pure::<Nothing>), context.insn)),
         M::Xlatb => {
             let mut op = context.op(slow::<crate::int::branch::Xlat>);
-            op.seg = super::operand::segment(context.insn.memory_segment());
+            op.seg = super::operand::operand_segment(context);
             op.scale = address_bits(context) as u8;
             Some(Lowered::new(op))
         }
@@ -290,7 +291,11 @@ fn absolute_mov(context: &Context<'_>) -> Option<Lowered> {
 }
 
 fn extend<E: mov::Extend>(context: &Context<'_>) -> Option<Lowered> {
-    let (wide, narrow) = (size(context, 0), size(context, 1));
+    let (wide, mut narrow) = (size(context, 0), size(context, 1));
+    // MOVSXD with a 16-bit operand size reads 32 bits of memory on AMD, of which 16 are used.
+    if context.insn.code() == iced_x86::Code::Movsxd_r16_rm16 && context.request.model.vendor() == Vendor::Amd {
+        narrow = 4;
+    }
     let mut op = context.op(pure::<Nothing>);
     op.dst = gpr(context.insn.op0_register());
     macro_rules! by_pair {
@@ -324,6 +329,11 @@ fn extend<E: mov::Extend>(context: &Context<'_>) -> Option<Lowered> {
                 (2, 8) => {
                     type $N = u16;
                     type $W = u64;
+                    $value
+                }
+                (4, 2) => {
+                    type $N = u32;
+                    type $W = u16;
                     $value
                 }
                 (4, 4) => {
@@ -360,6 +370,26 @@ fn lea(context: &Context<'_>) -> Option<Lowered> {
         AddressForm::Base64 => by_wide!(width, pure::<mov::LeaBase<T>> as Handler)?,
         _ => by_wide!(width, pure::<mov::Lea<T>> as Handler)?,
     };
+    Some(Lowered::pure(op, context.insn))
+}
+
+/// F3 90. With REX.B it is no longer NOP's opcode but XCHG r8, rAX.
+fn pause(context: &Context<'_>) -> Option<Lowered> {
+    let bytes = &context.bytes[..context.insn.len()];
+    let rex = match bytes {
+        [.., rex @ 0x40..=0x4f, _] if context.is_64() => *rex,
+        _ => 0x40,
+    };
+    if rex & 1 == 0 {
+        return Some(Lowered::pure(context.op(pure::<Nothing>), context.insn));
+    }
+    let width = match rex & 8 != 0 {
+        true => 8,
+        false if bytes.contains(&0x66) => 2,
+        false => 4,
+    };
+    let mut op = context.op(by_width!(width, pure::<mov::XchgReg<T>> as Handler)?);
+    (op.dst, op.src) = (8, 0);
     Some(Lowered::pure(op, context.insn))
 }
 

@@ -3,7 +3,8 @@
 use iced_x86::{Mnemonic, OpKind};
 
 use super::operand::{
-    address_bits, by_address, by_wide, by_width, gpr, immediate, is_memory, memory, segment, size, slow_by_address,
+    address_bits, by_address, by_wide, by_width, gpr, immediate, is_memory, memory, operand_segment, size,
+    slow_by_address,
 };
 use super::{ALL_FLAGS, Context, Lowered};
 use crate::dispatch::{cold, pure, slow};
@@ -379,7 +380,7 @@ pub(crate) fn string_op<S: string::StringOp>(context: &Context<'_>) -> Option<Lo
     let mut op = context.op(pure::<decimal::Clc>);
     op.run = by_width!(insn.memory_size().size(), slow::<StringInsn<S, T>> as Handler)?;
     op.scale = string_address_bits(context);
-    op.seg = segment(insn.memory_segment());
+    op.seg = operand_segment(context);
     op.aux = if insn.has_repne_prefix() {
         string::REPNE
     } else if insn.has_rep_prefix() {

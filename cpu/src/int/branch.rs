@@ -58,23 +58,29 @@ impl Ender for CallSlow {
 pub(crate) fn ret(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: &[Op]) -> Next {
     let rsp = cpu.gpr[RSP];
     match Fast::load::<u64>(cpu, rsp, SegReg::Ss as u8) {
-        Ok(target) => {
+        Ok(target) if plain(target) => {
             cpu.gpr[RSP] = rsp.wrapping_add(8).wrapping_add(op.aux as u64);
             jump(cpu, code, target)
         }
-        Err(_) => crate::dispatch::ender::<RetNear<u64>>(cpu, code, op, rest),
+        _ => crate::dispatch::ender::<RetNear<u64>>(cpu, code, op, rest),
     }
 }
 
 /// JMP r64
-pub(crate) fn jmp_reg(cpu: &mut Cpu, code: &CodeCache, op: &Op, _rest: &[Op]) -> Next {
+pub(crate) fn jmp_reg(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: &[Op]) -> Next {
     let target = cpu.reg::<u64>(op.dst);
+    if !plain(target) {
+        return crate::dispatch::ender::<JmpIndirect<u64, InReg>>(cpu, code, op, rest);
+    }
     jump(cpu, code, target)
 }
 
 /// CALL r64
 pub(crate) fn call_reg(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: &[Op]) -> Next {
     let target = cpu.reg::<u64>(op.dst);
+    if !plain(target) {
+        return crate::dispatch::ender::<CallIndirect<u64, InReg>>(cpu, code, op, rest);
+    }
     let rsp = cpu.gpr[RSP].wrapping_sub(8);
     let after = cpu.gpr[RIP as usize].wrapping_add(op.ip as u64);
     match Fast::store(cpu, rsp, SegReg::Ss as u8, after) {
@@ -93,8 +99,8 @@ pub(crate) fn jmp_mem<A: Addressing>(cpu: &mut Cpu, code: &CodeCache, op: &Op, r
         Err(_) => None,
     };
     match target {
-        Some(target) => jump(cpu, code, target),
-        None => crate::dispatch::ender::<JmpIndirect<u64, InMem<A>>>(cpu, code, op, rest),
+        Some(target) if plain(target) => jump(cpu, code, target),
+        _ => crate::dispatch::ender::<JmpIndirect<u64, InMem<A>>>(cpu, code, op, rest),
     }
 }
 
@@ -131,6 +137,19 @@ fn checked(cpu: &Cpu, target: u64) -> Result<Flow, Trap> {
     if sound { Ok(Flow::Jump(target)) } else { Err(Exception::GP0.into()) }
 }
 
+/// Makes sure that a push would succeed: a CALL's stack is looked at before its target.
+fn probe_push<T: Width>(cpu: &mut Cpu) -> Result<(), Trap> {
+    let sp = cpu.stack_pointer().wrapping_sub(T::BYTES);
+    let linear = cpu.stack_linear(sp, T::BYTES, Use::Write)?;
+    Slow::probe_store(cpu, linear, SegReg::Ss as u8, T::BYTES)
+}
+
+/// Whether the fast handlers may jump there: whatever has more than 48 significant bits goes through [`checked`].
+#[inline(always)]
+fn plain(target: u64) -> bool {
+    ((target << 16) as i64 >> 16) as u64 == target
+}
+
 /// JMP r/m of width `T`
 pub(crate) struct JmpIndirect<T, S>(PhantomData<(T, S)>);
 impl<T: Width, S: TargetSource> Ender for JmpIndirect<T, S> {
@@ -145,6 +164,7 @@ pub(crate) struct CallIndirect<T, S>(PhantomData<(T, S)>);
 impl<T: Width, S: TargetSource> Ender for CallIndirect<T, S> {
     fn exec(cpu: &mut Cpu, op: &Op) -> Result<Flow, Trap> {
         let target = S::target::<T>(cpu, op)?.zero_extend();
+        probe_push::<T>(cpu)?;
         let flow = checked(cpu, target)?;
         let after = cpu.rip_after(op);
         push::<Slow, T>(cpu, T::truncate(after))?;
@@ -228,6 +248,9 @@ impl<T: Width> Ender for Relative<T> {
             LOOPNE => count != 0 && !cpu.flags.zf(),
             n => condition(&cpu.flags, n as u8),
         };
+        if op.aux == CALL {
+            probe_push::<T>(cpu)?;
+        }
         let flow = if taken {
             let target = T::truncate(after.wrapping_add(op.imm.get())).zero_extend();
             checked(cpu, target)?

@@ -115,15 +115,29 @@ fn compare<T: Width>(flags: &mut Flags, a: T, b: T) {
     flags.set_sub(a.wrapping_sub(b), b);
 }
 
+fn cmps_source<T: Width>(cpu: &mut Cpu, op: &Op, from: u64) -> Result<T, Trap> {
+    let from = source::<T>(cpu, op, from)?;
+    Slow::load(cpu, from, op.seg)
+}
+
+fn cmps_destination<T: Width>(cpu: &mut Cpu, to: u64) -> Result<T, Trap> {
+    let to = destination::<T>(cpu, to, Use::Read)?;
+    Slow::load(cpu, to, ES)
+}
+
 impl StringOp for Cmps {
     const SOURCE: bool = true;
     const DESTINATION: bool = true;
     const COMPARES: bool = true;
     fn step<T: Width>(cpu: &mut Cpu, op: &Op, from: u64, to: u64) -> Result<(), Trap> {
-        let from = source::<T>(cpu, op, from)?;
-        let a: T = Slow::load(cpu, from, op.seg)?;
-        let to = destination::<T>(cpu, to, Use::Read)?;
-        let b: T = Slow::load(cpu, to, ES)?;
+        // Where both operands fault, the one reported is the one that Zen reads first.
+        let (a, b): (T, T) = if op.aux == REP && T::LOG == 0 {
+            let a = cmps_source(cpu, op, from)?;
+            (a, cmps_destination(cpu, to)?)
+        } else {
+            let b = cmps_destination(cpu, to)?;
+            (cmps_source(cpu, op, from)?, b)
+        };
         compare(&mut cpu.flags, a, b);
         Ok(())
     }

@@ -8,10 +8,11 @@ use crate::cpu::Cpu;
 use crate::dispatch::{Act, Ender, Flow, Pure};
 use crate::event::InterruptShadow;
 use crate::exit::Trap;
+use crate::int::stack::{pop, push};
+use crate::mem::Slow;
 use crate::mode::Mode;
 use crate::op::Op;
 use crate::system::descriptor::{gp0, ud};
-use crate::system::stack::Stack;
 
 /// Flags that every POPF and IRET may change.
 pub(crate) const FREE: Rflags =
@@ -51,10 +52,12 @@ impl Act for PushF {
     fn exec(cpu: &mut Cpu, op: &Op) -> Result<(), Trap> {
         cpu.check_vm86_iopl()?;
         let image = cpu.flags.rflags() - Rflags::VM - Rflags::RF;
-        let mut stack = Stack::current(cpu);
-        stack.push(cpu, image.bits(), op.aux as u8)?;
-        stack.commit(cpu);
-        Ok(())
+        let image = image.bits();
+        match op.aux {
+            2 => push::<Slow, u16>(cpu, image as u16),
+            4 => push::<Slow, u32>(cpu, image as u32),
+            _ => push::<Slow, u64>(cpu, image),
+        }
     }
 }
 
@@ -63,9 +66,11 @@ pub(crate) struct PopF;
 impl Ender for PopF {
     fn exec(cpu: &mut Cpu, op: &Op) -> Result<Flow, Trap> {
         cpu.check_vm86_iopl()?;
-        let mut stack = Stack::current(cpu);
-        let image = stack.pop(cpu, op.aux as u8)?;
-        stack.commit(cpu);
+        let image = match op.aux {
+            2 => pop::<Slow, u16>(cpu)? as u64,
+            4 => pop::<Slow, u32>(cpu)? as u64,
+            _ => pop::<Slow, u64>(cpu)?,
+        };
         let mask = cpu.changeable_flags();
         cpu.load_flags(image, mask, op.aux as u8);
         cpu.flags.other.remove(Rflags::RF);
