@@ -16,7 +16,7 @@ xz() { run usr/bin/xz "$@"; }
 openssl() { run usr/bin/openssl "$@"; }
 lua() { run usr/bin/lua5.4 "$@"; }
 python() { run usr/bin/python3.11 -I -S -B "$@"; }
-cc1() { run usr/lib/gcc/x86_64-linux-gnu/12/cc1 -quiet "$@"; }
+cc1() { run usr/lib/gcc/x86_64-linux-gnu/12/cc1 -quiet -fpreprocessed "$@"; }
 hash() { sha256sum | cut -c1-64; }
 export PYTHONHOME="$ROOT/usr" OPENSSL_CONF=/dev/null
 
