@@ -14,7 +14,7 @@ pub(super) fn name(outcome: &Outcome) -> &'static str {
         Outcome::DebugExit(_) => "debug-exit",
         Outcome::TripleFault { .. } => "triple-fault",
         Outcome::NoMemory { .. } => "no-memory",
-        Outcome::Asleep => "asleep",
+        Outcome::Asleep { .. } => "asleep",
         Outcome::LimitReached => "limit",
         Outcome::Interrupted => "interrupted",
     }
@@ -25,7 +25,7 @@ pub(super) fn exit_code(outcome: &Outcome) -> ExitCode {
     match outcome {
         Outcome::PowerOff | Outcome::Reset | Outcome::Interrupted => ExitCode::Done,
         Outcome::DebugExit(value) => ExitCode::Guest(*value),
-        Outcome::TripleFault { .. } | Outcome::NoMemory { .. } | Outcome::Asleep => ExitCode::GuestDied,
+        Outcome::TripleFault { .. } | Outcome::NoMemory { .. } | Outcome::Asleep { .. } => ExitCode::GuestDied,
         Outcome::LimitReached => ExitCode::Limit,
     }
 }
@@ -40,7 +40,9 @@ pub(super) fn sentence(outcome: &Outcome) -> String {
         Outcome::NoMemory { cpu, gpa, registers } => {
             format!("CPU {cpu} executes, or has page tables, at {gpa}, where no memory is: {registers}")
         }
-        Outcome::Asleep => "every CPU sleeps and nothing is due that could wake one".into(),
+        Outcome::Asleep { registers } => {
+            format!("every CPU sleeps and nothing is due that could wake one: {registers}")
+        }
         Outcome::LimitReached => "the limit was reached".into(),
         Outcome::Interrupted => "ended from the keyboard".into(),
     }

@@ -83,10 +83,10 @@ fn drive(
             Outcome::Interrupted if wish == Wish::Quit => return Ok(Outcome::Interrupted),
             Outcome::Interrupted => return Ok(Outcome::LimitReached),
             // Only a key can wake it.
-            Outcome::Asleep => match console.wait(PATIENCE) {
+            Outcome::Asleep { registers } => match console.wait(PATIENCE) {
                 Some((_, Wish::Quit)) => return Ok(Outcome::Interrupted),
                 Some((bytes, Wish::Continue)) => machine.serial_input(&bytes),
-                None => return Ok(Outcome::Asleep),
+                None => return Ok(Outcome::Asleep { registers }),
             },
             ended => return Ok(ended),
         }

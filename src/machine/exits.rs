@@ -42,7 +42,7 @@ impl Machine {
         }
     }
 
-    fn describe(&self, n: usize) -> String {
+    pub(super) fn describe(&self, n: usize) -> String {
         let state = self.vcpus[n].vcpu.state();
         format!(
             "rip={:#x} rsp={:#x} rax={:#x} rflags={:?} cr0={:?} cr2={:#x} cr3={:#x} cr4={:?} efer={:?} cs={:#x}",

@@ -21,11 +21,13 @@ pub use error::{BuildError, RunError};
 pub use run::{Limits, Outcome};
 pub use summary::Summary;
 
-use cpu::Vcpu;
+use cpu::{Vcpu, VcpuState};
 use devices::Board;
+use emu_core::Gpa;
+use emu_core::event::Silent;
 use emu_core::rng::Stream;
 use emu_core::time::Instant;
-use hypervisor::Vm;
+use hypervisor::{GuestAccessError, Vm};
 
 /// A whole computer.
 pub struct Machine {
@@ -99,6 +101,19 @@ impl Machine {
         let events = self.board.serial_input(bytes);
         // What it changes is seen at the next turn.
         let _ = events;
+    }
+
+    /// The architectural state of processor `n`, if there is one.
+    pub fn vcpu_state(&self, n: usize) -> Option<VcpuState> {
+        self.vcpus.get(n).map(|p| p.vcpu.state())
+    }
+
+    /// Reads guest physical memory as a device would.
+    ///
+    /// # Errors
+    /// [`GuestAccessError`]: part of the range is no memory.
+    pub fn read_guest(&mut self, gpa: Gpa, into: &mut [u8]) -> Result<(), GuestAccessError> {
+        self.vm.guest_read(gpa, into, &mut Silent)
     }
 
     /// The hypervisor, for whoever looks at memory and tables.

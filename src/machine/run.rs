@@ -43,7 +43,10 @@ pub enum Outcome {
         registers: String,
     },
     /// Every processor waits and nothing is due that could wake one.
-    Asleep,
+    Asleep {
+        /// The first processor's registers, in words.
+        registers: String,
+    },
     /// A limit of [`Limits`] was reached.
     LimitReached,
     /// The caller asked to come back: the machine can be run on.
@@ -79,7 +82,7 @@ impl Machine {
                         }
                         continue;
                     }
-                    None => return Ok(Outcome::Asleep),
+                    None => return Ok(Outcome::Asleep { registers: self.describe(0) }),
                 }
             };
             if let Some(outcome) = self.take_turn(n, limits)? {
