@@ -96,7 +96,7 @@ impl Path for Slow {
         if cpu.mmu.fast.can_store(linear, len) {
             return Ok(());
         }
-        cpu.check_alignment(linear, len)?;
+        cpu.check_operand(linear, len, seg)?;
         let first = cpu.place(linear, AccessKind::Write, seg)?;
         // A device is asked by the store itself.
         drop(first);
@@ -123,7 +123,7 @@ enum Target {
 #[inline(never)]
 fn load_slow<T: Scalar>(cpu: &mut Cpu, linear: u64, seg: u8) -> Result<T, Trap> {
     let len = size_of::<T>();
-    cpu.check_alignment(linear, len as u64)?;
+    cpu.check_operand(linear, len as u64, seg)?;
     let first = cpu.place(linear, AccessKind::Read, seg)?;
     let mut bytes = [0; 32];
     match split(linear, len as u64) {
@@ -142,7 +142,7 @@ fn load_slow<T: Scalar>(cpu: &mut Cpu, linear: u64, seg: u8) -> Result<T, Trap> 
 #[inline(never)]
 fn store_slow<T: Scalar>(cpu: &mut Cpu, linear: u64, seg: u8, value: T) -> Result<(), Trap> {
     let len = size_of::<T>();
-    cpu.check_alignment(linear, len as u64)?;
+    cpu.check_operand(linear, len as u64, seg)?;
     let first = cpu.place(linear, AccessKind::Write, seg)?;
     let bytes = value.to_bytes();
     match split(linear, len as u64) {
@@ -167,9 +167,20 @@ impl Cpu {
         }
     }
 
-    fn check_alignment(&self, linear: u64, len: u64) -> Result<(), Exception> {
-        // Operands longer than 8 bytes have rules of their own, which their instructions check.
-        if self.alignment_checked() && len <= 8 && linear & (len.next_power_of_two() - 1) != 0 {
+    /// What is checked of a whole operand before any of it is translated: that both its ends are canonical, and its
+    /// alignment if that is wanted.
+    fn check_operand(&self, linear: u64, len: u64, seg: u8) -> Result<(), Exception> {
+        if !self.is_canonical(linear) || !self.is_canonical(linear.wrapping_add(len - 1)) {
+            return Err(self.bad_address(seg));
+        }
+        // Of YMM operands, as of XMM operands, four bits are looked at. Other operands longer than 8 bytes are structures
+        // whose instructions know what they demand.
+        let natural = match len {
+            0..=8 => len.next_power_of_two(),
+            16 | 32 => 16,
+            _ => 1,
+        };
+        if self.alignment_checked() && linear & (natural - 1) != 0 {
             return Err(Exception::AlignmentCheck);
         }
         Ok(())

@@ -16,6 +16,8 @@ mod select_system;
 mod select_x87;
 mod select_xsave;
 mod select_simd;
+mod select_simd_element;
+mod select_simd_mmx;
 mod select_simd_packed;
 
 use core::cell::Cell;

@@ -1,11 +1,13 @@
 //! Vector instructions: moves and masks, and the door to the other `select_simd` files.
 
-use iced_x86::{EncodingKind, Mnemonic, Register};
+use iced_x86::{EncodingKind, Mnemonic, OpKind, Register};
 
-use super::operand::{AddressForm, by_address, gpr, immediate, is_memory, memory, size};
-use super::{Context, Lowered, select_simd_packed};
-use crate::address::{Base64, Full64, Legacy};
+use super::operand::{AddressForm, by_address, gpr, immediate, is_memory, memory, segment, size};
+use super::{Context, Lowered, select_simd_element, select_simd_mmx, select_simd_packed};
+use crate::address::{ADDRESS16, ADDRESS32, Base64, Full64, Legacy};
 use crate::dispatch::{cold, hot, pure};
+use crate::int::alu::FromReg;
+use crate::int::mov::Store;
 use crate::op::{Handler, Op};
 use crate::simd::form::{Form as FormType, Sse, Vex128, Vex256};
 use crate::simd::moves::{self, MoveLoad, MoveReg, MoveStore};
@@ -80,7 +82,7 @@ pub(crate) fn select(context: &Context<'_>) -> Option<Lowered> {
     use Mnemonic as M;
     let insn = context.insn;
     if (0..insn.op_count()).any(|n| insn.op_register(n).is_mm()) || insn.mnemonic() == M::Emms {
-        return None;
+        return select_simd_mmx::select(context);
     }
     match insn.mnemonic() {
         M::Movups | M::Movupd | M::Movdqu | M::Lddqu | M::Vmovups | M::Vmovupd | M::Vmovdqu | M::Vlddqu => {
@@ -110,8 +112,29 @@ pub(crate) fn select(context: &Context<'_>) -> Option<Lowered> {
         M::Movhlps | M::Vmovhlps => merge::<moves::HighToLow>(context),
         M::Vzeroupper => Some(Lowered::pure(context.op(pure::<moves::ZeroUpper>), insn)),
         M::Vzeroall => Some(Lowered::pure(context.op(pure::<moves::ZeroAll>), insn)),
-        _ => select_simd_packed::select(context),
+        M::Movnti => {
+            let mut op = unset(context);
+            op.src = gpr(insn.op1_register());
+            let address = memory(context, &mut op);
+            op.run = match size(context, 0) {
+                4 => by_address!(address, Store<u32, FromReg, A>),
+                _ => by_address!(address, Store<u64, FromReg, A>),
+            };
+            Some(Lowered::new(op))
+        }
+        _ => select_simd_packed::select(context).or_else(|| select_simd_element::select(context)),
     }
+}
+
+/// The memory operand at rDI, in the segment the instruction names.
+pub(super) fn di_operand(context: &Context<'_>, op: &mut Op) {
+    op.base = gpr(Register::RDI);
+    op.seg = segment(context.insn.memory_segment());
+    op.scale = match context.insn.op0_kind() {
+        OpKind::MemorySegDI => ADDRESS16,
+        OpKind::MemorySegEDI => ADDRESS32,
+        _ => 0,
+    };
 }
 
 /// Moves of whole registers.

@@ -1,5 +1,6 @@
 //! Computations on packed integers, shuffles and logic: which mnemonic is which operation.
 
+use emu_core::cpu_model::Vendor;
 use iced_x86::{Mnemonic, OpKind};
 
 use super::operand::{AddressForm, is_memory, memory};
@@ -8,7 +9,7 @@ use super::{Context, Lowered};
 use crate::address::{Base64, Full64, Legacy};
 use crate::dispatch::{cold, hot, pure};
 use crate::op::{Handler, Op};
-use crate::simd::form::{Form as FormType, Lanewise, Sse, Vex128, Vex256};
+use crate::simd::form::{Form as FormType, Lanewise, Sse, SseAnywhere, Vex128, Vex256};
 use crate::simd::ops;
 use crate::simd::packed::{
     Count, CountImm, CountMem, CountReg, Crossing, CrossingMem, CrossingReg, PackedMem, PackedReg, Ternary, TernaryMem,
@@ -115,12 +116,12 @@ pub(super) fn select(context: &Context<'_>) -> Option<Lowered> {
         M::Aesdec | M::Vaesdec => narrow::<ops::Aesdec>(context),
         M::Aesdeclast | M::Vaesdeclast => narrow::<ops::Aesdeclast>(context),
         M::Pclmulqdq | M::Vpclmulqdq => narrow::<ops::Pclmulqdq>(context),
-        M::Sha1rnds4 => narrow::<ops::Sha1rnds4>(context),
-        M::Sha1nexte => narrow::<ops::Sha1nexte>(context),
-        M::Sha1msg1 => narrow::<ops::Sha1msg1>(context),
-        M::Sha1msg2 => narrow::<ops::Sha1msg2>(context),
-        M::Sha256msg1 => narrow::<ops::Sha256msg1>(context),
-        M::Sha256msg2 => narrow::<ops::Sha256msg2>(context),
+        M::Sha1rnds4 => sha::<ops::Sha1rnds4>(context),
+        M::Sha1nexte => sha::<ops::Sha1nexte>(context),
+        M::Sha1msg1 => sha::<ops::Sha1msg1>(context),
+        M::Sha1msg2 => sha::<ops::Sha1msg2>(context),
+        M::Sha256msg1 => sha::<ops::Sha256msg1>(context),
+        M::Sha256msg2 => sha::<ops::Sha256msg2>(context),
         M::Aesimc | M::Vaesimc => narrow::<ops::Aesimc>(context),
         M::Aeskeygenassist | M::Vaeskeygenassist => narrow::<ops::Aeskeygenassist>(context),
         M::Phminposuw | M::Vphminposuw => narrow::<ops::Phminposuw>(context),
@@ -151,7 +152,7 @@ pub(super) fn select(context: &Context<'_>) -> Option<Lowered> {
         M::Pblendvb | M::Vpblendvb => ternary::<ops::Pblendvb>(context),
         M::Blendvps | M::Vblendvps => ternary::<ops::Blendvps>(context),
         M::Blendvpd | M::Vblendvpd => ternary::<ops::Blendvpd>(context),
-        M::Sha256rnds2 => ternary::<ops::Sha256rnds2>(context),
+        M::Sha256rnds2 => sha_rounds(context),
 
         M::Vpermd | M::Vpermps => crossing::<ops::Vpermd>(context),
         M::Vpermq | M::Vpermpd => crossing::<ops::Vpermq>(context),
@@ -234,6 +235,40 @@ fn narrow<O: Lanewise>(context: &Context<'_>) -> Option<Lowered> {
     let mut op = unset(context);
     let second = operands(context, &mut op);
     op.run = by_form128!(form(context), plain_handler::<O, F>(&second));
+    finish(context, op, second)
+}
+
+/// Whether the model wants the memory operands of the SHA extensions aligned: Zen does not, Intel documents that it does.
+fn sha_aligned(context: &Context<'_>) -> bool {
+    context.request.model.vendor() == Vendor::Intel
+}
+
+fn sha<O: Lanewise>(context: &Context<'_>) -> Option<Lowered> {
+    let mut op = unset(context);
+    let second = operands(context, &mut op);
+    op.run = match sha_aligned(context) {
+        true => plain_handler::<O, Sse>(&second),
+        false => plain_handler::<O, SseAnywhere>(&second),
+    };
+    finish(context, op, second)
+}
+
+/// SHA256RNDS2, with XMM0 as its third operand.
+fn sha_rounds(context: &Context<'_>) -> Option<Lowered> {
+    let mut op = unset(context);
+    op.dst = vector(context.insn.op0_register());
+    op.aux = op.dst as u16;
+    let second = if is_memory(context, 1) {
+        Second::Mem(memory(context, &mut op))
+    } else {
+        op.src = vector(context.insn.op1_register());
+        Second::Reg
+    };
+    op.run = match (&second, sha_aligned(context)) {
+        (Second::Reg, _) => pure::<TernaryReg<ops::Sha256rnds2, Sse>>,
+        (Second::Mem(_), true) => cold::<TernaryMem<ops::Sha256rnds2, Sse>>,
+        (Second::Mem(_), false) => cold::<TernaryMem<ops::Sha256rnds2, SseAnywhere>>,
+    };
     finish(context, op, second)
 }
 

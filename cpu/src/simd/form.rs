@@ -28,8 +28,6 @@ pub(crate) trait Form {
     const BYTES: u64;
     /// Whether operands of computations must be aligned in memory.
     const ALIGNED: bool;
-    /// No bits set.
-    const ZERO: Self::Value;
 
     fn get(cpu: &Cpu, n: u8) -> Self::Value;
     /// Writes a destination.
@@ -46,6 +44,8 @@ pub(crate) trait Form {
 }
 
 pub(crate) struct Sse;
+/// Legacy SSE whose memory operands may lie anywhere.
+pub(crate) struct SseAnywhere;
 pub(crate) struct Vex128;
 pub(crate) struct Vex256;
 
@@ -55,7 +55,6 @@ macro_rules! form128 {
             type Value = V128;
             const BYTES: u64 = 16;
             const ALIGNED: bool = $aligned;
-            const ZERO: V128 = V128::ZERO;
 
             #[inline(always)]
             fn get(cpu: &Cpu, n: u8) -> V128 {
@@ -94,13 +93,13 @@ macro_rules! form128 {
 }
 
 form128!(Sse, true, set_xmm);
+form128!(SseAnywhere, false, set_xmm);
 form128!(Vex128, false, set_xmm_zero_upper);
 
 impl Form for Vex256 {
     type Value = V256;
     const BYTES: u64 = 32;
     const ALIGNED: bool = false;
-    const ZERO: V256 = [V128::ZERO; 2];
 
     #[inline(always)]
     fn get(cpu: &Cpu, n: u8) -> V256 {

@@ -6,10 +6,14 @@
 //!
 //! What floating point computes, and MXCSR, is elsewhere; the file is shared.
 
+pub(crate) mod element;
 pub(crate) mod form;
+pub(crate) mod masked;
+pub(crate) mod mmx;
 pub(crate) mod moves;
 pub(crate) mod ops;
 pub(crate) mod packed;
+pub(crate) mod string;
 
 use crate::vector::{V128, V256};
 

@@ -139,6 +139,7 @@ binary_imm! {
     Vpblendd = blend::vpblendd, 4;
     Pclmulqdq = clmul::pclmulqdq, 0;
     Sha1rnds4 = sha::sha1rnds4, 0;
+    Insertps = shuffle::insertps, 0;
 }
 
 /// Instructions with one source.
