@@ -1,0 +1,100 @@
+//! The built-in guest under every format of nested tables and every page size.
+#![forbid(unsafe_code)]
+
+mod guests;
+
+use std::time::Duration;
+
+use guests::{Ended, guest};
+use serde_json::Value;
+
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// The page sizes as the summary names them.
+const SIZES: [&str; 3] = ["4K", "2M", "1G"];
+
+fn passes(words: &[&str]) -> Ended {
+    let ended = guest(words, LIMIT);
+    assert_eq!(ended.code, Some(1), "{words:?}: {}\n{}", ended.stderr, ended.tail());
+    let json = ended.json();
+    assert_eq!((&json["outcome"], &json["exit"]), (&Value::from("debug-exit"), &Value::from(1)), "{words:?}: {json}");
+    let text = ended.text();
+    assert!(text.lines().any(|line| line == "PASS") && !text.contains("FAIL"), "{words:?}: {text}");
+    ended
+}
+
+fn count(json: &Value, path: &[&str]) -> u64 {
+    let value = path.iter().fold(json, |value, key| &value[key]);
+    value.as_u64().unwrap_or_else(|| panic!("{path:?} of {json}"))
+}
+
+/// Passes, and the nested tables have leaves of the size asked for.
+fn passes_under(mmu: &str, pages: &str) {
+    let json = passes(&["--mmu", mmu, "--pages", pages, "--memory", "2G"]).json();
+    let asked = SIZES.iter().position(|size| *size == pages.to_uppercase()).expect("a page size");
+    assert!(count(&json, &["levels", SIZES[asked]]) > 0, "no {pages} leaf under {mmu}: {json}");
+    for larger in &SIZES[asked + 1..] {
+        assert_eq!(count(&json, &["levels", larger]), 0, "a {larger} leaf with --pages {pages} under {mmu}: {json}");
+    }
+}
+
+#[test]
+fn npt_4k() {
+    passes_under("npt", "4k");
+}
+
+#[test]
+fn npt_2m() {
+    passes_under("npt", "2m");
+}
+
+#[test]
+fn npt_1g() {
+    passes_under("npt", "1g");
+}
+
+#[test]
+fn ept_4k() {
+    passes_under("ept", "4k");
+}
+
+#[test]
+fn ept_2m() {
+    passes_under("ept", "2m");
+}
+
+#[test]
+fn ept_1g() {
+    passes_under("ept", "1g");
+}
+
+/// The same command gives the same console and the same summary; the guest sees nothing of the seed.
+#[test]
+fn a_run_is_a_function_of_its_command() {
+    let words = ["--memory", "64M", "--seed", "5"];
+    let (first, second) = (passes(&words), passes(&words));
+    assert_eq!(first.console, second.console);
+    assert_eq!(first.stdout, second.stdout);
+    assert_eq!(count(&first.json(), &["seed"]), 5);
+    assert_eq!(first.console, passes(&["--memory", "64M", "--seed", "6"]).console);
+}
+
+/// A terabyte costs what is touched of it.
+#[test]
+fn a_terabyte_of_memory() {
+    for pages in ["4k", "1g"] {
+        let ended = passes(&["--memory", "1T", "--pages", pages]);
+        // 3 GiB lie below 4 GiB, the rest begins there.
+        assert!(ended.text().contains("..0x10040000000\n"), "{}", ended.text());
+        assert!(ended.peak_kib > 0 && ended.peak_kib < 1 << 20, "{} KiB resident with {pages}", ended.peak_kib);
+    }
+}
+
+/// Too little memory is the guest's own verdict, not a failure of ours.
+#[test]
+fn too_little_memory() {
+    let ended = guest(["--memory", "32M"], LIMIT);
+    assert!(ended.text().contains("FAIL: "), "{ended:?}");
+    let code = ended.code.expect("an exit code");
+    assert!(code > 1 && code % 2 == 1, "the guest's codes are odd: {ended:?}");
+}
