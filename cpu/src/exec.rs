@@ -27,9 +27,10 @@ use crate::segment::SegReg;
 /// Longest instruction (APM vol. 3, "Instruction Encoding").
 pub(crate) const MAX_INSTRUCTION: usize = 15;
 
-/// Units that may run without coming back to the run loop, when hand-overs are jumps.
-const SLICE: u64 = 1 << 20;
-/// The same when the compiler made calls of them: few enough for any host stack.
+/// Units that may run without coming back to the run loop, when hand-overs are jumps. Few enough that even a handler
+/// in which the compiler kept a call could not exhaust the stack of a test's thread.
+const SLICE: u64 = 1 << 13;
+/// The same when the compiler made calls of them all.
 const SLICE_WITHOUT_TAIL_CALLS: u64 = 1 << 10;
 
 /// Enters `block` at `rip`, if there is time for all of it.
