@@ -28,6 +28,8 @@ impl From<Exception> for Miss {
 pub(crate) trait Path {
     /// Why an access was not made.
     type Stop: From<Exception>;
+    /// Whether this is the fast path, where stopping means starting again on the slow one.
+    const FAST: bool;
     /// Loads from a linear address reached through segment `seg`.
     fn load<T: Scalar>(cpu: &mut Cpu, linear: u64, seg: u8) -> Result<T, Self::Stop>;
     /// Stores.
@@ -48,6 +50,7 @@ pub(crate) struct Slow;
 
 impl Path for Fast {
     type Stop = Miss;
+    const FAST: bool = true;
 
     #[inline(always)]
     fn load<T: Scalar>(cpu: &mut Cpu, linear: u64, _seg: u8) -> Result<T, Miss> {
@@ -69,6 +72,7 @@ impl Path for Fast {
 
 impl Path for Slow {
     type Stop = Trap;
+    const FAST: bool = false;
 
     #[inline]
     fn load<T: Scalar>(cpu: &mut Cpu, linear: u64, seg: u8) -> Result<T, Trap> {

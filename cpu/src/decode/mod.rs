@@ -10,10 +10,13 @@
 mod guard;
 mod operand;
 mod select_branch;
+mod select_fp;
+mod select_fp_convert;
 mod select_int;
 mod select_more;
 mod select_system;
 mod select_x87;
+mod select_x87_stack;
 mod select_xsave;
 mod select_simd;
 mod select_simd_element;
@@ -176,6 +179,7 @@ fn lower(context: &Context<'_>) -> Lowered {
         .or_else(|| select_int::select(context))
         .or_else(|| select_more::select(context))
         .or_else(|| select_simd::select(context))
+        .or_else(|| select_fp::select(context))
         .or_else(|| select_x87::select(context))
         .or_else(|| select_xsave::select(context))
         .or_else(|| select_system::select(context))

@@ -1,9 +1,9 @@
-//! x87.
+//! x87 control instructions; those on the stack are in [`super::select_x87_stack`].
 
 use iced_x86::{Code, Mnemonic};
 
 use super::operand::memory;
-use super::{Context, Lowered};
+use super::{Context, Lowered, select_x87_stack};
 use crate::dispatch::slow;
 use crate::op::Handler;
 use crate::x87::control::{
@@ -12,7 +12,7 @@ use crate::x87::control::{
 use crate::x87::environment::{Fldenv, Fnsave, Fnstenv, Frstor};
 
 pub(crate) fn select(context: &Context<'_>) -> Option<Lowered> {
-    control(context)
+    control(context).or_else(|| select_x87_stack::select(context))
 }
 
 /// Control instructions: what they do not need of the op is left as it is.

@@ -2,7 +2,10 @@
 //!
 //! [`X87State`] is the register file with its stack, tags and error pointers; values are computed by
 //! [`crate::softfloat`]. The instructions: [`control`] (control and status words, the stack pointer), [`environment`]
-//! (FNSTENV, FNSAVE and back).
+//! (FNSTENV, FNSAVE and back), [`transfer`], [`arith`], [`function`]; what the last three share is in [`stack`].
+//!
+//! The error pointers are those of the last instruction that was not a control instruction, with or without an
+//! exception; the data pointer is that of the last one with a memory operand.
 //!
 //! Always true: FSW.ES and FSW.B tell whether FSW holds an exception that FCW does not mask; only the abridged tags are
 //! kept, full ones are made when FNSTENV or FNSAVE asks.
@@ -10,8 +13,12 @@
 //! Left out on purpose: FERR# and IGNNE#. While CR0.NE is clear a pending exception is not reported and execution goes
 //! on, as with IGNNE# asserted.
 
+pub(crate) mod arith;
 pub(crate) mod control;
 pub(crate) mod environment;
+pub(crate) mod function;
+pub(crate) mod stack;
+pub(crate) mod transfer;
 
 use emu_core::Exception;
 use emu_core::regs::Cr0;
@@ -159,12 +166,6 @@ impl X87State {
     /// Sets the control word.
     pub fn set_fcw(&mut self, fcw: u16) {
         self.fcw = fcw & Self::FCW_WRITABLE | Self::FCW_ONE;
-        self.summarise();
-    }
-
-    /// Sets the status word; its summary bits are computed, not loaded.
-    pub fn set_fsw(&mut self, fsw: u16) {
-        self.fsw = fsw;
         self.summarise();
     }
 
