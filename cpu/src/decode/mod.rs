@@ -15,13 +15,13 @@ mod select_fp_convert;
 mod select_int;
 mod select_more;
 mod select_system;
-mod select_x87;
-mod select_x87_stack;
-mod select_xsave;
 mod select_simd;
 mod select_simd_element;
 mod select_simd_mmx;
 mod select_simd_packed;
+mod select_x87;
+mod select_x87_stack;
+mod select_xsave;
 
 use core::cell::Cell;
 
