@@ -399,7 +399,10 @@ fn find(cpu: &mut Cpu, code: &mut CodeCache, key: ModeKey) -> Result<u32, Trap> 
             }
         }
     }
-    build(cpu, code, place, linear)
+    let built = build(cpu, code, place, linear);
+    // The block may write to its own page, through a write entry from before the page held code: that goes first.
+    cpu.mmu.catch_up();
+    built
 }
 
 fn next_page(linear: u64) -> u64 {

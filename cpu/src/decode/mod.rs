@@ -29,6 +29,7 @@ use emu_core::cpu_model::{CpuModel, Vendor};
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction, RflagsBits};
 
 use crate::dispatch::{Act, slow};
+use crate::exec::MAX_INSTRUCTION;
 use crate::exit::Trap;
 use crate::int::branch;
 use crate::mode::{CodeSize, ModeKey};
@@ -165,11 +166,29 @@ impl Act for TooLong {
     }
 }
 
+/// Whether bytes that do not decode would be an instruction, were it not for too many prefixes: decodes them again
+/// with each prefix that can matter once.
+fn is_too_long(context: &Context<'_>) -> bool {
+    let Some(bytes) = context.bytes.get(..MAX_INSTRUCTION) else { return false };
+    let rex = |b: &u8| context.is_64() && matches!(b, 0x40..=0x4f);
+    let prefix = |b: &u8| matches!(b, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3) || rex(b);
+    let count = bytes.iter().position(|b| !prefix(b)).unwrap_or(bytes.len());
+    let (prefixes, rest) = bytes.split_at(count);
+    let size = prefixes.iter().copied().find(|&b| b == 0x66);
+    let repeat = prefixes.iter().copied().rfind(|b| matches!(b, 0xf2 | 0xf3));
+    let rex = prefixes.last().copied().filter(rex);
+    let mut short = Vec::with_capacity(2 * MAX_INSTRUCTION);
+    short.extend(size.into_iter().chain(repeat).chain(rex));
+    let kept = short.len();
+    short.extend_from_slice(rest);
+    short.resize(MAX_INSTRUCTION, 0);
+    let insn = decoder(context.request, &short).decode();
+    insn.code() != Code::INVALID && insn.len() - kept + count > MAX_INSTRUCTION
+}
+
 fn lower(context: &Context<'_>) -> Lowered {
     if context.insn.code() == Code::INVALID {
-        let only_prefixes =
-            |b: &u8| matches!(b, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3);
-        let too_long = context.bytes.len() >= 15 && context.bytes.iter().take(14).all(only_prefixes);
+        let too_long = is_too_long(context);
         return Lowered::ends(context.op(if too_long { slow::<TooLong> } else { slow::<Undefined> }));
     }
     if let Some(refusal) = guard::refuses(context) {

@@ -278,7 +278,7 @@ fn mov(context: &Context<'_>) -> Option<Lowered> {
 fn absolute_mov(context: &Context<'_>) -> Option<Lowered> {
     let insn = context.insn;
     let mut op = context.op(pure::<Nothing>);
-    op.seg = super::operand::segment(insn.memory_segment());
+    op.seg = super::operand::operand_segment(context);
     op.imm.set(insn.memory_displacement64());
     op.run = if is_memory(context, 0) {
         op.src = gpr(insn.op1_register());
