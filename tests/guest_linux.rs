@@ -1,0 +1,159 @@
+//! Debian's kernels, unmodified: they boot, run a workload whose results the host confirms, and switch off.
+//!
+//! What they need is fetched by `cargo xtask fetch`. A few rows of the table of options run each time; all of it with
+//! `cargo xtask guests --all`.
+#![forbid(unsafe_code)]
+
+mod guests;
+
+use std::time::Duration;
+
+use guests::debian::{fetched, on_the_host};
+use guests::{Ended, guest};
+use serde_json::Value;
+
+/// Far beyond what any of them takes; a guest that hangs is to fail, not to stop the tests.
+const LIMIT: Duration = Duration::from_secs(1200);
+
+/// A row of the table.
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    kernel: &'static str,
+    cpus: u32,
+    mmu: &'static str,
+    pages: &'static str,
+    seed: u32,
+}
+
+const fn row(kernel: &'static str, cpus: u32, mmu: &'static str, pages: &'static str) -> Row {
+    Row { kernel, cpus, mmu, pages, seed: 0 }
+}
+
+/// Boots the row's kernel with a ramdisk; `None` when something was not fetched.
+fn boot(row: Row, ramdisk: &str) -> Option<Ended> {
+    let kernel = fetched(&format!("vmlinuz-{}", row.kernel))?;
+    let initrd = fetched(ramdisk)?;
+    let Row { cpus, seed, .. } = row;
+    let (cpus, seed) = (cpus.to_string(), seed.to_string());
+    let options = ["--mmu", row.mmu, "--pages", row.pages, "--cpus", &cpus, "--seed", &seed, "--memory", "1G"];
+    // A panic becomes a reset at once, which ends the run with another outcome than a power-off.
+    let append = ["--no-reboot", "--append", "console=ttyS0 panic=-1"];
+    let mut words = vec![kernel.into_os_string(), "--initrd".into(), initrd.into_os_string()];
+    words.extend(options.into_iter().chain(append).map(Into::into));
+    Some(guest(words, LIMIT))
+}
+
+/// What the ramdisk's script printed.
+fn script_output(row: Row, ended: &Ended) -> String {
+    let text = ended.text();
+    let begin = "guest: script begins\n";
+    let (_, rest) =
+        text.split_once(begin).unwrap_or_else(|| panic!("{row:?} did not come to /init:\n{}", ended.tail()));
+    let (output, _) = rest.split_once("guest: script ends with 0\n").unwrap_or_else(|| {
+        panic!("{row:?}: the script did not end well:\n{}\n{}", ended.tail(), ended.stderr);
+    });
+    output.to_owned()
+}
+
+/// The run ended as it should: the guest saw its processors, its script printed what it prints on the host, and it
+/// switched off.
+fn check(row: Row, ended: &Ended, script: &str) {
+    let output = script_output(row, ended);
+    let expected = on_the_host(script);
+    for (guest, host) in output.lines().zip(expected.lines()) {
+        assert_eq!(guest, host, "{row:?}: the guest's line against the host's");
+    }
+    assert_eq!(output, expected, "{row:?}");
+    let text = ended.text();
+    let identity = text.lines().find(|line| line.starts_with("guest: kernel ")).unwrap_or_default();
+    assert!(identity.contains(&format!("kernel {}.", row.kernel)), "{row:?}: {identity}");
+    assert!(identity.contains(&format!("CPUs {},", row.cpus)), "{row:?}: {identity}");
+    for complaint in ["BUG:", "WARNING:", "Oops", "Call Trace", "soft lockup", "rcu_sched self-detected", "unstable"] {
+        assert!(!text.contains(complaint), "{row:?}: the kernel complains: {complaint}\n{text}");
+    }
+    let json = ended.json();
+    assert_eq!((ended.code, &json["outcome"]), (Some(0), &Value::from("power-off")), "{row:?}: {json}");
+}
+
+/// The workload of busybox under one row of the table.
+fn workload(row: Row) {
+    if let Some(ended) = boot(row, "workload.cpio") {
+        check(row, &ended, "workload.sh");
+    }
+}
+
+#[test]
+fn linux_6_1_one_cpu_npt_4k() {
+    workload(row("6.1", 1, "npt", "4k"));
+}
+
+#[test]
+fn linux_6_1_one_cpu_ept_2m() {
+    workload(row("6.1", 1, "ept", "2m"));
+}
+
+#[test]
+fn linux_6_1_two_cpus_ept_4k() {
+    workload(row("6.1", 2, "ept", "4k"));
+}
+
+#[test]
+fn linux_6_1_two_cpus_by_another_seed() {
+    workload(Row { seed: 12345, ..row("6.1", 2, "npt", "2m") });
+}
+
+#[test]
+fn linux_6_1_four_cpus_npt_1g() {
+    workload(row("6.1", 4, "npt", "1g"));
+}
+
+#[test]
+fn linux_6_12_one_cpu_npt_2m() {
+    workload(row("6.12", 1, "npt", "2m"));
+}
+
+#[test]
+fn linux_6_12_two_cpus_ept_1g() {
+    workload(row("6.12", 2, "ept", "1g"));
+}
+
+/// The same command twice: the same bytes on the console, the same counters to the last one.
+#[test]
+fn linux_6_1_two_cpus_twice() {
+    let row = row("6.1", 2, "npt", "2m");
+    let Some(first) = boot(row, "workload.cpio") else { return };
+    check(row, &first, "workload.sh");
+    let second = boot(row, "workload.cpio").expect("it was there a moment ago");
+    assert_eq!(first.text(), second.text(), "the console of two runs of one command");
+    assert_eq!(first.console, second.console);
+    assert_eq!(first.stdout, second.stdout, "the summary of two runs of one command");
+}
+
+/// perl, zstd, xz, openssl, lua, python and the C compiler do in the guest what they do on the host.
+#[test]
+fn programs_of_seven_packages() {
+    let row = row("6.1", 1, "npt", "2m");
+    if fetched("root/usr/bin/perl").is_none() {
+        return;
+    }
+    if let Some(ended) = boot(row, "programs.cpio") {
+        check(row, &ended, "programs.sh");
+    }
+}
+
+/// Every kernel with 1, 2 and 4 processors under every kind of nested paging and page size.
+#[test]
+fn every_combination() {
+    if std::env::var("BIFOLD_GUESTS").as_deref() != Ok("all") {
+        return;
+    }
+    for kernel in ["6.1", "6.12"] {
+        for cpus in [1, 2, 4] {
+            for mmu in ["npt", "ept"] {
+                for pages in ["4k", "2m", "1g"] {
+                    workload(row(kernel, cpus, mmu, pages));
+                }
+            }
+        }
+    }
+}
