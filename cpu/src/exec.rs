@@ -11,7 +11,7 @@
 use emu_core::memory::code::{Backlog, CodeEvent, LineMask};
 use emu_core::regs::{BreakpointKind, Dr6, Rflags};
 use emu_core::time::Instant;
-use emu_core::{Access, AccessKind, Exception, Gva, Privilege};
+use emu_core::{Access, AccessKind, Exception, Gva};
 use mmu::MmuFault;
 use mmu::fast::CodePage;
 
@@ -415,11 +415,7 @@ fn code_at(cpu: &mut Cpu, linear: u64) -> Result<(CodePage, emu_core::Sfn), Trap
         if let (Some(page), Some(sfn)) = (cpu.mmu.fast.code_page(linear), cpu.mmu.fast.code_frame(linear)) {
             return Ok((page, sfn));
         }
-        let privilege = match cpu.privilege() {
-            Privilege::User => Privilege::User,
-            other => other,
-        };
-        let access = Access::new(AccessKind::Execute, privilege);
+        let access = Access::new(AccessKind::Execute, cpu.privilege());
         match cpu.mmu.translate(Gva::new(linear), access) {
             Ok(found) if cpu.mmu.memory().page(found.spa.frame()).is_none() => {
                 return Err(not_memory(found.spa, found.gpa));
@@ -452,7 +448,7 @@ fn build(cpu: &mut Cpu, code: &mut CodeCache, place: Place, linear: u64) -> Resu
     let rip = cpu.rip();
     // Bytes beyond the code segment's limit do not exist.
     let room = limit.saturating_sub(rip).saturating_add(1).min(in_page.len() as u64) as usize;
-    let request = decode::Request { key: place.key, rip, id: code.next_id(), model: &cpu.model, cpl: cpu.cpl };
+    let request = decode::Request { key: place.key, rip, id: code.next_id(), model: &cpu.model };
     let watch_of = |len: usize| LineMask::covering(place.offset as usize, len);
     let memory = cpu.mmu.memory().clone();
     match decode::block(&request, &in_page[..room]) {
@@ -473,7 +469,7 @@ fn build(cpu: &mut Cpu, code: &mut CodeCache, place: Place, linear: u64) -> Resu
             bytes[first..].copy_from_slice(&more[..MAX_INSTRUCTION - first]);
             let available = limit.saturating_sub(rip).saturating_add(1).min(MAX_INSTRUCTION as u64) as usize;
             // The second page's fill may have evicted the first one's entry: the block keeps what it saw.
-            let request = decode::Request { key: place.key, rip, id: code.next_id(), model: &cpu.model, cpl: cpu.cpl };
+            let request = decode::Request { key: place.key, rip, id: code.next_id(), model: &cpu.model };
             match decode::one(&request, &bytes[..available]) {
                 Some((ops, units, len_bytes)) => {
                     let tail = Tail {

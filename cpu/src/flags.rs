@@ -11,20 +11,15 @@ use emu_core::regs::Rflags;
 
 use crate::width::Width;
 
-/// How CF, OF and AF follow. The low byte of [`Flags::kind`]; discriminants are dense so that a match is one table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Kind {
+/// How CF, OF and AF follow: the low byte of [`Flags::kind`]. Additions and subtractions have one value a width, the
+/// first plus log2 of the width in bytes, so that a match is one table.
+mod kind {
     /// `src` holds CF, AF and OF at their RFLAGS positions.
-    Explicit = 0,
-    Add8 = 1,
-    Add16 = 2,
-    Add32 = 3,
-    Add64 = 4,
-    Sub8 = 5,
-    Sub16 = 6,
-    Sub32 = 7,
-    Sub64 = 8,
+    pub const EXPLICIT: u32 = 0;
+    /// Addition of bytes; 2, 3 and 4 are the wider ones.
+    pub const ADD: u32 = 1;
+    /// Subtraction of bytes; 6, 7 and 8 are the wider ones.
+    pub const SUB: u32 = 5;
 }
 
 /// SF is inverted relative to the result's sign.
@@ -49,7 +44,7 @@ const OF: u64 = Rflags::OF.bits();
 impl Flags {
     pub fn new() -> Flags {
         // A result of 1: ZF, SF and PF clear.
-        Flags { res: 1, src: 0, kind: Kind::Explicit as u32, other: Rflags::FIXED }
+        Flags { res: 1, src: 0, kind: kind::EXPLICIT, other: Rflags::FIXED }
     }
 
     /// After `res = a + src` without carry in.
@@ -57,7 +52,7 @@ impl Flags {
     pub fn set_add<T: Width>(&mut self, res: T, src: T) {
         self.res = res.sign_extend();
         self.src = src.zero_extend();
-        self.kind = Kind::Add8 as u32 + T::LOG;
+        self.kind = kind::ADD + T::LOG;
     }
 
     /// After `res = a - src` without borrow in.
@@ -65,7 +60,7 @@ impl Flags {
     pub fn set_sub<T: Width>(&mut self, res: T, src: T) {
         self.res = res.sign_extend();
         self.src = src.zero_extend();
-        self.kind = Kind::Sub8 as u32 + T::LOG;
+        self.kind = kind::SUB + T::LOG;
     }
 
     /// After a logical operation: CF, OF and AF clear.
@@ -73,7 +68,7 @@ impl Flags {
     pub fn set_logic<T: Width>(&mut self, res: T) {
         self.res = res.sign_extend();
         self.src = 0;
-        self.kind = Kind::Explicit as u32;
+        self.kind = kind::EXPLICIT;
     }
 
     /// ZF, SF and PF from `res`; CF, OF and AF as given.
@@ -81,7 +76,7 @@ impl Flags {
     pub fn set_explicit<T: Width>(&mut self, res: T, cf: bool, of: bool, af: bool) {
         self.res = res.sign_extend();
         self.src = cf as u64 * CF | of as u64 * OF | af as u64 * AF;
-        self.kind = Kind::Explicit as u32;
+        self.kind = kind::EXPLICIT;
     }
 
     /// Replaces CF alone.
@@ -89,7 +84,7 @@ impl Flags {
     pub fn set_cf(&mut self, cf: bool) {
         let keep = self.carry_bits() & !CF;
         self.src = keep | cf as u64 * CF;
-        self.kind = self.kind & !0xff | Kind::Explicit as u32;
+        self.kind = self.kind & !0xff | kind::EXPLICIT;
     }
 
     /// Replaces CF and OF.
@@ -97,7 +92,7 @@ impl Flags {
     pub fn set_cf_of(&mut self, cf: bool, of: bool) {
         let keep = self.carry_bits() & AF;
         self.src = keep | cf as u64 * CF | of as u64 * OF;
-        self.kind = self.kind & !0xff | Kind::Explicit as u32;
+        self.kind = self.kind & !0xff | kind::EXPLICIT;
     }
 
     /// Replaces ZF alone.
@@ -114,7 +109,7 @@ impl Flags {
         let res: u64 = if has(Rflags::ZF) { 0 } else { 1 };
         let parity_of_res = res == 0;
         self.res = res;
-        self.kind = Kind::Explicit as u32
+        self.kind = kind::EXPLICIT
             | if has(Rflags::SF) { INVERT_SF } else { 0 }
             | if has(Rflags::PF) != parity_of_res { INVERT_PF } else { 0 };
         self.src = status.bits() & (CF | AF | OF);
@@ -160,10 +155,10 @@ impl Flags {
     fn carry_bits(&self) -> u64 {
         let (res, src) = (self.res, self.src);
         let kind = self.kind as u8;
-        if kind == Kind::Explicit as u8 {
+        if kind as u32 == kind::EXPLICIT {
             return src;
         }
-        let adds = kind <= Kind::Add64 as u8;
+        let adds = (kind as u32) < kind::SUB;
         let sign = 8_u32 << ((kind - 1) & 3);
         let dest = if adds { res.wrapping_sub(src) } else { res.wrapping_add(src) };
         // Signed overflow: both inputs of the addition (dest + src, or res + src = dest) differ in sign from its sum.
@@ -274,7 +269,7 @@ mod tests {
         f.set(Rflags::AF, af);
         f.set(Rflags::ZF, res & mask == 0);
         f.set(Rflags::SF, res >> (bits - 1) & 1 == 1);
-        f.set(Rflags::PF, (res as u8).count_ones() % 2 == 0);
+        f.set(Rflags::PF, (res as u8).count_ones().is_multiple_of(2));
         f
     }
 

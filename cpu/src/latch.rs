@@ -56,11 +56,6 @@ impl Latch {
         }
     }
 
-    /// The open question is not a device's after all.
-    pub fn withdraw(&mut self) {
-        self.asked = None;
-    }
-
     /// The machine answers the open question. Returns whether there was one.
     pub fn answer(&mut self, completion: Completion) -> bool {
         match self.asked.take() {

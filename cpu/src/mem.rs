@@ -101,9 +101,8 @@ impl Path for Slow {
             return Ok(());
         }
         cpu.check_operand(linear, len, seg)?;
-        let first = cpu.place(linear, AccessKind::Write, seg)?;
-        // A device is asked by the store itself.
-        drop(first);
+        // Where a device is found nothing is asked yet: the store itself does.
+        cpu.place(linear, AccessKind::Write, seg)?;
         if let Some((next, _)) = split(linear, len) {
             cpu.place(next, AccessKind::Write, seg)?;
         }

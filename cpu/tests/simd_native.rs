@@ -11,7 +11,6 @@ use common::{flat, long_mode};
 use cpu::{DescriptorTable, Exit, SegReg, Segment, SegmentAttributes, Vcpu, VcpuState};
 use emu_core::memory::SystemMemory;
 use emu_core::regs::{Cr0, Rflags};
-use emu_core::time::Instant;
 use emu_core::{Gva, Spa};
 use iced_x86::{Code, CpuidFeature, Decoder, EncodingKind, Mnemonic};
 use native::case::CODE_PAGE;
@@ -100,8 +99,7 @@ impl Machine {
         self.memory.write(Spa::new(FRAMES), self.window.bytes()).unwrap();
         self.memory.write(Spa::new(CODE_FRAME), &case.code_page()[..]).unwrap();
         self.vcpu.set_state(&state);
-        let until = Instant::new(self.vcpu.now().units() + 1);
-        assert_eq!(self.vcpu.run(until), Exit::TimeUp);
+        assert_eq!(crate::common::run(&mut self.vcpu, 1), Exit::TimeUp);
         let after = self.vcpu.state();
         self.memory.read(Spa::new(FRAMES), self.window.bytes_mut()).unwrap();
         let mut result = CaseResult {

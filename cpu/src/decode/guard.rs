@@ -202,8 +202,8 @@ fn is_escape(context: &Context<'_>) -> bool {
     let mut bytes = context.bytes.iter().take(context.insn.len());
     bytes
         .find(|b| {
-            !matches!(b, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
-                && !(context.is_64() && matches!(b, 0x40..=0x4f))
+            !(matches!(b, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
+                || context.is_64() && matches!(b, 0x40..=0x4f))
         })
         .is_some_and(|b| matches!(b, 0xd8..=0xdf))
 }

@@ -14,11 +14,11 @@ mod select_fp;
 mod select_fp_convert;
 mod select_int;
 mod select_more;
-mod select_system;
 mod select_simd;
 mod select_simd_element;
 mod select_simd_mmx;
 mod select_simd_packed;
+mod select_system;
 mod select_x87;
 mod select_x87_stack;
 mod select_xsave;
@@ -47,7 +47,6 @@ pub(crate) struct Request<'a> {
     /// The number the block will have.
     pub id: u32,
     pub model: &'a CpuModel,
-    pub cpl: u8,
 }
 
 /// What came of it.

@@ -12,7 +12,7 @@ use crate::int::arith::{self, Mem, Reg};
 use crate::int::bits::{self, BitMem, BitReg, BmiOp, ScanOp};
 use crate::int::shift::{self, ByCl, ByImm, DoubleMem, DoubleReg, FlaglessMem, FlaglessReg, ShiftMem, ShiftReg};
 use crate::int::string::{self, StringInsn};
-use crate::int::{atomic, decimal};
+use crate::int::{atomic, decimal, port_string};
 use crate::op::Handler;
 
 /// Both instances of a meaning that takes its source from a register or from memory.
@@ -147,7 +147,7 @@ pub(crate) fn select(context: &Context<'_>) -> Option<Lowered> {
         M::Aas => implied(context, pure::<decimal::Aas>),
         M::Aad | M::Aam => {
             let run: Handler = if insn.mnemonic() == M::Aad { pure::<decimal::Aad> } else { slow::<decimal::Aam> };
-            let mut op = context.op(run);
+            let op = context.op(run);
             op.imm.set(insn.immediate8() as u64);
             Some(Lowered::new(op))
         }
@@ -157,6 +157,8 @@ pub(crate) fn select(context: &Context<'_>) -> Option<Lowered> {
         M::Cmpsd if insn.is_string_instruction() => string_op::<string::Cmps>(context),
         M::Stosb | M::Stosw | M::Stosd | M::Stosq => string_op::<string::Stos>(context),
         M::Lodsb | M::Lodsw | M::Lodsd | M::Lodsq => string_op::<string::Lods>(context),
+        M::Insb | M::Insw | M::Insd => string_op::<port_string::Ins>(context),
+        M::Outsb | M::Outsw | M::Outsd => string_op::<port_string::Outs>(context),
         M::Scasb | M::Scasw | M::Scasd | M::Scasq => string_op::<string::Scas>(context),
         _ => None,
     }

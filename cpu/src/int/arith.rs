@@ -99,7 +99,6 @@ impl<U: Unary, T: Width, A: Addressing> Sem for UnaryMem<U, T, A> {
 
 /// A source that may be in a register or in memory.
 pub(crate) trait Operand {
-    const BYTES_READ: bool;
     fn read<P: Path, T: Width>(cpu: &mut Cpu, op: &Op) -> Result<T, P::Stop>;
 }
 /// Register `src`.
@@ -108,14 +107,12 @@ pub(crate) struct Reg;
 pub(crate) struct Mem<A>(PhantomData<A>);
 
 impl Operand for Reg {
-    const BYTES_READ: bool = false;
     #[inline(always)]
     fn read<P: Path, T: Width>(cpu: &mut Cpu, op: &Op) -> Result<T, P::Stop> {
         Ok(cpu.reg(op.src))
     }
 }
 impl<A: Addressing> Operand for Mem<A> {
-    const BYTES_READ: bool = true;
     #[inline(always)]
     fn read<P: Path, T: Width>(cpu: &mut Cpu, op: &Op) -> Result<T, P::Stop> {
         let linear = A::linear(cpu, op, 0, T::BYTES, Use::Read)?;

@@ -9,6 +9,7 @@ pub(crate) mod bits;
 pub(crate) mod branch;
 pub(crate) mod decimal;
 pub(crate) mod mov;
+pub(crate) mod port_string;
 pub(crate) mod shift;
 pub(crate) mod stack;
 pub(crate) mod string;

@@ -120,7 +120,7 @@ impl Shift for Rcl {
     }
     #[inline]
     fn flags<T: Width>(flags: &mut Flags, a: T, res: T, count: u32, carry: bool) {
-        if count % (T::BITS + 1) == 0 {
+        if count.is_multiple_of(T::BITS + 1) {
             return;
         }
         let cf = rotate_through(a, carry, count).1;
@@ -138,7 +138,7 @@ impl Shift for Rcr {
     #[inline]
     fn flags<T: Width>(flags: &mut Flags, a: T, res: T, count: u32, carry: bool) {
         let wide = T::BITS + 1;
-        if count % wide == 0 {
+        if count.is_multiple_of(wide) {
             return;
         }
         let cf = rotate_through(a, carry, wide - count % wide).1;

@@ -64,12 +64,6 @@ pub fn from_i64<R: Format>(value: i64, env: &mut Env) -> R::Bits {
     convert_unpacked::<R>(&Unpacked::integer(value < 0, value.unsigned_abs()), env)
 }
 
-/// Converts an unsigned integer: VCVTUSI2SS and its relatives.
-#[inline]
-pub fn from_u64<R: Format>(value: u64, env: &mut Env) -> R::Bits {
-    convert_unpacked::<R>(&Unpacked::integer(false, value), env)
-}
-
 /// The magnitude of a finite number rounded to an integer, with the flags of the rounding. `None` from 2^64 on.
 #[inline(always)]
 fn integral_magnitude(a: &Unpacked, rounding: Rounding) -> Option<(u64, Flags)> {
@@ -127,24 +121,6 @@ pub fn to_signed<A: Format>(a: A::Bits, width: IntWidth, rounding: Rounding, env
     }
     env.raise(Flags::IE);
     indefinite
-}
-
-/// Converts to an unsigned integer, as the AVX-512 forms do: NaNs, infinities, values out of
-/// range and negative values that do not round to zero give all ones and IE alone.
-#[inline]
-pub fn to_unsigned<A: Format>(a: A::Bits, width: IntWidth, rounding: Rounding, env: &mut Env) -> u64 {
-    let a = A::operand(a, env);
-    let limit = u64::MAX >> (64 - width as u32);
-    if a.class <= Class::Zero
-        && let Some((magnitude, flags)) = integral_magnitude(&a, rounding)
-        && magnitude <= limit
-        && (!a.negative || magnitude == 0)
-    {
-        env.raise(flags);
-        return magnitude;
-    }
-    env.raise(Flags::IE);
-    limit
 }
 
 /// Whether ROUNDxx reports that it changed the value (imm8 bit 3).

@@ -29,10 +29,15 @@ pub mod x87;
 pub use approx::{reciprocal, reciprocal_sqrt};
 pub use arith::{add, add_mixed, div, div_mixed, mul, mul_mixed, sqrt, sub, sub_mixed};
 pub use compare::{NanRule, Predicate, Relation, compare, compare_mixed, max, min};
-pub use convert::{IntWidth, PrecisionReport, convert, from_i64, from_u64, round_to_integral, to_signed, to_unsigned};
-pub use env::{Denormals, Destination, Env, Flags, Outcome, Precision, Rounding};
+pub use convert::{IntWidth, PrecisionReport, convert, from_i64, round_to_integral, to_signed};
+pub use env::{Destination, Env, Flags, Rounding};
 pub use fma::{fma, negate_number};
-pub use format::{Class, F16, F32, F64, F80, Format};
+pub use format::{F32, F64, F80, Format};
+#[cfg(test)]
+use {
+    env::Outcome,
+    format::{Class, F16},
+};
 
 #[cfg(test)]
 mod tests;

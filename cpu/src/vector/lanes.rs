@@ -212,12 +212,14 @@ lane!(u8, i8, u16, i16, u32, i32, u64, i64);
 
 /// The AVX2 form of a function that does not cross lanes.
 #[inline]
+#[cfg(test)]
 pub fn per_lane(a: V256, b: V256, f: impl Fn(V128, V128) -> V128) -> V256 {
     [f(a[0], b[0]), f(a[1], b[1])]
 }
 
 /// The MMX form of a function whose low 64 result bits depend only on the low 64 bits of its operands.
 #[inline]
+#[cfg(test)]
 pub fn per_mmx(a: u64, b: u64, f: impl Fn(V128, V128) -> V128) -> u64 {
     f(V128::from_low(a), V128::from_low(b)).low()
 }

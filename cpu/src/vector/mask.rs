@@ -68,18 +68,6 @@ impl ElementMask {
         ElementMask(vmovmskpd(mask).into())
     }
 
-    /// Bit `i` stands for element `i`.
-    #[inline]
-    pub const fn bits(self) -> u32 {
-        self.0
-    }
-
-    /// No element is touched.
-    #[inline]
-    pub const fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-
     /// Element `element` is touched.
     #[inline]
     pub const fn contains(self, element: usize) -> bool {
@@ -160,9 +148,9 @@ mod tests {
         let mask = ElementMask::of_dwords(wide);
         assert_eq!(mask.collect::<Vec<_>>(), [0, 1, 3, 5]);
         assert!(mask.contains(5) && !mask.contains(2) && !mask.contains(40));
-        assert_eq!(ElementMask::of_qwords(wide).bits(), 0b0111);
+        assert_eq!(ElementMask::of_qwords(wide).collect::<Vec<_>>(), [0, 1, 2]);
         assert_eq!(ElementMask::of_bytes(SIGNS).next(), Some(3));
-        assert!(ElementMask::of_bytes(V128::ZERO).is_empty());
+        assert_eq!(ElementMask::of_bytes(V128::ZERO).next(), None);
         assert_eq!(ElementMask::default().next(), None);
     }
 

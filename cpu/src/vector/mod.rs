@@ -13,10 +13,10 @@
 //!   memory order, and only in that form does the compiler turn the lane loops into host vector code. Arrays of
 //!   `u64` or `u128` would be taken apart lane by lane, as are values that go through functions of different lane
 //!   widths without reaching memory in between.
-//! - AVX2 without lane crossing is [`per_lane`] over the same function. Where the immediate has bits for the
+//! - AVX2 without lane crossing is one function per lane over the same function. Where the immediate has bits for the
 //!   upper lane, the function says by how much to shift it for that lane. Lane-crossing forms take [`V256`] and
 //!   bear their VEX name.
-//! - MMX is [`per_mmx`]: the operands zero-extended, the low half of the result taken. That is exact for every
+//! - MMX is the same function: the operands zero-extended, the low half of the result taken. That is exact for every
 //!   function whose low 64 result bits depend only on the low 64 bits of its operands, which is all of them but
 //!   those with a form of their own: [`horizontal`] (`phaddw_mmx`, `phaddd_mmx`, `phaddsw_mmx`, `phsubw_mmx`,
 //!   `phsubd_mmx`, `phsubsw_mmx`), [`pack`] (`packsswb_mmx`, `packssdw_mmx`, `packuswb_mmx`, `punpckhbw_mmx`,
@@ -36,7 +36,7 @@
 //! | [`blend`], [`mask`], [`gather`] | blends; sign masks and element masks; the progress of a gather |
 //! | [`string`] | PCMPESTRI and its kin |
 //! | [`aes`], [`sha`], [`clmul`] | AES-NI, SHA extensions, PCLMULQDQ |
-//! | [`bits`], [`sse4a`] | CRC32, PDEP, PEXT; EXTRQ, INSERTQ |
+//! | [`bits`] | CRC32, PDEP, PEXT |
 
 pub mod aes;
 pub mod arith;
@@ -55,7 +55,8 @@ pub mod permute;
 pub mod sha;
 pub mod shift;
 pub mod shuffle;
-pub mod sse4a;
 pub mod string;
 
-pub use lanes::{Lane, V128, V256, per_lane, per_mmx};
+pub use lanes::{Lane, V128, V256};
+#[cfg(test)]
+use lanes::{per_lane, per_mmx};

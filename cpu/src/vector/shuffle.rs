@@ -4,7 +4,7 @@
 //!
 //! AVX2 applies the shuffles lane by lane. MMX has forms of its own here, since its indices have one bit less.
 
-use super::pack::{punpckhdq, punpckhqdq, punpckldq, punpcklqdq};
+use super::pack::{punpckhqdq, punpcklqdq};
 use super::{Lane, V128};
 
 /// Two bits of an immediate: the selector of doubleword `lane`.
@@ -116,30 +116,6 @@ pub fn vpermilpd_var(a: V128, b: V128) -> V128 {
     <u64 as Lane>::map(b, |selector| a[(selector >> 1 & 1) as usize])
 }
 
-/// UNPCKLPS: the low doublewords of `a` and `b` in turn.
-#[inline]
-pub fn unpcklps(a: V128, b: V128) -> V128 {
-    punpckldq(a, b)
-}
-
-/// UNPCKHPS: the high doublewords of `a` and `b` in turn.
-#[inline]
-pub fn unpckhps(a: V128, b: V128) -> V128 {
-    punpckhdq(a, b)
-}
-
-/// UNPCKLPD: the low quadword of `a`, then that of `b`. Also MOVLHPS, and MOVHPS/MOVHPD from memory.
-#[inline]
-pub fn unpcklpd(a: V128, b: V128) -> V128 {
-    punpcklqdq(a, b)
-}
-
-/// UNPCKHPD: the high quadword of `a`, then that of `b`.
-#[inline]
-pub fn unpckhpd(a: V128, b: V128) -> V128 {
-    punpckhqdq(a, b)
-}
-
 /// MOVLHPS: the low quadword of `a` below that of `b`.
 #[inline]
 pub fn movlhps(a: V128, b: V128) -> V128 {
@@ -202,12 +178,6 @@ pub fn insertps_m32(a: V128, value: u32, imm: u8) -> V128 {
         }
     }
     <u32 as Lane>::join(lanes)
-}
-
-/// EXTRACTPS: the doubleword that `imm[1:0]` selects.
-#[inline]
-pub fn extractps(a: V128, imm: u8) -> u32 {
-    pextrd(a, imm)
 }
 
 /// Defines insertion and extraction of one lane.
@@ -311,11 +281,6 @@ mod tests {
 
     #[test]
     fn halves_and_duplicates() {
-        assert_eq!(unpcklps(A, B), V128::from_u128(0x1716_1514_0706_0504_1312_1110_0302_0100));
-        assert_eq!(unpckhps(A, B), V128::from_u128(0x1f1e_1d1c_0f0e_0d0c_1b1a_1918_0b0a_0908));
-        assert_eq!(unpcklpd(A, B), <u64 as Lane>::join([A.low(), B.low()]));
-        assert_eq!(unpckhpd(A, B), <u64 as Lane>::join([A.high(), B.high()]));
-        assert_eq!(movlhps(A, B), unpcklpd(A, B));
         assert_eq!(movhlps(A, B), <u64 as Lane>::join([B.high(), A.high()]));
         assert_eq!(movsd(A, B), <u64 as Lane>::join([B.low(), A.high()]));
         assert_eq!(movss(A, B), V128::from_u128(0x0f0e_0d0c_0b0a_0908_0706_0504_1312_1110));
@@ -329,7 +294,6 @@ mod tests {
         assert_eq!(insertps(A, B, 0b1001_0001), V128::from_u128(0x0f0e_0d0c_0b0a_0908_1b1a_1918_0000_0000));
         assert_eq!(insertps_m32(A, 7, 0b1011_0111), V128::from_u128(7 << 96));
         assert_eq!(insertps(A, B, 0b0001_1111), V128::ZERO);
-        assert_eq!(extractps(A, 0xfe), 0x0b0a_0908);
         assert_eq!((pextrb(A, 0x1e), pextrw(A, 9), pextrd(A, 3), pextrq(A, 1)), (14, 0x0302, 0x0f0e_0d0c, A.high()));
         assert_eq!(pinsrb(V128::ZERO, 0xab, 15), V128::from_u128(0xab << 120));
         assert_eq!(pinsrw(V128::ZERO, 0xabcd, 2), V128::from_u128(0xabcd << 32));

@@ -14,7 +14,9 @@ mod wide;
 
 pub use bcd::{fbld, fbstp};
 pub use exponential::{f2xm1, fyl2x, fyl2xp1};
-pub use remainder::{Remainder, fprem, fprem1};
+#[cfg(test)]
+pub use remainder::Remainder;
+pub use remainder::{fprem, fprem1};
 pub use trigonometric::{fcos, fpatan, fptan, fsin, fsincos};
 
 use super::convert;
