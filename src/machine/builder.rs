@@ -144,8 +144,7 @@ impl Builder {
         let mut host = HostSide::new(&mut vm);
         loader::GuestMemory::write(&mut host, acpi.base, &acpi.bytes)
             .map_err(|_| BuildError::NoRoomForTables { gpa: acpi.base })?;
-        let modules: Vec<Module<'_>> =
-            self.modules.iter().map(|(bytes, cmdline)| Module { bytes, cmdline }).collect();
+        let modules: Vec<Module<'_>> = self.modules.iter().map(|(bytes, cmdline)| Module { bytes, cmdline }).collect();
         let options = LoadOptions {
             cmdline: &self.cmdline,
             initrd: self.initrd.as_deref(),
@@ -192,12 +191,9 @@ impl Builder {
 /// The second stage of processor `n`. Each has an address-space identifier of its own, as KVM gives them.
 fn stage2(config: &MachineConfig, root: Spa, n: u16) -> Stage2 {
     match config.mmu {
-        NestedPaging::Npt => Stage2::Npt(Npt {
-            root,
-            levels: Stage2Levels::Four,
-            nx: NestedNx::Enabled,
-            asid: Asid(n as u32 + 1),
-        }),
+        NestedPaging::Npt => {
+            Stage2::Npt(Npt { root, levels: Stage2Levels::Four, nx: NestedNx::Enabled, asid: Asid(n as u32 + 1) })
+        }
         NestedPaging::Ept => Stage2::Ept(Ept {
             eptp: Eptp::new(root, Stage2Levels::Four, mmu::EptAccessedDirty::Enabled),
             execute: EptExecute::Single,
@@ -205,4 +201,3 @@ fn stage2(config: &MachineConfig, root: Spa, n: u16) -> Stage2 {
         }),
     }
 }
-

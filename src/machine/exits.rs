@@ -36,9 +36,7 @@ impl Machine {
                 self.vcpus[n].vcpu.set_gpr(0, NO_SUCH_HYPERCALL);
                 Ok(Ok(BoardEvents::empty()))
             }
-            Exit::Shutdown => {
-                Ok(Err(Outcome::TripleFault { cpu: n as u16, registers: self.describe(n) }))
-            }
+            Exit::Shutdown => Ok(Err(Outcome::TripleFault { cpu: n as u16, registers: self.describe(n) })),
         }
     }
 

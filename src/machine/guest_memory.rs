@@ -21,9 +21,7 @@ impl<'a> HostSide<'a> {
 
 impl GuestMemory for HostSide<'_> {
     fn write(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), MemoryRefused> {
-        self.vm
-            .guest_write(gpa, bytes, &mut Silent)
-            .map_err(|_| MemoryRefused { gpa, len_bytes: bytes.len() as u64 })
+        self.vm.guest_write(gpa, bytes, &mut Silent).map_err(|_| MemoryRefused { gpa, len_bytes: bytes.len() as u64 })
     }
 
     fn zero(&mut self, _gpa: Gpa, _len_bytes: u64) -> Result<(), MemoryRefused> {

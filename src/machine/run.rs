@@ -58,7 +58,11 @@ impl Machine {
     ///
     /// # Errors
     /// [`RunError`]: the host could not go on.
-    pub fn run(&mut self, limits: Limits, mut keep_going: impl FnMut(&mut Machine) -> bool) -> Result<Outcome, RunError> {
+    pub fn run(
+        &mut self,
+        limits: Limits,
+        mut keep_going: impl FnMut(&mut Machine) -> bool,
+    ) -> Result<Outcome, RunError> {
         loop {
             if let Some(outcome) = self.settle(BoardEvents::REQUESTS) {
                 return Ok(outcome);

@@ -91,9 +91,8 @@ fn add(sum: &mut MmuStats, more: &MmuStats) {
 
 impl core::fmt::Display for Summary {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let by_size = |counts: [u64; 3]| {
-            PageSize::ALL.map(|size| format!("{size} {}", counts[size.index()])).join(", ")
-        };
+        let by_size =
+            |counts: [u64; 3]| PageSize::ALL.map(|size| format!("{size} {}", counts[size.index()])).join(", ");
         let faults = &self.vm.faults;
         writeln!(f, "instructions {}  time {} ns  seed {}", self.instructions, self.time_ns, self.seed)?;
         writeln!(
