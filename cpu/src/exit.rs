@@ -10,8 +10,8 @@ pub enum Exit {
     TimeUp,
     /// HLT retired: nothing happens until an interrupt.
     Halt,
-    /// The stage-2 tables refused an access. When the answer is "emulate a device", perform [`Request`] and
-    /// [`crate::Vcpu::complete`] it; when the tables were mended, just run again.
+    /// The stage-2 tables refused an access. When the answer is "emulate a device", perform the
+    /// [`MmioAccess`] and [`crate::Vcpu::complete`] it; when the tables were mended, just run again.
     NestedPageFault {
         /// What was refused.
         fault: NestedPageFault,
