@@ -14,7 +14,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     use std::collections::BTreeMap;
     use std::time::Instant;
 
-    use judged::{Group, Interpreter, known_difference};
+    use judged::{Interpreter, advertised, known_difference};
     use native::Comparison;
     use native::admit::decode;
     use native::case::CODE_ADDRESS;
@@ -34,15 +34,26 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             _ => return Err(format!("unknown argument {name}; known are --count --seed --group --stop --all").into()),
         }
     }
+    let x87 = |code: iced_x86::Code| {
+        use iced_x86::CpuidFeature::{FPU, FPU287, FPU387};
+        code.cpuid_features().iter().any(|f| matches!(f, FPU | FPU287 | FPU387))
+    };
+    // Vector and MMX operands, MXCSR and EMMS.
+    let media = |code: iced_x86::Code| {
+        let op_code = code.op_code();
+        let vector = (0..op_code.op_count()).any(|n| format!("{:?}", op_code.op_kind(n)).contains("mm"));
+        let name = format!("{:?}", code.mnemonic());
+        !x87(code) && (vector && !name.starts_with("Movnti") || name.contains("mxcsr") || name == "Emms")
+    };
     let wanted = |code: iced_x86::Code| {
         let by_group = match filter.as_str() {
             "" => true,
-            "integer" => Group::of(code) == Group::Integer,
-            "x87" => Group::of(code) == Group::X87,
-            "media" => Group::of(code) == Group::Media,
+            "integer" => !x87(code) && !media(code),
+            "x87" => x87(code),
+            "media" => media(code),
             part => format!("{code:?}").contains(part),
         };
-        by_group && (all || !approximate(code))
+        by_group && advertised(code) && (all || !approximate(code))
     };
     let catalogue = Catalogue::filtered(wanted);
     println!("{} encodings", catalogue.codes().len());

@@ -5,7 +5,7 @@
 mod judged;
 
 use iced_x86::Code;
-use judged::{Group, Interpreter, known_difference};
+use judged::{Interpreter, advertised, known_difference};
 use native::admit::decode;
 use native::casefile::committed;
 use native::generator::catalogue::approximate;
@@ -50,7 +50,7 @@ fn skipped(error: &JudgeError) -> bool {
 #[test]
 fn generated_instructions() {
     let generator =
-        Generator::new(Catalogue::filtered(|code| covered(code) && !approximate(code)), 0x0062_6966_6f6c_6401);
+        Generator::new(Catalogue::filtered(|code| advertised(code) && !approximate(code)), 0x0062_6966_6f6c_6401);
     let mut interpreter = Interpreter::for_this_host();
     let mut report = Report::default();
     let summary = native::driver::run(
@@ -75,7 +75,7 @@ fn generated_instructions() {
 fn length_case(generator: &ByteGenerator, index: u64) -> Option<Case> {
     let code = decode(&generator.bytes(index), 0).code();
     let present = if code == Code::INVALID { 15 } else { (index % 15 + 1) as u8 };
-    generator.length_case(index, present).filter(|_| covered(code))
+    generator.length_case(index, present).filter(|_| advertised(code))
 }
 
 /// Bytes that are no instruction fault on both sides. Zen 4 may read an operand first, and tell apart which are too long.
@@ -83,11 +83,6 @@ fn both_refuse(mismatch: &Mismatch) -> bool {
     let refused = |outcome| matches!(outcome, Outcome::Fault(Fault { vector: 6 | 13 | 14, .. }));
     let code = decode(mismatch.case.code.bytes(), mismatch.case.rip()).code();
     code == Code::INVALID && refused(mismatch.native.outcome) && refused(mismatch.ours.outcome)
-}
-
-/// Vectors and x87 are not complete yet.
-fn covered(code: Code) -> bool {
-    code == Code::INVALID || Group::of(code) == Group::Integer
 }
 
 #[test]
@@ -120,7 +115,7 @@ fn committed_cases() {
     let mut cases = 0;
     for (_, records) in committed().expect("readable cases") {
         for record in records {
-            if !covered(decode(record.case.code.bytes(), record.case.rip()).code()) {
+            if !advertised(decode(record.case.code.bytes(), record.case.rip()).code()) {
                 continue;
             }
             cases += 1;

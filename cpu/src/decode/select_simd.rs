@@ -2,7 +2,7 @@
 
 use iced_x86::{EncodingKind, Mnemonic, OpKind, Register};
 
-use super::operand::{AddressForm, by_address, gpr, immediate, is_memory, memory, segment, size};
+use super::operand::{AddressForm, by_address, gpr, immediate, is_memory, memory, operand_segment, size};
 use super::{Context, Lowered, select_simd_element, select_simd_mmx, select_simd_packed};
 use crate::address::{ADDRESS16, ADDRESS32, Base64, Full64, Legacy};
 use crate::dispatch::{cold, hot, pure};
@@ -129,7 +129,7 @@ pub(crate) fn select(context: &Context<'_>) -> Option<Lowered> {
 /// The memory operand at rDI, in the segment the instruction names.
 pub(super) fn di_operand(context: &Context<'_>, op: &mut Op) {
     op.base = gpr(Register::RDI);
-    op.seg = segment(context.insn.memory_segment());
+    op.seg = operand_segment(context);
     op.scale = match context.insn.op0_kind() {
         OpKind::MemorySegDI => ADDRESS16,
         OpKind::MemorySegEDI => ADDRESS32,

@@ -104,6 +104,7 @@ pub(crate) fn store_selected<T: Width>(
     for element in selected {
         let linear = address::<T>(cpu, op, element, Use::Write)?;
         if is_exempt::<T>(cpu, linear) {
+            check_end::<T>(cpu, linear, op.seg)?;
             for n in 0..T::BYTES {
                 Slow::probe_store(cpu, linear.wrapping_add(n), op.seg, 1)?;
             }
@@ -124,10 +125,16 @@ fn is_exempt<T: Width>(cpu: &Cpu, linear: u64) -> bool {
     cpu.alignment_checked() && linear & (T::BYTES - 1) != 0 && cpu.model.vendor() == Vendor::Amd
 }
 
+/// An element that reaches out of the canonical range is refused before its first bytes are looked at.
+fn check_end<T: Width>(cpu: &Cpu, linear: u64, seg: u8) -> Result<(), Trap> {
+    if cpu.is_canonical(linear.wrapping_add(T::BYTES - 1)) { Ok(()) } else { Err(cpu.bad_address(seg).into()) }
+}
+
 fn load_element<T: Width>(cpu: &mut Cpu, linear: u64, seg: u8) -> Result<T, Trap> {
     if !is_exempt::<T>(cpu, linear) {
         return Slow::load(cpu, linear, seg);
     }
+    check_end::<T>(cpu, linear, seg)?;
     let mut value = 0;
     for n in 0..T::BYTES {
         let byte = Slow::load::<u8>(cpu, linear.wrapping_add(n), seg)?;

@@ -12,7 +12,7 @@ use emu_core::memory::SystemMemory;
 use emu_core::regs::{Cr0, Cr4, Efer, Rflags, Xcr0};
 use emu_core::rng::Seed;
 use emu_core::{Exception, Spa};
-use iced_x86::{Code as Opcode, CpuidFeature, EncodingKind, Mnemonic};
+use iced_x86::{Code as Opcode, CpuidFeature, Mnemonic};
 use native::case::CODE_PAGE;
 use native::state::{RFLAGS_FIXED, RFLAGS_FREE, TF, X87State};
 use native::window::{BACKGROUND, COMBINATIONS, LINE, MAX_LINES, PAGE, PAGES, WINDOW_BYTES};
@@ -38,62 +38,6 @@ const READ_ONLY: u64 = 1 << 63 | 0x65;
 const READ_WRITE: u64 = 1 << 63 | 0x67;
 const EXECUTABLE: u64 = 0x25;
 
-/// Which instructions a differential run is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Group {
-    /// General registers, flags and memory.
-    Integer,
-    /// x87.
-    X87,
-    /// Vectors and MMX.
-    Media,
-}
-
-impl Group {
-    /// The group of an encoding.
-    pub fn of(code: Opcode) -> Group {
-        use CpuidFeature as F;
-        let features = code.cpuid_features();
-        if features.iter().any(|f| matches!(f, F::FPU | F::FPU287 | F::FPU387)) {
-            return Group::X87;
-        }
-        let op_code = code.op_code();
-        let integer_only = features.iter().all(|f| {
-            matches!(
-                f,
-                F::INTEL8086
-                    | F::INTEL186
-                    | F::INTEL286
-                    | F::INTEL386
-                    | F::INTEL486
-                    | F::X64
-                    | F::ADX
-                    | F::BMI1
-                    | F::BMI2
-                    | F::CLFSH
-                    | F::CLFLUSHOPT
-                    | F::CLWB
-                    | F::CMOV
-                    | F::CMPXCHG16B
-                    | F::CX8
-                    | F::LZCNT
-                    | F::MOVBE
-                    | F::MULTIBYTENOP
-                    | F::PAUSE
-                    | F::POPCNT
-                    | F::PREFETCHW
-            )
-        });
-        let hint = matches!(op_code.encoding(), EncodingKind::Legacy)
-            && (0..op_code.op_count()).all(|n| !format!("{:?}", op_code.op_kind(n)).contains("mm"));
-        if integer_only || hint && !features.iter().any(|f| matches!(f, F::MMX)) {
-            Group::Integer
-        } else {
-            Group::Media
-        }
-    }
-}
-
 /// The interpreter with its machine.
 pub struct Interpreter {
     vcpu: Vcpu,
@@ -104,13 +48,28 @@ pub struct Interpreter {
     code_at: (u64, usize),
 }
 
-/// Whether a mismatch is about something that the host has and the model leaves out on purpose: MXCSR.MM.
+/// Whether the model advertises what an encoding needs, and so can be compared: all that a case may hold but SSE4A.
+pub fn advertised(code: Opcode) -> bool {
+    !code.cpuid_features().contains(&CpuidFeature::SSE4A)
+}
+
+/// Whether a mismatch is one that is left as it is: MXCSR.MM, which the host has and the model leaves out; and which of
+/// the bytes of an x87 environment Zen 4 touches first, when more than one of them would fault.
 pub fn known_difference(mismatch: &Mismatch) -> bool {
     const MM: u32 = 1 << 17;
-    let code = native::admit::decode(mismatch.case.code.bytes(), mismatch.case.rip());
-    matches!(code.mnemonic(), Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr)
-        && mismatch.native.state.mxcsr & MM != 0
-        && matches!(mismatch.ours.outcome, Outcome::Fault(Fault { vector: 13, .. }))
+    use Mnemonic::{Fldenv, Fnsave, Fnstenv, Frstor, Ldmxcsr, Vldmxcsr};
+    let insn = native::admit::decode(mismatch.case.code.bytes(), mismatch.case.rip());
+    let memory_fault = |outcome| matches!(outcome, Outcome::Fault(Fault { vector: 12..=14 | 17, .. }));
+    let (host, ours) = (mismatch.native.outcome, mismatch.ours.outcome);
+    match insn.mnemonic() {
+        Ldmxcsr | Vldmxcsr => {
+            mismatch.native.state.mxcsr & MM != 0 && matches!(ours, Outcome::Fault(Fault { vector: 13, .. }))
+        }
+        Fldenv | Fnstenv | Fnsave | Frstor => {
+            memory_fault(host) && memory_fault(ours) && mismatch.differences.len() == 1
+        }
+        _ => false,
+    }
 }
 
 impl Interpreter {
