@@ -18,7 +18,10 @@ impl Lcg {
 /// The text of `big.c`: `big` calls the functions in random order, `big2` within a window of 64 that moves slowly.
 pub fn big() -> String {
     let mut rng = Lcg(2024);
-    let mut c = String::from("/* Generated. */\n#include \"kernel.h\"\n\nstatic u32 memory[256];\n\n");
+    let mut c = String::from(
+        "/* Generated. */\n#include \"kernel.h\"\n\nstatic u32 memory[256];\n\n\
+         static void forget(void)\n{\n    for (int i = 0; i < 256; i++)\n        memory[i] = (u32)i;\n}\n\n",
+    );
     for n in 0..FUNCTIONS {
         function(&mut c, n, &mut rng);
     }
@@ -29,9 +32,9 @@ pub fn big() -> String {
     let _ = write!(
         c,
         "}};\n\n\
-         u64 big(u64 n)\n{{\n    u32 seed = 3, a = 1;\n    u64 h = 0;\n    for (u64 i = 0; i < n * 1000; i++) {{\n        \
+         u64 big(u64 n)\n{{\n    u32 seed = 3, a = 1;\n    u64 h = 0;\n    forget();\n    for (u64 i = 0; i < n * 1000; i++) {{\n        \
          a = table[next_random(&seed) % {FUNCTIONS}](a, (u32)i);\n        h += a;\n    }}\n    return mix(h, a);\n}}\n\n\
-         u64 big2(u64 n)\n{{\n    u32 seed = 4, a = 1;\n    u64 h = 0;\n    for (u64 i = 0; i < n * 1000; i++) {{\n        \
+         u64 big2(u64 n)\n{{\n    u32 seed = 4, a = 1;\n    u64 h = 0;\n    forget();\n    for (u64 i = 0; i < n * 1000; i++) {{\n        \
          u32 window = (u32)(i >> 8) % ({FUNCTIONS} - 64);\n        \
          a = table[window + next_random(&seed) % 64](a, (u32)i);\n        h += a;\n    }}\n    return mix(h, a);\n}}\n"
     );

@@ -87,6 +87,7 @@ u64 dhry(u64 n)
     one = (struct record){&two, FIRST, THIRD, 40, "PROGRAM TEXT, RECORD"};
     two.next = &one;
     copy_text(text, "PROGRAM TEXT, 1'ST");
+    shared_number = 0;
     for (u64 i = 0; i < n * 100; i++) {
         letter_one = 'A' + (i & 1);
         letter_two = 'B';

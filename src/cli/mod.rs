@@ -110,9 +110,16 @@ impl CliError {
 
 /// Runs the command line of this process. Usage errors and `--help` end the process here, as clap does it (with 2 and 0).
 pub fn main() -> ExitCode {
-    let outcome = match Arguments::parse().command {
+    let command = Arguments::parse().command;
+    // A panic is a broken invariant of ours, and says so by its exit code; its message has been printed by then.
+    let outcome = std::panic::catch_unwind(move || match command {
         Command::Run(arguments) => arguments.resolve().and_then(|config| run(&config)),
         Command::Check(arguments) => check::check(&arguments),
+    });
+    let Ok(outcome) = outcome else {
+        let words: Vec<String> = std::env::args().collect();
+        eprintln!("error: an invariant of the emulator broke\nhelp: the same command repeats it: {}", words.join(" "));
+        return ExitCode::Invariant;
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error}\nhelp: {}", error.help());
