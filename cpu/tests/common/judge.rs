@@ -154,7 +154,7 @@ impl Tables {
 }
 
 /// Runs `count` cases of the instructions that `keep` keeps against the host, but those that `excuse` excuses, and fails
-/// with one example for each instruction that differs. The environment variable FP_CASES replaces `count`.
+/// with one example for each instruction that differs. The environment variable BIFOLD_CASES replaces `count`.
 pub fn agrees(seed: u64, count: u64, least: usize, keep: impl FnMut(Code) -> bool, excuse: impl Fn(&Mismatch) -> bool) {
     if !(std::is_x86_feature_detected!("avx2")
         && std::is_x86_feature_detected!("fma")
@@ -168,7 +168,7 @@ pub fn agrees(seed: u64, count: u64, least: usize, keep: impl FnMut(Code) -> boo
     let mut machine = Machine::new();
     let mut reports = BTreeMap::new();
     let generator = Generator::new(catalogue, seed);
-    let count = std::env::var("FP_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(count);
+    let count = std::env::var("BIFOLD_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(count);
     let execute = |case: &Case| machine.execute(case);
     let report = |mismatch: Mismatch| {
         if excuse(&mismatch) {
