@@ -111,6 +111,16 @@ impl core::fmt::Display for Summary {
             faults.mmio
         )?;
         writeln!(f, "folios       {}", by_size(self.vm.folios))?;
-        write!(f, "translation  {:?}  blocks {}", self.mmu, self.blocks)
+        let m = &self.mmu;
+        writeln!(
+            f,
+            "translation  {} misses of the fast TLB, {} hits behind it, {} walks over nested tables, {} of nested tables",
+            m.fast_misses, m.tlb_hits, m.walks_2d, m.nested_walks
+        )?;
+        write!(
+            f,
+            "             {} entries read, {} A/D updates, {} flushes; {} blocks decoded",
+            m.table_loads, m.ad_updates, m.flushes, self.blocks
+        )
     }
 }
