@@ -344,8 +344,9 @@ impl Engine {
     pub fn catch_up_with_code(&mut self) {
         let cpu = &mut self.cpu;
         cpu.attention = false;
-        let memory = cpu.mmu.memory().clone();
-        if memory.code().is_behind(cpu.code_cursor) {
+        // Asked at every boundary; the count of references moves only when there is news.
+        if cpu.mmu.memory().code().is_behind(cpu.code_cursor) {
+            let memory = cpu.mmu.memory().clone();
             match memory.code().catch_up(&mut cpu.code_cursor) {
                 Backlog::Events(events) => {
                     for event in events {

@@ -295,3 +295,17 @@ fn environments_and_whole_saves() {
         assert_eq!(Some(after.x87), before);
     }
 }
+
+#[test]
+fn xgetbv_of_index_1_shows_what_is_in_use() {
+    let avx_in_use = |upper: u64| {
+        let (vcpu, _, exit) = execute(&[0x0f, 0x01, 0xd0], |state, _| {
+            state.gpr[1] = 1;
+            state.ymm[5][3] = upper;
+        });
+        assert_eq!(exit, Exit::TimeUp);
+        Xcr0::from_bits_retain(vcpu.state().gpr[0]).contains(Xcr0::AVX)
+    };
+    assert!(!avx_in_use(0), "initial components are not in use");
+    assert!(avx_in_use(1));
+}

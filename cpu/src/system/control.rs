@@ -254,7 +254,9 @@ impl Act for Xgetbv {
         if !(index == 0 || index == 1 && cpu.model.has(Feature::Xgetbv1)) {
             return Err(gp0());
         }
-        super::set_edx_eax(cpu, cpu.control.xcr0.bits());
+        // Index 1: what an XSAVE that skips initial components would write.
+        let states = if index == 0 { cpu.control.xcr0 } else { cpu.control.xcr0 & cpu.xinuse() };
+        super::set_edx_eax(cpu, states.bits());
         Ok(())
     }
 }
