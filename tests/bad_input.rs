@@ -178,17 +178,71 @@ fn a_guest_that_sleeps_for_ever() {
     dies(&[0xfa, 0xf4], "asleep");
 }
 
+/// mov ebx, address; mov dword [rbx], 0x12345678; mov eax, [rbx]; and eax, 0x7f; out 0xf4, eax
+fn writes_and_reads(address: u32) -> Ended {
+    let mut code = vec![0xbb];
+    code.extend(address.to_le_bytes());
+    code.extend([0xc7, 0x03, 0x78, 0x56, 0x34, 0x12, 0x8b, 0x03, 0x83, 0xe0, 0x7f, 0xe7, 0xf4]);
+    Image::guest(&code, &[])
+}
+
 /// Where no memory is, a write goes nowhere, a read gives ones, and the guest goes on.
 #[test]
-fn a_guest_that_writes_to_a_hole_and_to_firmware() {
-    for address in [0xd000_0000_u32, 0xffff_fff0] {
-        // mov ebx, address; mov dword [rbx], 0x12345678; mov eax, [rbx]; and eax, 0x7f; out 0xf4, eax
-        let mut code = vec![0xbb];
-        code.extend(address.to_le_bytes());
-        code.extend([0xc7, 0x03, 0x78, 0x56, 0x34, 0x12, 0x8b, 0x03, 0x83, 0xe0, 0x7f, 0xe7, 0xf4]);
-        let ended = Image::guest(&code, &[]);
-        assert_eq!(ended.code, Some(0xff), "{address:#x}: {ended:?}");
+fn a_guest_that_writes_to_a_hole() {
+    let ended = writes_and_reads(0xd000_0000);
+    assert_eq!(ended.code, Some(0xff), "{ended:?}");
+    assert_eq!(ended.json()["faults"]["rom_write"], 0);
+}
+
+/// A ROM keeps its bytes, here those of the reset vector's short jump and of the erased flash below.
+#[test]
+fn a_guest_that_writes_to_rom() {
+    for (address, byte) in [(0xffff_fff0_u32, 0xeb), (0xffff_0000, 0xff), (0xffff_ff80, 0xfa)] {
+        let ended = writes_and_reads(address);
+        assert_eq!(ended.code, Some((byte & 0x7f) << 1 | 1), "{address:#x}: {ended:?}");
+        assert_eq!(ended.json()["faults"]["rom_write"], 1, "{ended:?}");
     }
+    // Every kind of instruction that writes: xchg, lock inc, push, stos, movaps; each leaves the ROM as it was.
+    for (name, write) in [
+        ("xchg [rbx], eax", &[0x87, 0x03][..]),
+        ("lock inc dword [rbx]", &[0xf0, 0xff, 0x03]),
+        ("lea rsp, [rbx+8]; push rax", &[0x48, 0x8d, 0x63, 0x08, 0x50]),
+        ("mov rdi, rbx; mov ecx, 8; rep stosb", &[0x48, 0x89, 0xdf, 0xb9, 8, 0, 0, 0, 0xf3, 0xaa]),
+        ("movaps [rbx], xmm0", &[0x0f, 0x29, 0x03]),
+        ("cmpxchg [rbx], ecx", &[0x0f, 0xb1, 0x0b]),
+        ("bts dword [rbx], 0", &[0x0f, 0xba, 0x2b, 0]),
+    ] {
+        // mov eax, cr4; or ah, 2; mov cr4, eax; mov ebx, ROM; xor eax, eax; the write; mov eax, [rbx]; out 0xf4, eax
+        let mut code = vec![0x0f, 0x20, 0xe0, 0x80, 0xcc, 0x02, 0x0f, 0x22, 0xe0, 0xbb];
+        code.extend(0xffff_8000_u32.to_le_bytes());
+        code.extend([0x31, 0xc0]);
+        code.extend(write);
+        code.extend([0x8b, 0x03, 0x83, 0xe0, 0x7f, 0xe7, 0xf4]);
+        let ended = Image::guest(&code, &[]);
+        assert_eq!(ended.code, Some(0xff), "{name}: {ended:?}");
+    }
+}
+
+/// The bootstrap processor that is sent INIT comes back through the ROM to where the guest told the CMOS.
+#[test]
+fn a_guest_that_initialises_itself() {
+    let mut code = Vec::new();
+    // mov dword [abs], imm: real-mode code at 0x7000 (mov al, 0x2a; out 0xf4, al; hlt) and the far pointer to it.
+    for (address, value) in [(0x7000_u32, 0xf4e6_2ab0_u32), (0x7004, 0xf4), (0x467, 0x0000_7000)] {
+        code.extend([0xc7, 0x04, 0x25]);
+        code.extend(address.to_le_bytes());
+        code.extend(value.to_le_bytes());
+    }
+    // mov al, 0x0f; out 0x70, al; mov al, 0x0a; out 0x71, al
+    code.extend([0xb0, 0x0f, 0xe6, 0x70, 0xb0, 0x0a, 0xe6, 0x71]);
+    // mov ebx, 0xfee00300; mov dword [rbx], 0x4500 (INIT, assert, to APIC 0); hlt
+    code.extend([0xbb, 0x00, 0x03, 0xe0, 0xfe, 0xc7, 0x03, 0x00, 0x45, 0x00, 0x00, 0xf4]);
+    let ended = Image::guest(&code, &[]);
+    assert_eq!(ended.code, Some(0x2a << 1 | 1), "{ended:?}");
+    // Without a word in the CMOS it ends in a reset.
+    let silent: Vec<u8> = code.iter().copied().map(|byte| if byte == 0x0a { 0 } else { byte }).collect();
+    let ended = Image::guest(&silent, &["--no-reboot"]);
+    assert_eq!((ended.code, &ended.json()["outcome"]), (Some(0), &"reset".into()), "{ended:?}");
 }
 
 #[test]

@@ -105,12 +105,13 @@ impl MemoryMap {
     }
 
     /// The map of a PC with `ram_bytes` of RAM: conventional memory below 640 KiB, then RAM from 1 MiB up to
-    /// `low_ram_end`, the rest from 4 GiB. The hole between belongs to PCI.
+    /// `low_ram_end`, the rest from 4 GiB. The hole between belongs to PCI, its last 64 KiB to the firmware.
     pub fn pc(ram_bytes: u64, low_ram_end: Gpa) -> Result<MemoryMap, MemoryMapError> {
         const EBDA: u64 = 0x9_fc00;
         const VGA: u64 = 0xa_0000;
         const BIOS: u64 = 0xf_0000;
         const MIB: u64 = 0x10_0000;
+        const FLASH: u64 = FOUR_GIB - 0x1_0000;
         const FOUR_GIB: u64 = 1 << 32;
         let mut regions = Vec::new();
         let mut add = |base: u64, end: u64, kind| {
@@ -123,6 +124,7 @@ impl MemoryMap {
         add(EBDA, VGA, RegionKind::Reserved);
         add(BIOS, MIB, RegionKind::Reserved);
         add(MIB, ram_bytes.min(low), RegionKind::Ram);
+        add(FLASH, FOUR_GIB, RegionKind::Reserved);
         if let Some(high) = ram_bytes.checked_sub(low) {
             let end = FOUR_GIB.checked_add(high);
             let end = end.ok_or(MemoryMapError::Shape { base: Gpa::new(FOUR_GIB), len_bytes: high })?;

@@ -5,16 +5,20 @@ use devices::acpi::tables::{AcpiConfig, AcpiImage};
 use devices::board::TestPorts;
 use devices::{Board, BoardConfig};
 use emu_core::cpu_model::CpuModel;
+use emu_core::event::Silent;
 use emu_core::memory::SystemMemory;
 use emu_core::rng::{Consumer, Seed};
 use emu_core::time::Instant;
 use emu_core::{PageSize, Spa};
 use hypervisor::plan::LOW_RAM_END;
-use hypervisor::{PagePolicy, RamLayout, SlotId, SystemMemoryPlan, TdpFormat, Vm, VmConfig};
+use hypervisor::{
+    FolioPolicy, GmemFlags, MemSlotSpec, PagePolicy, RamLayout, SlotFlags, SlotId, SystemMemoryPlan, TdpFormat, Vm,
+    VmConfig,
+};
 use mmu::{Asid, Ept, EptExecute, Eptp, NestedNx, Npt, Stage2, Stage2Levels, Vpid};
 
 use super::guest_memory::HostSide;
-use super::{Activity, BuildError, Counters, Machine, Processor, boot};
+use super::{Activity, BuildError, Counters, Machine, Processor, boot, firmware};
 use crate::config::NestedPaging;
 use crate::loader::{self, Image, LoadOptions, MemoryMap, Module};
 
@@ -128,6 +132,7 @@ impl Builder {
             VmConfig { format, pages: policy, maxphyaddr: config.model.maxphyaddr().min(48), host: plan.host };
         let mut vm = Vm::new(memory.clone(), &vm_config)?;
         vm.add_ram(&layout, SlotId(0))?;
+        add_firmware(&mut vm, SlotId(layout.ranges.len() as u16))?;
 
         let low = layout.inode_bytes.min(LOW_RAM_END.raw());
         let high = layout.inode_bytes - low;
@@ -186,6 +191,23 @@ impl Builder {
             turn: 0,
         })
     }
+}
+
+/// The firmware's ROM, in a read-only memslot over a guest_memfd of its own.
+fn add_firmware(vm: &mut Vm, id: SlotId) -> Result<(), BuildError> {
+    let flags = GmemFlags::MMAP | GmemFlags::INIT_SHARED;
+    let small = FolioPolicy::Buddy { largest: PageSize::Size4K };
+    let gmem = vm.create_guest_memfd_with(firmware::ROM_BYTES, flags.bits(), small)?;
+    vm.add_memslot(&MemSlotSpec {
+        id,
+        gpa: firmware::ROM,
+        len_bytes: firmware::ROM_BYTES,
+        flags: SlotFlags::READONLY,
+        gmem,
+        offset_bytes: 0,
+    })?;
+    vm.load_rom(firmware::ROM, &firmware::rom(), &mut Silent)
+        .map_err(|_| BuildError::NoRoomForTables { gpa: firmware::ROM })
 }
 
 /// The second stage of processor `n`. Each has an address-space identifier of its own, as KVM gives them.

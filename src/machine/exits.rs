@@ -36,6 +36,13 @@ impl Machine {
                 self.vcpus[n].vcpu.set_gpr(0, NO_SUCH_HYPERCALL);
                 Ok(Ok(BoardEvents::empty()))
             }
+            Exit::TscMoved => {
+                let offset = self.vcpus[n].vcpu.tsc_offset();
+                if let Some(lapic) = self.board.lapic_mut(CpuIndex(n as u16)) {
+                    lapic.set_tsc_offset(offset, self.now);
+                }
+                Ok(Ok(BoardEvents::TIMERS))
+            }
             Exit::Shutdown => Ok(Err(Outcome::TripleFault { cpu: n as u16, registers: self.describe(n) })),
         }
     }

@@ -12,6 +12,7 @@ mod boot;
 mod builder;
 mod error;
 mod exits;
+mod firmware;
 mod guest_memory;
 mod run;
 mod summary;

@@ -209,7 +209,11 @@ impl Machine {
                 BoardRequest::Init(cpu) => {
                     if let Some(processor) = self.vcpus.get_mut(cpu.index()) {
                         processor.vcpu.init();
-                        processor.activity = Activity::WaitForSipi;
+                        // The bootstrap processor goes to the reset vector, the others wait to be started.
+                        processor.activity = match cpu.index() {
+                            0 => Activity::Running,
+                            _ => Activity::WaitForSipi,
+                        };
                     }
                 }
                 BoardRequest::Sipi { cpu, vector } => {
