@@ -54,6 +54,8 @@ pub(crate) enum Asked {
     Halt,
     /// VMCALL or VMMCALL
     Hypercall,
+    /// WRMSR of the TSC or IA32_TSC_ADJUST
+    TscMoved,
 }
 
 /// What waits for its moment between two instructions.
@@ -71,4 +73,6 @@ pub(crate) struct Pending {
     pub switched_task: bool,
     /// The instruction is traced by the TF it leaves, not by the one it found (SYSCALL).
     pub traced_by_new_flags: bool,
+    /// RIP is on a repeated string instruction that has iterations behind it and iterations left.
+    pub between_iterations: bool,
 }

@@ -172,6 +172,7 @@ impl Engine {
             if self.cpu.event.is_some() {
                 continue;
             }
+            self.cpu.pending.between_iterations = false;
             let next = match self.pace() {
                 Pace::Blocks => self.run_blocks(),
                 Pace::Step => self.step(),
@@ -262,18 +263,29 @@ impl Engine {
         cpu.until = cpu.until + emu_core::time::Duration::new(rest as u64);
         cpu.budget += rest;
         if next == Next::Trap {
-            if !matches!(cpu.trap, Some(Trap::Exception(_))) {
+            match cpu.trap {
                 // The instruction restarts: what held for it holds still.
-                cpu.shadow = shadow;
-            } else {
+                Some(Trap::Exit(_)) | None => cpu.shadow = shadow,
                 // What it had accessed before the fault is accessed again after it.
-                cpu.debug_hits = Dr6::empty();
+                Some(Trap::Exception(_)) => cpu.debug_hits = Dr6::empty(),
+                // One iteration of a string instruction is traced and watched like an instruction.
+                Some(Trap::Paused) => {
+                    let mut hits = core::mem::take(&mut cpu.debug_hits);
+                    hits.set(Dr6::BS, traced);
+                    if !hits.is_empty() {
+                        cpu.event = Some(Event::Exception(Exception::Debug { dr6: hits }));
+                    }
+                }
             }
             return next;
         }
         cpu.latch.clear();
         if resumed {
             cpu.flags.other.remove(Rflags::RF);
+        }
+        // Of loads of SS in a row only the first holds anything back.
+        if shadow == InterruptShadow::MovSs && cpu.shadow == shadow {
+            cpu.shadow = InterruptShadow::None;
         }
         let mut hits = core::mem::take(&mut cpu.debug_hits);
         let by_new_flags = core::mem::take(&mut cpu.pending.traced_by_new_flags);
@@ -303,7 +315,11 @@ impl Engine {
                 cpu.budget -= 1;
                 Err(*exit)
             }
-            Some(Trap::Paused) | None => Ok(()),
+            Some(Trap::Paused) => {
+                cpu.pending.between_iterations = true;
+                Ok(())
+            }
+            None => Ok(()),
         }
     }
 

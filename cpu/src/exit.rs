@@ -36,6 +36,9 @@ pub enum Exit {
     },
     /// VMCALL or VMMCALL retired; the arguments are in the registers.
     Hypercall,
+    /// A write to the TSC or to IA32_TSC_ADJUST retired: [`crate::Vcpu::tsc_offset`] is another, and what waits for a
+    /// value of the TSC waits for another time.
+    TscMoved,
     /// Maskable interrupts can be taken now, as [`crate::Vcpu::request_interrupt_window`] asked.
     InterruptWindow,
     /// Triple fault.

@@ -70,6 +70,7 @@ impl Vcpu {
         cpu.set_rip(registers.rip);
         cpu.flags.set_rflags(registers.rflags);
         cpu.event = None;
+        cpu.pending.between_iterations = false;
         cpu.shadow = InterruptShadow::None;
         cpu.debug_hits = Dr6::empty();
         cpu.unlinked = None;

@@ -173,6 +173,11 @@ impl Vcpu {
         self.engine.run(until)
     }
 
+    /// What software has added to the time-stamp counter, modulo 2^64.
+    pub fn tsc_offset(&self) -> u64 {
+        self.engine.cpu.msr.tsc_adjust
+    }
+
     /// The processor's clock.
     pub fn now(&self) -> Instant {
         self.engine.cpu.now()

@@ -324,7 +324,9 @@ fn rdtsc_is_virtual_time_and_can_be_written() {
         0x90, 0x0f, 0x31, 0x89, 0xc6, 0xb9, 0x10, 0, 0, 0, 0xb8, 0xe8, 0x03, 0, 0, 0x31, 0xd2, 0x0f, 0x30, 0x0f, 0x31,
         0xeb, 0xfe,
     ]);
-    run(&mut vcpu, 8);
+    assert_eq!(run(&mut vcpu, 8), Exit::TscMoved);
+    assert_eq!(vcpu.tsc_offset(), 1000 - 6, "written at 6");
+    run(&mut vcpu, 1);
     let s = vcpu.state();
     assert_eq!(s.gpr[6], 1, "one instruction before it");
     assert_eq!(s.gpr[0], 1001, "one instruction after the write");

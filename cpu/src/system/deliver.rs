@@ -78,6 +78,7 @@ impl Cpu {
     pub fn take_asked(&mut self) -> Option<Exit> {
         match self.pending.asked.take()? {
             Asked::Hypercall => Some(Exit::Hypercall),
+            Asked::TscMoved => Some(Exit::TscMoved),
             // Whatever is about to be delivered ends the halt before it began.
             Asked::Halt if self.event.is_some() || self.nmi_is_due() => None,
             Asked::Halt if self.window_is_open() => {
@@ -125,6 +126,7 @@ impl Cpu {
         match delivered {
             Ok(()) => {
                 self.shadow = InterruptShadow::None;
+                self.pending.between_iterations = false;
                 if event == Event::Nmi {
                     self.pending.nmi_blocked = true;
                 }
@@ -181,10 +183,11 @@ impl Cpu {
         Some(Event::Exception(if doubles { Exception::DoubleFault } else { second }))
     }
 
-    /// The flags image that delivery pushes.
+    /// The flags image that delivery pushes: with RF where the same instruction runs again, as a fault leaves it and as
+    /// any event leaves a repeated string instruction that is not done.
     fn pushed_flags(&self, delivery: Delivery) -> Rflags {
         let flags = self.flags.rflags();
-        if delivery.resumes { flags | Rflags::RF } else { flags }
+        if delivery.resumes || self.pending.between_iterations { flags | Rflags::RF } else { flags }
     }
 
     fn clear_flags(&mut self, clear: Rflags) {

@@ -10,6 +10,7 @@ use mmu::PagingChange;
 
 use crate::cpu::Cpu;
 use crate::dispatch::{Act, Ender, Flow};
+use crate::event::Asked;
 use crate::exit::{Completion, Exit, MsrAccess, Trap};
 use crate::latch::Question;
 use crate::op::Op;
@@ -77,10 +78,12 @@ impl Cpu {
             MsrClass::Time if msr == Msr::TSC => {
                 let step = value.wrapping_sub(self.tsc(now));
                 self.msr.tsc_adjust = self.msr.tsc_adjust.wrapping_add(step);
+                self.pending.asked = Some(Asked::TscMoved);
                 Ok(())
             }
             MsrClass::Time => {
                 self.msr.tsc_adjust = value;
+                self.pending.asked = Some(Asked::TscMoved);
                 Ok(())
             }
             MsrClass::Constant(_) | MsrClass::Register(_) => {
