@@ -72,6 +72,18 @@ fn images_that_are_cut_off_or_empty() {
 }
 
 #[test]
+fn a_verdict_for_programs() {
+    let whole = images::elf(0x10_0000, &[Segment { address: 0x10_0000, file_bytes: 4096, memory_bytes: 4096 }]);
+    let image = Image::new(&whole);
+    let verdict = bifold(["check".as_ref(), "--json".as_ref(), image.0.as_os_str()], LIMIT).json();
+    assert_eq!((&verdict["entry"]["mode"], &verdict["entry"]["address"]), (&"64-bit".into(), &0x10_0000.into()));
+    assert_eq!((&verdict["file"], &verdict["memory_bytes"]), (&"image".into(), &(2_u64 << 30).into()));
+    // A refusal says the same as without the flag, and prints no half an object.
+    let cut = Image::new(&whole[..100]);
+    refused(["check".as_ref(), "--json".as_ref(), cut.0.as_os_str()], USAGE, "header is cut off");
+}
+
+#[test]
 fn a_debian_kernel_cut_off() {
     let Some(kernel) = guests::debian::fetched("vmlinuz-6.1") else { return };
     let bytes = std::fs::read(kernel).expect("a fetched kernel can be read");

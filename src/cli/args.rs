@@ -85,6 +85,9 @@ pub struct CheckArguments {
     /// RAM that it would be loaded into [default: 2G].
     #[arg(short, long, value_name = "SIZE", alias = "mem")]
     pub memory: Option<String>,
+    /// One JSON object on standard output instead of sentences.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Where a run's summary goes.

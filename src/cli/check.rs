@@ -1,6 +1,7 @@
 //! `bifold check`: what a file is, and whether it would load.
 
 use emu_core::Gpa;
+use serde_json::json;
 
 use super::args::CheckArguments;
 use super::exit::ExitCode;
@@ -29,11 +30,43 @@ pub(super) fn check(arguments: &CheckArguments) -> Result<ExitCode, CliError> {
     let name = files::name(&arguments.file);
     let failed = |cause| CliError::Load { image: name.clone(), cause };
     let kind = probe(&bytes).ok_or(failed(LoadError::Empty))?;
-    println!("{name}: {kind}, {} bytes", bytes.len());
+    if !arguments.json {
+        println!("{name}: {kind}, {} bytes", bytes.len());
+    }
     let map = MemoryMap::pc(memory.bytes(), LOW_RAM_END)?;
     let entry = load(&Image { name: &name, bytes: &bytes }, &LoadOptions::new(&map), &mut Anything).map_err(failed)?;
-    println!("{name}: loads into {memory}, starts {}", describe(&entry));
+    if arguments.json {
+        let (mode, start, handed_over) = facts(&entry);
+        println!(
+            "{}",
+            json!({
+                "schema": 1,
+                "file": name,
+                "kind": kind.to_string(),
+                "bytes": bytes.len(),
+                "memory_bytes": memory.bytes(),
+                "entry": { "mode": mode, "address": start, "information": handed_over },
+            })
+        );
+    } else {
+        println!("{name}: loads into {memory}, starts {}", describe(&entry));
+    }
     Ok(ExitCode::Done)
+}
+
+/// Mode, first instruction, and the address of what the protocol hands over, if anything.
+fn facts(entry: &Entry) -> (&'static str, u64, Option<u64>) {
+    match *entry {
+        Entry::Linux64 { rip, boot_params, .. } => ("64-bit", rip.raw(), Some(boot_params.raw())),
+        Entry::Elf64 { rip, start_info, .. } => ("64-bit", rip.raw(), Some(start_info.raw())),
+        Entry::Flat64 { rip, .. } => ("64-bit", rip.raw(), None),
+        Entry::Pvh32 { eip, start_info } | Entry::Elf32 { eip, start_info } => {
+            ("32-bit", u64::from(eip), Some(start_info.raw()))
+        }
+        Entry::Multiboot32 { eip, info } => ("32-bit", u64::from(eip), Some(info.raw())),
+        Entry::Flat32 { eip } => ("32-bit", u64::from(eip), None),
+        Entry::FlatReal { ip } => ("real", u64::from(ip), None),
+    }
 }
 
 fn describe(entry: &Entry) -> String {
