@@ -47,7 +47,7 @@ pub enum Event {
 /// Where events go.
 pub trait EventSink {
     /// Takes one event. Must not call back into the pipeline.
-    fn report(&mut self, event: Event);
+    fn report(&self, event: Event);
 }
 
 /// Drops everything.
@@ -56,5 +56,5 @@ pub struct Silent;
 
 impl EventSink for Silent {
     #[inline]
-    fn report(&mut self, _event: Event) {}
+    fn report(&self, _event: Event) {}
 }

@@ -8,7 +8,8 @@
 //!   control-register checks all read.
 //! - [`memory`]: system memory, the bytes behind every system physical address.
 //! - [`time`], [`rng`]: virtual time and seeded randomness, the only sources of either.
-//! - [`event`]: what the pipeline reports. [`sync`]: the locks that exploration builds can take over.
+//! - [`event`]: what the pipeline reports. [`sync`]: its threads and locks, which a controlled schedule can take over.
+//!   [`defect`]: its known bugs, as switches.
 //!
 //! Always true: nothing here reads host time, host randomness, or anything else that could make two runs differ.
 //! `unsafe` is confined to [`memory`]'s arena.
@@ -17,6 +18,7 @@ pub mod access;
 pub mod addr;
 pub mod cpu_model;
 pub mod cpuid;
+pub mod defect;
 pub mod event;
 pub mod exception;
 pub mod memory;

@@ -23,6 +23,8 @@ pub enum Consumer {
     Hypervisor = 4,
     /// Faults on purpose.
     Injection = 5,
+    /// The order in which an exploration lets threads run.
+    Exploration = 6,
 }
 
 /// A stream of random numbers.

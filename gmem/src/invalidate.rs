@@ -6,72 +6,95 @@
 //! table entry. Always true: the sequence grows by one per end and never otherwise; the range in progress covers every
 //! range added since nothing was in progress, and never shrinks meanwhile. So there may be needless retries but no
 //! missed ones.
+//!
+//! Changes are made with `mmu_lock` held for writing, and what `must_retry` says with it held for reading is exact.
+//! Without the lock it is a hint that may err both ways: good for giving up early, never for going on.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use emu_core::Gfn;
+use emu_core::defect::Defect;
+use emu_core::sync::Task;
 
 /// The sequence number a fault saw before it read any state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SeqSample(u64);
 
 /// See the module.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Invalidation {
-    seq: u64,
-    in_progress: u32,
-    hull: Option<(Gfn, Gfn)>,
+    seq: AtomicU64,
+    in_progress: AtomicU32,
+    /// The range in progress; empty when no range was added.
+    from: AtomicU64,
+    to: AtomicU64,
 }
 
 impl Invalidation {
-    /// What a fault keeps from its start to its end.
+    /// What a fault keeps from its start to its end. What it reads afterwards is no older.
+    #[inline]
     pub fn sample(&self) -> SeqSample {
-        SeqSample(self.seq)
+        SeqSample(self.seq.load(Ordering::Acquire))
     }
 
     /// Ends so far.
     pub fn seq(&self) -> u64 {
-        self.seq
+        self.seq.load(Ordering::Acquire)
     }
 
     /// Changes between their begin and their end.
     pub fn in_progress(&self) -> u32 {
-        self.in_progress
+        self.in_progress.load(Ordering::Acquire)
+    }
+
+    /// The guest frames from and up to which faults retry, while a change is in progress.
+    pub fn range(&self) -> Option<(Gfn, Gfn)> {
+        let (from, to) = (self.from.load(Ordering::Acquire), self.to.load(Ordering::Acquire));
+        (self.in_progress() > 0 && from < to).then(|| (Gfn::new(from), Gfn::new(to)))
+    }
+
+    fn set_range(&self, from: u64, to: u64) {
+        self.from.store(from, Ordering::Release);
+        self.to.store(to, Ordering::Release);
     }
 
     /// A change starts.
-    pub fn begin(&mut self) {
-        if self.in_progress == 0 {
-            self.hull = None;
+    pub fn begin(&self, task: &Task<'_>) {
+        if self.in_progress() == 0 || task.has(Defect::ResetRangeOnBegin) {
+            self.set_range(0, 0);
         }
-        self.in_progress += 1;
+        self.in_progress.fetch_add(1, Ordering::AcqRel);
     }
 
     /// The change covers `nr_pages` from `first`.
     ///
     /// # Panics
     /// Outside a change.
-    pub fn add_range(&mut self, first: Gfn, nr_pages: u64) {
-        assert!(self.in_progress > 0, "a range is added between begin and end");
-        let end = Gfn::new(first.raw().saturating_add(nr_pages));
-        self.hull = Some(match self.hull {
-            None => (first, end),
-            Some((from, to)) => (from.min(first), to.max(end)),
-        });
+    pub fn add_range(&self, first: Gfn, nr_pages: u64) {
+        assert!(self.in_progress() > 0, "a range is added between begin and end");
+        let (first, end) = (first.raw(), first.raw().saturating_add(nr_pages));
+        match self.range() {
+            None => self.set_range(first, end),
+            Some((from, to)) => self.set_range(from.raw().min(first), to.raw().max(end)),
+        }
     }
 
     /// The change is complete and visible.
     ///
     /// # Panics
     /// Without a begin.
-    pub fn end(&mut self) {
-        assert!(self.in_progress > 0, "an end without a begin");
-        self.seq += 1;
-        self.in_progress -= 1;
+    pub fn end(&self) {
+        assert!(self.in_progress() > 0, "an end without a begin");
+        // The sequence first: whoever sees nothing in progress sees the new sequence.
+        self.seq.fetch_add(1, Ordering::AcqRel);
+        self.in_progress.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Whether a fault on `gfn` that started at `sample` must start over.
-    pub fn must_retry(&self, sample: SeqSample, gfn: Gfn) -> bool {
-        let covered = self.in_progress > 0 && self.hull.is_some_and(|(from, to)| from <= gfn && gfn < to);
-        covered || self.seq != sample.0
+    #[inline]
+    pub fn must_retry(&self, sample: SeqSample, gfn: Gfn, task: &Task<'_>) -> bool {
+        let covered = self.range().is_some_and(|(from, to)| from <= gfn && gfn < to);
+        covered && !task.has(Defect::IgnoreRangeInProgress) || self.seq() != sample.0
     }
 }
 
@@ -81,24 +104,27 @@ mod tests {
 
     #[test]
     fn a_fault_retries_inside_and_after_but_not_beside_an_invalidation() {
-        let mut state = Invalidation::default();
+        let state = Invalidation::default();
         let before = state.sample();
-        state.begin();
+        state.begin(&Task::QUIET);
         state.add_range(Gfn::new(10), 2);
-        assert!(state.must_retry(before, Gfn::new(11)));
-        assert!(!state.must_retry(before, Gfn::new(12)));
-        state.begin();
+        assert!(state.must_retry(before, Gfn::new(11), &Task::QUIET));
+        assert!(!state.must_retry(before, Gfn::new(12), &Task::QUIET));
+        state.begin(&Task::QUIET);
         state.add_range(Gfn::new(20), 1);
         state.end();
         let between = state.sample();
-        assert!(state.must_retry(before, Gfn::new(12)), "an end happened since");
-        assert!(state.must_retry(between, Gfn::new(15)), "the hull does not shrink while one is in progress");
+        assert!(state.must_retry(before, Gfn::new(12), &Task::QUIET), "an end happened since");
+        assert!(
+            state.must_retry(between, Gfn::new(15), &Task::QUIET),
+            "the hull does not shrink while one is in progress"
+        );
         state.end();
         let after = state.sample();
-        assert!(!state.must_retry(after, Gfn::new(11)));
+        assert!(!state.must_retry(after, Gfn::new(11), &Task::QUIET));
         assert_eq!((state.seq(), state.in_progress()), (2, 0));
-        state.begin();
-        assert!(!state.must_retry(state.sample(), Gfn::new(11)), "a new one starts with no range");
+        state.begin(&Task::QUIET);
+        assert!(!state.must_retry(state.sample(), Gfn::new(11), &Task::QUIET), "a new one starts with no range");
     }
 
     #[test]

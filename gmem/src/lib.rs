@@ -3,7 +3,7 @@
 //! Modelled: the parts of Linux's `mm/` and of `virt/kvm/guest_memfd.c` that decide which system frames stand behind
 //! guest memory, and when they come and go. Nothing here knows of guest page tables or processors.
 //!
-//! - [`HostMemory`] owns a range of system memory: the [`Buddy`] page allocator, the [`pool::HugePool`]s, and the
+//! - [`Host`] is the lock around [`HostMemory`], which owns a range of system memory: the [`Buddy`] page allocator, the [`pool::HugePool`]s, and the
 //!   [`folio::FolioTable`] that says what every frame in use is used for.
 //! - [`FolioProvider`] is the one interface by which an inode gets folios, whatever their size and source.
 //! - [`GuestMemfd`] is the inode: a sparse map from page index to folio, the bindings of memslots, and who may use
@@ -33,10 +33,14 @@ pub mod shareability;
 pub use buddy::Buddy;
 pub use host::{HostConfig, HostMemory, OutOfMemory};
 pub use inode::{
-    Backed, BindError, Bound, ConvertError, CreateError, CreateInfo, GetError, GmemFlags, GuestMemfd, Invalidating,
-    PageIndex, PageRange, SlotId,
+    Backed, BindError, Bound, Conversion, ConvertError, CreateError, CreateInfo, Exclusive, GetError, GmemFlags,
+    GuestMemfd, PageIndex, PageRange, Shared, SlotId,
 };
 pub use invalidate::{Invalidation, SeqSample};
 pub use pool::HugeSize;
 pub use provider::{FolioPolicy, FolioProvider};
 pub use shareability::{Shareability, ShareabilityMap};
+
+/// The host's memory as tasks share it: one lock where Linux has the zones', `hugetlb_lock` and the CMA areas'. A leaf:
+/// nothing else is taken while it is held.
+pub type Host = emu_core::sync::Mutex<HostMemory>;

@@ -2,18 +2,20 @@
 //! references, frames and reservations.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use emu_core::event::Silent;
 use emu_core::memory::SystemMemory;
-use emu_core::{PageSize, Sfn};
+use emu_core::sync::Task;
+use emu_core::{Gfn, PageSize, Sfn};
 use gmem::inode::CreateInfo;
 use gmem::{
-    BindError, ConvertError, FolioPolicy, GetError, GmemFlags, GuestMemfd, HostConfig, HostMemory, HugeSize, PageIndex,
-    PageRange, Shareability, SlotId,
+    BindError, ConvertError, FolioPolicy, GetError, GmemFlags, GuestMemfd, Host, HostConfig, HostMemory, HugeSize,
+    PageIndex, PageRange, Shareability, SlotId,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
 
+const QUIET: &Task<'static> = &Task::QUIET;
 const M2: u64 = PageSize::Size2M.frames();
 const ARENA_FRAMES: u64 = 24 * M2;
 const POOL_PAGES: u64 = 4;
@@ -69,7 +71,8 @@ struct Pin {
 }
 
 struct World {
-    host: HostMemory,
+    memory: Arc<SystemMemory>,
+    host: Host,
     inodes: Vec<Option<Model>>,
     pins: Vec<Pin>,
 }
@@ -82,7 +85,8 @@ impl World {
             nr_frames: ARENA_FRAMES - 16,
             pools: vec![(HugeSize::Size2M, POOL_PAGES)],
         };
-        World { host: HostMemory::new(memory, &config).unwrap(), inodes: Vec::new(), pins: Vec::new() }
+        let host = Host::new(HostMemory::new(Arc::clone(&memory), &config).unwrap());
+        World { memory, host, inodes: Vec::new(), pins: Vec::new() }
     }
 
     fn pick(&self, inode: Index) -> Option<usize> {
@@ -97,15 +101,15 @@ impl World {
             Op::Unpin { .. } => {}
             Op::Write { inode, page, value } => self.with(inode, |m, host, _, _| {
                 let page = page.index(m.nr_pages as usize) as u64;
-                if let Ok(backed) = m.inode.get_folio(host, PageIndex(page), &mut Silent) {
-                    host.memory().store(backed.sfn.base(), value).unwrap();
+                if let Ok(backed) = m.inode.shared(QUIET).get_folio(host, PageIndex(page), QUIET) {
+                    host.lock(QUIET).memory().store(backed.sfn.base(), value).unwrap();
                     m.bytes.insert(page, value);
                 }
             }),
             Op::Read { inode, page } => self.with(inode, |m, host, _, _| {
                 let page = page.index(m.nr_pages as usize) as u64;
-                if let Ok(backed) = m.inode.get_folio(host, PageIndex(page), &mut Silent) {
-                    let seen: u8 = host.memory().load(backed.sfn.base()).unwrap();
+                if let Ok(backed) = m.inode.shared(QUIET).get_folio(host, PageIndex(page), QUIET) {
+                    let seen: u8 = host.lock(QUIET).memory().load(backed.sfn.base()).unwrap();
                     assert_eq!(
                         seen,
                         m.bytes.get(&page).copied().unwrap_or(0),
@@ -116,9 +120,9 @@ impl World {
             Op::Allocate { inode, first, nr_pages } => self.with(inode, |m, host, _, _| {
                 let first = first.index(m.nr_pages as usize) as u64;
                 let range = PageRange { first: PageIndex(first), nr_pages };
-                match m.inode.allocate(host, range, &mut Silent) {
+                match m.inode.shared(QUIET).allocate(host, range, QUIET) {
                     Ok(()) => assert!(
-                        (first..first + nr_pages).all(|i| m.inode.peek(PageIndex(i)).is_some()),
+                        (first..first + nr_pages).all(|i| m.inode.peek(PageIndex(i), QUIET).is_some()),
                         "every index has a folio"
                     ),
                     Err(GetError::BeyondEnd { .. }) => assert!(first + nr_pages > m.nr_pages),
@@ -133,7 +137,8 @@ impl World {
                 let first = first.index(m.nr_pages as usize) as u64;
                 let end = first + nr_pages;
                 let free = m.bindings.iter().all(|&(b, e, _)| end <= b || e <= first);
-                let bound = m.inode.bind(SlotId(slot), PageRange { first: PageIndex(first), nr_pages });
+                let range = PageRange { first: PageIndex(first), nr_pages };
+                let bound = m.inode.exclusive(QUIET).bind(SlotId(slot), range, Gfn::new(1 << 20));
                 match bound {
                     Ok(()) => {
                         assert!(free && end <= m.nr_pages, "bindings are disjoint and inside the inode");
@@ -141,18 +146,17 @@ impl World {
                     }
                     Err(BindError::OutOfBounds { .. }) => assert!(end > m.nr_pages),
                     Err(BindError::Overlap { .. }) => assert!(!free),
-                    Err(BindError::Busy) => panic!("nothing is in flight"),
                 }
             }),
             Op::Unbind { inode, which } => self.with(inode, |m, _, _, _| {
                 if !m.bindings.is_empty() {
                     let (first, ..) = m.bindings.swap_remove(which.index(m.bindings.len()));
-                    m.inode.unbind(PageIndex(first)).unwrap();
+                    m.inode.exclusive(QUIET).unbind(PageIndex(first));
                 }
             }),
             Op::Pin { inode, page } => self.with(inode, |m, host, pins, at| {
                 let index = page.index(m.nr_pages as usize) as u64;
-                if let Ok(sfn) = m.inode.get_page(host, PageIndex(index), &mut Silent) {
+                if let Ok(sfn) = m.inode.shared(QUIET).get_page(host, PageIndex(index), QUIET) {
                     m.pins += 1;
                     pins.push(Pin { inode: at, sfn, index, frozen: None });
                 }
@@ -161,16 +165,16 @@ impl World {
                 let Some(at) = self.pick(inode) else { return };
                 let idle = self.inodes[at].as_ref().is_some_and(|m| m.bindings.is_empty() && m.pins == 0);
                 if let Some(m) = self.inodes[at].take_if(|_| idle) {
-                    m.inode.destroy(&mut self.host);
+                    m.inode.destroy(&self.host, QUIET);
                 }
             }
         }
     }
 
-    fn with(&mut self, inode: Index, f: impl FnOnce(&mut Model, &mut HostMemory, &mut Vec<Pin>, usize)) {
+    fn with(&mut self, inode: Index, f: impl FnOnce(&mut Model, &Host, &mut Vec<Pin>, usize)) {
         let Some(at) = self.pick(inode) else { return };
         if let Some(m) = &mut self.inodes[at] {
-            f(m, &mut self.host, &mut self.pins, at);
+            f(m, &self.host, &mut self.pins, at);
         }
     }
 
@@ -181,17 +185,20 @@ impl World {
             _ => (FolioPolicy::Pool { size: HugeSize::Size2M }, size * M2),
         };
         let pooled = matches!(policy, FolioPolicy::Pool { .. });
-        let fits = !pooled || size <= self.host.pool(HugeSize::Size2M).available();
-        let before = self.host.stats();
+        let fits = !pooled || size <= self.host.lock(QUIET).pool(HugeSize::Size2M).available();
+        let before = self.host.lock(QUIET).stats();
         let info = CreateInfo { size_bytes: nr_pages << 12, flags: GmemFlags::INIT_SHARED.bits(), policy };
-        match GuestMemfd::create(&mut self.host, info) {
+        match GuestMemfd::create(&self.host, info, QUIET) {
             Ok(inode) => {
                 assert!(fits, "a reservation needs unpromised pages");
                 let model = Model { inode, nr_pages, bytes: BTreeMap::new(), bindings: Vec::new(), pins: 0 };
                 self.inodes.push(Some(model));
             }
             Err(_) => {
-                assert!(!fits && self.host.stats() == before, "refused only for want of pages, and without a trace")
+                assert!(
+                    !fits && self.host.lock(QUIET).stats() == before,
+                    "refused only for want of pages, and without a trace"
+                )
             }
         }
     }
@@ -200,11 +207,11 @@ impl World {
         let pin = self.pins.swap_remove(which);
         let m = self.inodes[pin.inode].as_mut().expect("pins keep an inode from being destroyed");
         if let Some(byte) = pin.frozen {
-            let seen: u8 = self.host.memory().load(pin.sfn.base()).unwrap();
+            let seen: u8 = self.memory.load(pin.sfn.base()).unwrap();
             assert_eq!(seen, byte, "a removed page keeps its bytes for who holds it");
         }
         m.pins -= 1;
-        m.inode.put_page(&mut self.host, pin.sfn);
+        m.inode.put_page(&self.host, pin.sfn, QUIET);
     }
 
     fn check(&self) {
@@ -212,7 +219,7 @@ impl World {
         for (at, m) in self.inodes.iter().enumerate() {
             let Some(m) = m else { continue };
             let mut last_end = 0;
-            for (index, head, size) in m.inode.iter() {
+            for (index, head, size) in m.inode.list(QUIET) {
                 assert!(
                     index.0.is_multiple_of(size.frames()) && head.is_aligned(size),
                     "a folio is aligned in both spaces"
@@ -220,7 +227,8 @@ impl World {
                 assert!(index.0 >= last_end && index.0 + size.frames() <= m.nr_pages, "folios do not overlap");
                 last_end = index.0 + size.frames();
                 assert_eq!(cached.insert(head, size), None, "a frame backs one index");
-                let folio = self.host.folios().get(head).expect("a cached folio is in use");
+                let host = self.host.lock(QUIET);
+                let folio = host.folios().get(head).expect("a cached folio is in use");
                 let pinned = self.pins.iter().filter(|p| head <= p.sfn && p.sfn.raw() < head.raw() + size.frames());
                 assert_eq!(
                     folio.meta.refs as u64,
@@ -231,21 +239,26 @@ impl World {
             let bound = |index: u64| m.bindings.iter().find(|b| b.0 <= index && index < b.1).map(|b| b.2);
             for &(first, end, _) in &m.bindings {
                 for index in [first, end - 1, end, first.saturating_sub(1)] {
-                    assert_eq!(m.inode.slot_at(PageIndex(index)), bound(index), "the binding at {index} of inode {at}");
+                    assert_eq!(
+                        m.inode.shared(QUIET).slot_at(PageIndex(index)),
+                        bound(index),
+                        "the binding at {index} of inode {at}"
+                    );
                 }
             }
         }
         // Whatever is in use and in no cache is held by a pin; nothing leaks, nothing overlaps.
         let mut end = Sfn::new(0);
         let mut in_use = [0_u64; 2];
-        for folio in self.host.folios().iter() {
+        let host = self.host.lock(QUIET);
+        for folio in host.folios().iter() {
             assert!(folio.head >= end, "folios overlap");
             end = Sfn::new(folio.head.raw() + folio.size.frames());
             let held = self.pins.iter().any(|p| folio.head <= p.sfn && p.sfn < end);
             assert!(cached.contains_key(&folio.head) || held, "leaked {folio:?}");
             in_use[usize::from(folio.size == PageSize::Size2M)] += 1;
         }
-        let stats = self.host.stats();
+        let stats = host.stats();
         let pool = stats.pools[0];
         let in_use_frames = in_use[0] + in_use[1] * M2;
         assert_eq!(stats.free_frames + pool.free * M2 + in_use_frames, stats.nr_frames, "frames are conserved");
@@ -254,23 +267,22 @@ impl World {
     }
 }
 
-fn punch(m: &mut Model, host: &mut HostMemory, pins: &mut [Pin], at: usize, first: u64, nr_pages: u64) {
+fn punch(m: &mut Model, host: &Host, pins: &mut [Pin], at: usize, first: u64, nr_pages: u64) {
     let end = (first + nr_pages).min(m.nr_pages);
     for pin in pins.iter_mut().filter(|p| p.inode == at && p.frozen.is_none()) {
-        let folio = m.inode.peek(PageIndex(pin.index)).expect("a pinned index is populated until it is removed");
+        let folio = m.inode.peek(PageIndex(pin.index), QUIET).expect("a pinned index is populated until it is removed");
         let head = pin.index & !(folio.size.frames() - 1);
         if first <= head && head + folio.size.frames() <= end {
             pin.frozen = Some(m.bytes.get(&pin.index).copied().unwrap_or(0));
         }
     }
-    let removal = m.inode.invalidate_begin(PageRange { first: PageIndex(first), nr_pages });
-    let told: u64 = m.inode.bound(&removal).iter().map(|b| b.nr_pages).sum();
+    let range = PageRange { first: PageIndex(first), nr_pages };
+    let exclusive = m.inode.exclusive(QUIET);
+    let told: u64 = exclusive.bound(range).iter().map(|b| b.nr_pages).sum();
     let expected: u64 = m.bindings.iter().map(|b| b.1.min(end).saturating_sub(b.0.max(first))).sum();
     assert_eq!(told, expected, "every bound page of the hole is to be zapped");
-    let one = PageRange { first: PageIndex(0), nr_pages: 1 };
-    assert_eq!(m.inode.bind(SlotId(9), one), Err(BindError::Busy), "bindings are frozen");
-    m.inode.remove(host, &removal);
-    m.inode.invalidate_end(removal);
+    exclusive.remove(host, range, QUIET);
+    drop(exclusive);
     m.bytes.retain(|&page, _| page < first || page >= end);
 }
 
@@ -287,13 +299,12 @@ proptest! {
             world.unpin(0);
         }
         for m in world.inodes.drain(..).flatten() {
-            let mut m = m;
             for (first, ..) in m.bindings {
-                m.inode.unbind(PageIndex(first)).unwrap();
+                m.inode.exclusive(QUIET).unbind(PageIndex(first));
             }
-            m.inode.destroy(&mut world.host);
+            m.inode.destroy(&world.host, QUIET);
         }
-        prop_assert_eq!(world.host.stats(), World::new().host.stats(), "everything is back");
+        prop_assert_eq!(world.host.lock(QUIET).stats(), World::new().host.lock(QUIET).stats(), "everything is back");
     }
 }
 
@@ -302,29 +313,29 @@ fn a_removed_page_lives_on_for_its_holder_and_its_index_starts_anew() {
     let mut world = World::new();
     world.create(2, 1);
     let m = world.inodes[0].as_mut().unwrap();
-    let held = m.inode.get_page(&mut world.host, PageIndex(3), &mut Silent).unwrap();
-    world.host.memory().store(held.base(), 0x5a_u8).unwrap();
-    punch(m, &mut world.host, &mut [], 0, 0, M2);
+    let held = m.inode.shared(QUIET).get_page(&world.host, PageIndex(3), QUIET).unwrap();
+    world.host.lock(QUIET).memory().store(held.base(), 0x5a_u8).unwrap();
+    punch(m, &world.host, &mut [], 0, 0, M2);
     assert!(
-        matches!(m.inode.get_folio(&mut world.host, PageIndex(3), &mut Silent), Err(GetError::NoFolio { .. })),
+        matches!(m.inode.shared(QUIET).get_folio(&world.host, PageIndex(3), QUIET), Err(GetError::NoFolio { .. })),
         "the one page of the reservation is still out"
     );
-    assert_eq!(world.host.memory().load::<u8>(held.base()), Ok(0x5a));
-    m.inode.put_page(&mut world.host, held);
-    let anew = m.inode.get_folio(&mut world.host, PageIndex(3), &mut Silent).unwrap();
-    assert_eq!(world.host.memory().load::<u8>(anew.sfn.base()), Ok(0));
+    assert_eq!(world.memory.load::<u8>(held.base()), Ok(0x5a));
+    m.inode.put_page(&world.host, held, QUIET);
+    let anew = m.inode.shared(QUIET).get_folio(&world.host, PageIndex(3), QUIET).unwrap();
+    assert_eq!(world.memory.load::<u8>(anew.sfn.base()), Ok(0));
 }
 
 #[test]
 fn private_pages_are_not_for_the_host() {
-    let mut world = World::new();
+    let world = World::new();
     let policy = FolioPolicy::Buddy { largest: PageSize::Size4K };
     let info = CreateInfo { size_bytes: 0x2000, flags: 0, policy };
-    let mut inode = GuestMemfd::create(&mut world.host, info).unwrap();
-    let refused = inode.get_page(&mut world.host, PageIndex(1), &mut Silent);
+    let inode = GuestMemfd::create(&world.host, info, QUIET).unwrap();
+    let refused = inode.shared(QUIET).get_page(&world.host, PageIndex(1), QUIET);
     assert_eq!(refused, Err(GetError::Private { index: PageIndex(1) }));
-    assert!(inode.peek(PageIndex(1)).is_none());
-    inode.destroy(&mut world.host);
+    assert!(inode.peek(PageIndex(1), QUIET).is_none());
+    inode.destroy(&world.host, QUIET);
 }
 
 #[test]
@@ -333,8 +344,10 @@ fn a_page_that_the_host_holds_cannot_become_private() {
     world.create(2, 2);
     let m = world.inodes[0].as_mut().unwrap();
     let range = |first, nr_pages| PageRange { first: PageIndex(first), nr_pages };
-    let held = m.inode.get_page(&mut world.host, PageIndex(M2 + 9), &mut Silent).unwrap();
-    let plan = |m: &Model, host: &HostMemory, range, to| m.inode.plan_conversion(host, range, to).map(|c| c.is_some());
+    let held = m.inode.shared(QUIET).get_page(&world.host, PageIndex(M2 + 9), QUIET).unwrap();
+    let plan = |m: &Model, host: &Host, range, to| {
+        m.inode.exclusive(QUIET).plan_conversion(host, range, to, QUIET).map(|c| c.is_some())
+    };
     let private = Shareability::PRIVATE;
     let busy = |index| Err(ConvertError::Busy { index: PageIndex(index) });
     assert_eq!(plan(m, &world.host, range(0, 2 * M2), private), busy(M2), "the folio's first page");
@@ -343,18 +356,17 @@ fn a_page_that_the_host_holds_cannot_become_private() {
     assert_eq!(plan(m, &world.host, range(0, 2 * M2), Shareability::SHARED), Ok(false), "nothing to do");
     assert!(matches!(plan(m, &world.host, range(1, 2 * M2), private), Err(ConvertError::OutOfBounds { .. })));
     assert!(matches!(plan(m, &world.host, range(1, 0), private), Err(ConvertError::OutOfBounds { .. })));
-    m.inode.put_page(&mut world.host, held);
-    let conversion = m.inode.plan_conversion(&world.host, range(0, 2 * M2), private).unwrap().unwrap();
-    let change = m.inode.invalidate_begin(conversion.range());
-    assert_eq!(plan(m, &world.host, range(0, 1), private), Err(ConvertError::Invalidating));
-    m.inode.convert(&change, conversion);
-    m.inode.invalidate_end(change);
+    m.inode.put_page(&world.host, held, QUIET);
+    let exclusive = m.inode.exclusive(QUIET);
+    let conversion = exclusive.plan_conversion(&world.host, range(0, 2 * M2), private, QUIET).unwrap().unwrap();
+    exclusive.convert(conversion, QUIET);
+    drop(exclusive);
     assert_eq!(plan(m, &world.host, range(0, 2 * M2), private), Ok(false));
-    let refused = m.inode.get_page(&mut world.host, PageIndex(0), &mut Silent);
+    let refused = m.inode.shared(QUIET).get_page(&world.host, PageIndex(0), QUIET);
     assert_eq!(refused, Err(GetError::Private { index: PageIndex(0) }));
-    punch(m, &mut world.host, &mut [], 0, 0, 2 * M2);
+    punch(m, &world.host, &mut [], 0, 0, 2 * M2);
     assert!(
-        m.inode.shareability().is_uniform(0, 2 * M2) && m.inode.shareability().get(0).is_private(),
+        m.inode.attributes(QUIET).is_uniform(0, 2 * M2) && m.inode.attribute(PageIndex(0), QUIET).is_private(),
         "removal says nothing about who may use a page"
     );
 }

@@ -1,26 +1,18 @@
 //! Changes of what stands behind guest memory: holes and conversions.
 //!
-//! Both run the same course. The inode begins an invalidation, which freezes its bindings; every memslot range that shows
-//! the pages is announced and zapped; the change is made; the end lets faults through again.
+//! Both run the same course under the inode's exclusive lock, which freezes its bindings: every guest frame that shows
+//! the pages is announced and zapped, processors forget it, the change is made, and the end lets faults through again.
 
-use emu_core::Gfn;
-use emu_core::event::EventSink;
+use emu_core::defect::Defect;
 use emu_core::page::PAGE_SIZE;
-use gmem::{Invalidating, PageIndex, PageRange, Shareability};
+use emu_core::sync::{Point, Task};
+use gmem::{Exclusive, PageIndex, PageRange, Shareability};
 
 use crate::config::VmError;
+use crate::flush::Owed;
 use crate::vm::{GmemId, Vm};
 
 const PAGE: u64 = PAGE_SIZE as u64;
-
-/// A hole whose pages are unmapped and not yet removed. Bindings of the inode are frozen and faults on the range retry
-/// until [`Vm::punch_finish`].
-#[derive(Debug)]
-#[must_use = "faults on the range retry until punch_finish"]
-pub struct PunchInFlight {
-    id: GmemId,
-    removal: Invalidating,
-}
 
 fn whole_pages(offset_bytes: u64, len_bytes: u64) -> Result<PageRange, VmError> {
     if len_bytes == 0 || !offset_bytes.is_multiple_of(PAGE) || !len_bytes.is_multiple_of(PAGE) {
@@ -29,92 +21,104 @@ fn whole_pages(offset_bytes: u64, len_bytes: u64) -> Result<PageRange, VmError> 
     Ok(PageRange { first: PageIndex(offset_bytes / PAGE), nr_pages: len_bytes / PAGE })
 }
 
+/// Whether an invalidation was begun: a page that no memslot shows needs none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "what is begun must be ended"]
+enum Begun {
+    Yes,
+    Nothing,
+}
+
 impl Vm {
     /// `fallocate(FALLOC_FL_PUNCH_HOLE)`: the pages read as zero from now on, their folios go back to their provider
     /// where they lie in the hole as a whole.
-    pub fn punch_hole(
-        &mut self,
-        id: GmemId,
-        offset_bytes: u64,
-        len_bytes: u64,
-        events: &mut dyn EventSink,
-    ) -> Result<(), VmError> {
-        let punch = self.punch_begin(id, offset_bytes, len_bytes, events)?;
-        self.punch_finish(punch);
-        Ok(())
-    }
-
-    /// The first half of [`Vm::punch_hole`]: zaps. The flush must be taken before the second half.
-    pub fn punch_begin(
-        &mut self,
-        id: GmemId,
-        offset_bytes: u64,
-        len_bytes: u64,
-        events: &mut dyn EventSink,
-    ) -> Result<PunchInFlight, VmError> {
+    pub fn punch_hole(&self, id: GmemId, offset_bytes: u64, len_bytes: u64, task: &Task<'_>) -> Result<(), VmError> {
         let range = whole_pages(offset_bytes, len_bytes)?;
-        Ok(PunchInFlight { id, removal: self.unmap_begin(id, range, events)? })
-    }
-
-    /// The second half of [`Vm::punch_hole`]: removes, then lets faults through again.
-    pub fn punch_finish(&mut self, punch: PunchInFlight) {
-        let PunchInFlight { id, removal } = punch;
-        if let Some((host, inode)) = self.host_and_gmem(id) {
-            inode.remove(host, &removal);
+        let inode = self.inode(id, task)?;
+        let mut exclusive = inode.exclusive(task);
+        let begun = self.invalidate_begin(&exclusive, range, task)?;
+        if task.has(Defect::UnlockDuringInvalidation) {
+            drop(exclusive);
+            task.at(Point::I3);
+            exclusive = inode.exclusive(task);
         }
-        self.unmap_end(id, removal);
+        exclusive.remove(&self.host, range, task);
+        task.at(Point::I4);
+        let begun = match (task.has(Defect::UnlockDuringInvalidation), exclusive.bound(range).is_empty()) {
+            (true, true) => Begun::Nothing,
+            _ => begun,
+        };
+        self.invalidate_end(begun, task);
+        task.at(Point::I5);
+        Ok(())
     }
 
     /// Changes who may use a range of an inode, all or nothing (`KVM_SET_MEMORY_ATTRIBUTES2` on guest_memfd). Bytes stay.
     /// What is in the wanted state already is left alone: no zap, no flush, no retry.
     pub fn convert(
-        &mut self,
+        &self,
         id: GmemId,
         offset_bytes: u64,
         len_bytes: u64,
         to: Shareability,
-        events: &mut dyn EventSink,
+        task: &Task<'_>,
     ) -> Result<(), VmError> {
         let range = whole_pages(offset_bytes, len_bytes)?;
-        let inode = self.gmem(id).ok_or(VmError::NoSuchGmem { id })?;
-        let Some(conversion) = inode.plan_conversion(&self.host, range, to)? else { return Ok(()) };
-        let unmapped = self.unmap_begin(id, range, events)?;
-        if let Some((_, inode)) = self.host_and_gmem(id) {
-            inode.convert(&unmapped, conversion);
+        let inode = self.inode(id, task)?;
+        let exclusive = inode.exclusive(task);
+        task.at(Point::C1);
+        let Some(conversion) = exclusive.plan_conversion(&self.host, range, to, task)? else { return Ok(()) };
+        task.at(Point::C4);
+        let begun = self.invalidate_begin(&exclusive, range, task)?;
+        if task.has(Defect::StoreAttributeAfterEnd) {
+            self.invalidate_end(begun, task);
+            task.at(Point::I5);
+            exclusive.convert(conversion, task);
+            return Ok(());
         }
-        self.unmap_end(id, unmapped);
+        exclusive.convert(conversion, task);
+        task.at(Point::C6);
+        self.invalidate_end(begun, task);
+        task.at(Point::I5);
         Ok(())
     }
 
-    fn unmap_begin(
-        &mut self,
-        id: GmemId,
-        range: PageRange,
-        events: &mut dyn EventSink,
-    ) -> Result<Invalidating, VmError> {
-        let inode = self.gmems.get_mut(id.0 as usize).and_then(Option::as_mut).ok_or(VmError::NoSuchGmem { id })?;
-        let removal = inode.invalidate_begin(range);
-        self.invalidation.begin();
-        let mut zapped = Ok(());
-        for bound in inode.bound(&removal) {
-            let Some(slot) = self.slots.by_id(bound.slot) else { continue };
-            let first = Gfn::new(slot.first.raw() + bound.first_in_slot);
-            self.invalidation.add_range(first, bound.nr_pages);
-            zapped = zapped.and(self.tables.zap(first, bound.nr_pages, events));
+    /// Announces, zaps and flushes every guest frame that shows pages of `range` (`kvm_gmem_invalidate_begin`).
+    fn invalidate_begin(&self, exclusive: &Exclusive<'_>, range: PageRange, task: &Task<'_>) -> Result<Begun, VmError> {
+        let bound = exclusive.bound(range.clipped(exclusive.inode().nr_pages()));
+        if bound.is_empty() {
+            return Ok(Begun::Nothing);
         }
+        let mut tables = self.mmu.write(task);
+        let mut owed = Owed::default();
+        let mut zapped = Ok(());
+        self.invalidation.begin(task);
+        task.at(Point::I1);
+        for part in bound {
+            self.invalidation.add_range(part.first, part.nr_pages);
+            zapped = zapped.and(tables.zap(part.first, part.nr_pages, &mut owed, task));
+        }
+        task.at(Point::I2);
+        if !task.has(Defect::SkipFlush) {
+            self.flush(&owed, task);
+        }
+        tables.bury(&self.host, task);
+        drop(tables);
+        task.at(Point::I3);
         match zapped {
-            Ok(()) => Ok(removal),
+            Ok(()) => Ok(Begun::Yes),
             Err(error) => {
-                self.unmap_end(id, removal);
+                self.invalidate_end(Begun::Yes, task);
                 Err(error.into())
             }
         }
     }
 
-    fn unmap_end(&mut self, id: GmemId, removal: Invalidating) {
-        if let Some((_, inode)) = self.host_and_gmem(id) {
-            inode.invalidate_end(removal);
+    /// Lets faults through again (`kvm_gmem_invalidate_end`).
+    fn invalidate_end(&self, begun: Begun, task: &Task<'_>) {
+        if begun == Begun::Yes {
+            let _tables = self.mmu.write(task);
+            self.invalidation.end();
         }
-        self.invalidation.end();
     }
 }

@@ -3,11 +3,12 @@
 use emu_core::PageSize;
 use emu_core::memory::BusError;
 use gmem::host::HostSetupError;
-use gmem::{BindError, ConvertError, CreateError, FolioPolicy, GetError, HostConfig, HugeSize, OutOfMemory};
+use gmem::{ConvertError, CreateError, FolioPolicy, GetError, HostConfig, HugeSize, OutOfMemory, PageIndex, SlotId};
 use thiserror::Error;
 
 use crate::memslot::MemslotError;
 use crate::tdp::TdpFormat;
+use crate::vcpu::VcpuId;
 use crate::vm::GmemId;
 
 /// Which pages stand behind guest memory and how large they are mapped.
@@ -40,6 +41,8 @@ pub struct VmConfig {
     pub pages: PagePolicy,
     /// Width of a guest physical address in bits: 32 to 48, what a 4-level table translates.
     pub maxphyaddr: u8,
+    /// Virtual processors.
+    pub nr_vcpus: u16,
     /// The host's share of system memory.
     pub host: HostConfig,
 }
@@ -75,7 +78,7 @@ pub enum VmError {
         /// The number asked for.
         id: GmemId,
     },
-    /// Memslots look at the inode, or a removal is in flight.
+    /// Memslots look at the inode.
     #[error("guest_memfd {} is in use", id.0)]
     GmemInUse {
         /// The inode.
@@ -92,9 +95,22 @@ pub enum VmError {
     /// A conversion was refused.
     #[error(transparent)]
     Convert(#[from] ConvertError),
-    /// The inode is being changed by a removal in flight.
-    #[error(transparent)]
-    Bind(#[from] BindError),
+    /// No such processor.
+    #[error("there is no vCPU {} among {nr_vcpus}", id.0)]
+    NoSuchVcpu {
+        /// The number asked for.
+        id: VcpuId,
+        /// How many there are.
+        nr_vcpus: usize,
+    },
+    /// A memslot and its inode disagree about who shows a page (`EIO`).
+    #[error("page {} of its guest_memfd is not bound to memslot {}", index.0, slot.0)]
+    NotBound {
+        /// The slot.
+        slot: SlotId,
+        /// The page.
+        index: PageIndex,
+    },
     /// A table or a folio lies outside system memory.
     #[error(transparent)]
     Bus(#[from] BusError),

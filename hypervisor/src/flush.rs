@@ -17,7 +17,8 @@ pub enum FlushRequest {
     },
 }
 
-/// Flushes that are owed, as one hull: too much is allowed, too little is not.
+/// Flushes that an operation owes, or that a vCPU has not obeyed yet, as one hull: too much is allowed, too little is
+/// not.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Owed {
     hull: Option<(u64, u64)>,
@@ -25,12 +26,25 @@ pub(crate) struct Owed {
 
 impl Owed {
     pub(crate) fn range(&mut self, first: Gfn, nr_pages: u64) {
-        let (from, to) = (first.raw(), first.raw().saturating_add(nr_pages));
-        self.hull = Some(self.hull.map_or((from, to), |(a, b)| (a.min(from), b.max(to))));
+        self.hull(first.raw(), first.raw().saturating_add(nr_pages));
     }
 
     pub(crate) fn all(&mut self) {
         self.hull = Some((0, u64::MAX));
+    }
+
+    pub(crate) fn merge(&mut self, other: &Owed) {
+        if let Some((from, to)) = other.hull {
+            self.hull(from, to);
+        }
+    }
+
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.hull.is_none()
+    }
+
+    fn hull(&mut self, from: u64, to: u64) {
+        self.hull = Some(self.hull.map_or((from, to), |(a, b)| (a.min(from), b.max(to))));
     }
 
     pub(crate) fn take(&mut self) -> Option<FlushRequest> {

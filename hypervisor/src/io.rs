@@ -2,15 +2,17 @@
 //!
 //! It goes through memslots and guest_memfd, never through the nested tables, and populates what it touches.
 
-use emu_core::event::EventSink;
+use core::ops::Range;
+
 use emu_core::memory::BusError;
 use emu_core::page::PAGE_SIZE;
+use emu_core::sync::Task;
 use emu_core::{Gpa, PageSize, Spa};
 use gmem::GetError;
 use thiserror::Error;
 
-use crate::memslot::SlotFlags;
-use crate::vm::{GmemId, Vm};
+use crate::memslot::{SlotFlags, SlotState};
+use crate::vm::Vm;
 
 /// Why the host cannot access guest memory there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -29,12 +31,6 @@ pub enum GuestAccessError {
         /// Its number.
         slot: u16,
     },
-    /// The slot's inode does not exist.
-    #[error("there is no guest_memfd {}", id.0)]
-    NoSuchGmem {
-        /// The number.
-        id: GmemId,
-    },
     /// The page is private to the guest, or there is no memory for it.
     #[error(transparent)]
     Backing(#[from] GetError),
@@ -51,84 +47,73 @@ enum Intent {
     LoadRom,
 }
 
-/// Contiguous system memory behind guest memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Run {
-    spa: Spa,
-    len_bytes: usize,
-}
+/// Copies between a place in system memory and a part of the caller's buffer.
+type Copy<'c> = dyn FnMut(Spa, Range<usize>) -> Result<(), BusError> + 'c;
 
 impl Vm {
     /// Reads guest memory. On an error the buffer holds what came before it.
-    pub fn guest_read(
-        &mut self,
-        gpa: Gpa,
-        into: &mut [u8],
-        events: &mut dyn EventSink,
-    ) -> Result<(), GuestAccessError> {
-        let mut done = 0;
-        while done < into.len() {
-            let run = self.run_at(gpa, done, into.len(), Intent::Read, events)?;
-            self.memory().read(run.spa, &mut into[done..done + run.len_bytes])?;
-            done += run.len_bytes;
-        }
-        Ok(())
+    pub fn guest_read(&self, gpa: Gpa, into: &mut [u8], task: &Task<'_>) -> Result<(), GuestAccessError> {
+        self.each_run(gpa, into.len(), Intent::Read, &mut |spa, part| self.memory().read(spa, &mut into[part]), task)
     }
 
     /// Writes guest memory, as DMA does: read-only slots refuse. On an error what came before it is written.
-    pub fn guest_write(&mut self, gpa: Gpa, from: &[u8], events: &mut dyn EventSink) -> Result<(), GuestAccessError> {
-        self.write_as(gpa, from, Intent::Write, events)
+    pub fn guest_write(&self, gpa: Gpa, from: &[u8], task: &Task<'_>) -> Result<(), GuestAccessError> {
+        self.each_run(gpa, from.len(), Intent::Write, &mut |spa, part| self.memory().write(spa, &from[part]), task)
     }
 
     /// Writes guest memory, read-only slots included: for whoever puts a ROM there.
-    pub fn load_rom(&mut self, gpa: Gpa, from: &[u8], events: &mut dyn EventSink) -> Result<(), GuestAccessError> {
-        self.write_as(gpa, from, Intent::LoadRom, events)
+    pub fn load_rom(&self, gpa: Gpa, from: &[u8], task: &Task<'_>) -> Result<(), GuestAccessError> {
+        self.each_run(gpa, from.len(), Intent::LoadRom, &mut |spa, part| self.memory().write(spa, &from[part]), task)
     }
 
-    fn write_as(
-        &mut self,
+    fn each_run(
+        &self,
         gpa: Gpa,
-        from: &[u8],
+        total: usize,
         intent: Intent,
-        events: &mut dyn EventSink,
+        copy: &mut Copy<'_>,
+        task: &Task<'_>,
     ) -> Result<(), GuestAccessError> {
         let mut done = 0;
-        while done < from.len() {
-            let run = self.run_at(gpa, done, from.len(), intent, events)?;
-            self.memory().write(run.spa, &from[done..done + run.len_bytes])?;
-            done += run.len_bytes;
+        while done < total {
+            done += self.one_run(gpa, done, total, intent, copy, task)?;
         }
         Ok(())
     }
 
-    /// What stands behind the `total` bytes from `start`, of which `done` are done, up to the end of the folio or slot.
-    fn run_at(
-        &mut self,
+    /// Copies from byte `done` of the `total` from `start` up to the end of the folio or slot; how many that were. The
+    /// folio cannot leave the inode meanwhile.
+    fn one_run(
+        &self,
         start: Gpa,
         done: usize,
         total: usize,
         intent: Intent,
-        events: &mut dyn EventSink,
-    ) -> Result<Run, GuestAccessError> {
+        copy: &mut Copy<'_>,
+        task: &Task<'_>,
+    ) -> Result<usize, GuestAccessError> {
         let gpa = start.checked_add(done as u64).ok_or(GuestAccessError::NoSlot { gpa: start })?;
-        let slot = *self.memslots().lookup(gpa.frame()).ok_or(GuestAccessError::NoSlot { gpa })?;
-        if intent == Intent::Write && slot.flags.contains(SlotFlags::READONLY) {
-            return Err(GuestAccessError::ReadOnly { gpa, slot: slot.id.0 });
+        let slots = self.slots.read(task);
+        let slot = slots.lookup(gpa.frame()).filter(|slot| slot.state() == SlotState::Active);
+        let slot = slot.ok_or(GuestAccessError::NoSlot { gpa })?;
+        let info = slot.info();
+        if intent == Intent::Write && info.flags.contains(SlotFlags::READONLY) {
+            return Err(GuestAccessError::ReadOnly { gpa, slot: info.id.0 });
         }
-        let index = slot.index_of(gpa.frame());
-        let (host, inode) = self.host_and_gmem(slot.gmem).ok_or(GuestAccessError::NoSuchGmem { id: slot.gmem })?;
-        // A folio may be private in part, so what is not one 4 KiB page is checked as a whole.
-        let shareability = inode.shareability();
-        if !shareability.get(index.0).host_may_use() {
+        let index = info.index_of(gpa.frame());
+        let shared = slot.inode().shared(task);
+        if !slot.inode().attribute(index, task).host_may_use() {
             return Err(GetError::Private { index }.into());
         }
-        let backed = inode.get_folio(host, index, events)?;
+        let backed = shared.get_folio(&self.host, index, task)?;
+        // A folio may be private in part, so what is not one 4 KiB page is checked as a whole.
         let page = backed.size.frames();
-        let uniform = inode.shareability().is_uniform(index.0 & !(page - 1), page);
+        let uniform = slot.inode().attributes(task).is_uniform(index.0 & !(page - 1), page);
         let folio_left = if uniform { page - (index.0 & (page - 1)) } else { 1 };
-        let slot_left = slot.end().raw() - gpa.frame().raw();
+        let slot_left = info.end().raw() - gpa.frame().raw();
         let len = folio_left.min(slot_left) * PageSize::Size4K.bytes() - gpa.page_offset() as u64;
         let len_bytes = usize::try_from(len).unwrap_or(PAGE_SIZE).min(total - done);
-        Ok(Run { spa: backed.sfn.base().wrapping_add(gpa.page_offset() as u64), len_bytes })
+        copy(backed.sfn.base().wrapping_add(gpa.page_offset() as u64), done..done + len_bytes)?;
+        Ok(len_bytes)
     }
 }

@@ -4,15 +4,17 @@
 //! hands nested faults to [`Vm::handle_fault`] and acts on the [`Action`] that comes back; which bytes stand behind
 //! guest memory is the business of `gmem`, and reading the tables that are built here is the processor's.
 //!
-//! - [`Vm`] is the door. It owns the host's memory, the guest_memfd inodes, the memslots and the nested tables.
+//! - [`Vm`] is the door. It owns the host's memory, the guest_memfd inodes, the memslots and the nested tables. Every
+//!   operation takes `&self` and a [`emu_core::sync::Task`]: threads call it at the same time, and a controlled schedule
+//!   can interleave them step by step.
 //! - [`fault`] is the pipeline: resolve, admit, fault in, choose the level, install. Each stage consumes the type that the
 //!   stage before it made, so none can be left out or reordered.
 //! - [`tdp`] is the tables, in NPT or EPT format, in system memory. Every entry changes through one function.
 //! - [`plan`] lays out guest RAM and the system memory that a guest of some size needs.
 //!
 //! Always true: an entry holds no reference to its frame; what keeps it legal is that backing changes only between the
-//! begin and the end of an invalidation, which zaps, and that a fault which raced retries. Removals owe a flush: after
-//! each call the machine takes it ([`Vm::take_flush`]) and obeys before any vCPU enters the guest again.
+//! begin and the end of an invalidation, which zaps, and that a fault which raced retries. Removals owe a flush: it waits
+//! in each vCPU's mailbox ([`Vm::take_flush`]), which the machine empties before the vCPU enters the guest again.
 //!
 //! Left out so far: splitting of leaves and folios, dirty logging, shadow paging, the RMP, second address space (SMM).
 #![forbid(unsafe_code)]
@@ -21,22 +23,25 @@ mod change;
 mod config;
 pub mod fault;
 mod flush;
+mod handle;
 mod io;
 pub mod memslot;
 pub mod plan;
+mod region;
 mod stats;
 pub mod tdp;
+mod vcpu;
 mod vm;
 
-pub use change::PunchInFlight;
 pub use config::{PagePolicy, VmConfig, VmError};
 pub use fault::{Action, EntryState, FaultCause, FaultInput, MemoryFault, MemoryFaultReason, Resumed};
 pub use flush::FlushRequest;
 pub use io::GuestAccessError;
-pub use memslot::{MemSlot, MemSlotSpec, MemslotError, SlotFlags};
+pub use memslot::{MemSlot, MemSlotSpec, MemslotError, Slot, SlotFlags, SlotState};
 pub use plan::{RamLayout, RamRange, SystemMemoryPlan};
 pub use stats::{FaultStats, VmStats};
 pub use tdp::TdpFormat;
-pub use vm::{FaultInFlight, GmemId, Vm};
+pub use vcpu::{InGuest, VcpuId};
+pub use vm::{GmemId, Vm};
 
 pub use gmem::{FolioPolicy, GmemFlags, HostConfig, HugeSize, Shareability, SlotId};

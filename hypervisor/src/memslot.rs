@@ -1,13 +1,16 @@
 //! Memslots: which guest frames exist and what stands behind them (`struct kvm_memory_slot`).
 //!
 //! [`MemSlots`] keeps them sorted by guest frame and disjoint; a lookup is a binary search. Every change steps the
-//! generation. The rules of `KVM_SET_USER_MEMORY_REGION2` hold, with two differences of our own: a guest_memfd slot may
+//! generation. A slot that is being deleted is first published as [`SlotState::Invalid`], so that no fault can use it
+//! while its entries go. The rules of `KVM_SET_USER_MEMORY_REGION2` hold, with two differences of our own: a guest_memfd slot may
 //! be read-only, which is how this machine has ROM, and may be moved, which KVM asks to be done by delete and create.
+
+use std::sync::Arc;
 
 use bitflags::bitflags;
 use emu_core::page::PAGE_SIZE;
 use emu_core::{Gfn, Gpa};
-use gmem::{BindError, PageIndex, PageRange, SlotId};
+use gmem::{BindError, GuestMemfd, PageIndex, PageRange, SlotId};
 use thiserror::Error;
 
 use crate::vm::GmemId;
@@ -60,6 +63,41 @@ impl MemSlot {
     /// The inode's pages behind the slot.
     pub const fn range(&self) -> PageRange {
         PageRange { first: self.first_index, nr_pages: self.nr_pages }
+    }
+}
+
+/// Whether faults may use a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotState {
+    /// They may.
+    Active,
+    /// It is being deleted or moved: they retry (`KVM_MEMSLOT_INVALID`).
+    Invalid,
+}
+
+/// A published memslot with what stands behind it.
+#[derive(Clone)]
+pub struct Slot {
+    info: MemSlot,
+    state: SlotState,
+    inode: Arc<GuestMemfd>,
+}
+
+impl Slot {
+    pub(crate) fn new(info: MemSlot, inode: Arc<GuestMemfd>) -> Slot {
+        Slot { info, state: SlotState::Active, inode }
+    }
+    /// What it is.
+    pub const fn info(&self) -> &MemSlot {
+        &self.info
+    }
+    /// Whether faults may use it.
+    pub const fn state(&self) -> SlotState {
+        self.state
+    }
+    /// The inode that backs it.
+    pub fn inode(&self) -> &GuestMemfd {
+        &self.inode
     }
 }
 
@@ -147,9 +185,9 @@ pub enum MemslotError {
 }
 
 /// See the module.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct MemSlots {
-    by_gfn: Vec<MemSlot>,
+    by_gfn: Vec<Slot>,
     generation: u64,
     last_gfn: Gfn,
 }
@@ -166,19 +204,19 @@ impl MemSlots {
 
     /// All, ascending.
     pub fn iter(&self) -> impl Iterator<Item = &MemSlot> {
-        self.by_gfn.iter()
+        self.by_gfn.iter().map(Slot::info)
     }
 
     /// The slot that holds `gfn`.
     #[inline]
-    pub fn lookup(&self, gfn: Gfn) -> Option<&MemSlot> {
-        let above = self.by_gfn.partition_point(|slot| slot.first <= gfn);
-        self.by_gfn.get(above.checked_sub(1)?).filter(|slot| slot.contains(gfn))
+    pub fn lookup(&self, gfn: Gfn) -> Option<&Slot> {
+        let above = self.by_gfn.partition_point(|slot| slot.info.first <= gfn);
+        self.by_gfn.get(above.checked_sub(1)?).filter(|slot| slot.info.contains(gfn))
     }
 
     /// The slot with this number.
-    pub fn by_id(&self, id: SlotId) -> Option<&MemSlot> {
-        self.by_gfn.iter().find(|slot| slot.id == id)
+    pub fn by_id(&self, id: SlotId) -> Option<&Slot> {
+        self.by_gfn.iter().find(|slot| slot.info.id == id)
     }
 
     /// Checks `spec` against the rules and the other slots; `ignoring` names one that is about to move.
@@ -200,7 +238,7 @@ impl MemSlots {
         }
         let first_index = PageIndex(offset_bytes / PAGE);
         let slot = MemSlot { id, first: gpa.frame(), nr_pages, flags, gmem, first_index };
-        let others = || self.by_gfn.iter().filter(|other| Some(other.id) != ignoring);
+        let others = || self.iter().filter(|other| Some(other.id) != ignoring);
         if others().any(|other| other.id == id) {
             return Err(MemslotError::Immutable { id });
         }
@@ -211,22 +249,33 @@ impl MemSlots {
     }
 
     /// Publishes a checked slot.
-    pub(crate) fn publish(&mut self, slot: MemSlot) {
-        let at = self.by_gfn.partition_point(|other| other.first < slot.first);
+    pub(crate) fn publish(&mut self, slot: Slot) {
+        let at = self.by_gfn.partition_point(|other| other.info.first < slot.info.first);
         self.by_gfn.insert(at, slot);
         self.generation += 1;
     }
 
-    pub(crate) fn withdraw(&mut self, id: SlotId) -> Option<MemSlot> {
-        let at = self.by_gfn.iter().position(|slot| slot.id == id)?;
+    /// Keeps faults out of a slot that is about to go.
+    pub(crate) fn invalidate(&mut self, id: SlotId) {
+        if let Some(slot) = self.by_gfn.iter_mut().find(|slot| slot.info.id == id) {
+            slot.state = SlotState::Invalid;
+        }
+    }
+
+    /// Removes a slot.
+    pub(crate) fn withdraw(&mut self, id: SlotId) {
+        self.by_gfn.retain(|slot| slot.info.id != id);
         self.generation += 1;
-        Some(self.by_gfn.remove(at))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use emu_core::memory::SystemMemory;
+    use emu_core::sync::Task;
+    use emu_core::{PageSize, Sfn};
+    use gmem::{CreateInfo, FolioPolicy, Host, HostConfig, HostMemory};
 
     fn spec(id: u16, gpa: u64, len_bytes: u64) -> MemSlotSpec {
         MemSlotSpec {
@@ -239,11 +288,20 @@ mod tests {
         }
     }
 
+    fn inode() -> Arc<GuestMemfd> {
+        let memory = SystemMemory::flat(1 << 20).unwrap();
+        let host = HostMemory::new(memory, &HostConfig { first: Sfn::new(1), nr_frames: 255, pools: vec![] }).unwrap();
+        let policy = FolioPolicy::Buddy { largest: PageSize::Size4K };
+        let info = CreateInfo { size_bytes: 1 << 20, flags: 0, policy };
+        Arc::new(GuestMemfd::create(&Host::new(host), info, &Task::QUIET).unwrap())
+    }
+
     fn with(specs: &[MemSlotSpec]) -> MemSlots {
+        let inode = inode();
         let mut slots = MemSlots::new(Gfn::new((1 << 36) - 1));
         for spec in specs {
             let slot = slots.check(spec, None).unwrap();
-            slots.publish(slot);
+            slots.publish(Slot::new(slot, Arc::clone(&inode)));
         }
         slots
     }
@@ -251,7 +309,7 @@ mod tests {
     #[test]
     fn lookup_finds_edges_and_holes() {
         let slots = with(&[spec(1, 0x10_0000, 0x2000), spec(0, 0, 0xa_0000)]);
-        let id = |gfn| slots.lookup(Gfn::new(gfn)).map(|slot| slot.id.0);
+        let id = |gfn| slots.lookup(Gfn::new(gfn)).map(|slot| slot.info.id.0);
         assert_eq!([id(0), id(0x9f), id(0xa0), id(0xff)], [Some(0), Some(0), None, None]);
         assert_eq!([id(0x100), id(0x101), id(0x102), id(u64::MAX)], [Some(1), Some(1), None, None]);
         assert_eq!(slots.generation(), 2);

@@ -42,6 +42,23 @@ impl FaultStats {
     }
 }
 
+impl core::ops::Add for FaultStats {
+    type Output = FaultStats;
+    fn add(self, other: FaultStats) -> FaultStats {
+        FaultStats {
+            taken: self.taken + other.taken,
+            on_guest_tables: self.on_guest_tables + other.on_guest_tables,
+            denied: self.denied + other.denied,
+            fixed: core::array::from_fn(|n| self.fixed[n] + other.fixed[n]),
+            spurious: self.spurious + other.spurious,
+            retry: self.retry + other.retry,
+            mmio: self.mmio + other.mmio,
+            rom_write: self.rom_write + other.rom_write,
+            memory_fault: self.memory_fault + other.memory_fault,
+        }
+    }
+}
+
 /// Everything a summary prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct VmStats {
@@ -55,6 +72,6 @@ pub struct VmStats {
     pub host: HostStats,
     /// Invalidations completed.
     pub invalidations: u64,
-    /// Flush requests handed out.
+    /// Flushes that were asked of every vCPU.
     pub flushes: u64,
 }

@@ -5,9 +5,9 @@ use devices::acpi::tables::{AcpiConfig, AcpiImage};
 use devices::board::TestPorts;
 use devices::{Board, BoardConfig};
 use emu_core::cpu_model::CpuModel;
-use emu_core::event::Silent;
 use emu_core::memory::SystemMemory;
 use emu_core::rng::{Consumer, Seed};
+use emu_core::sync::Task;
 use emu_core::time::Instant;
 use emu_core::{PageSize, Spa};
 use hypervisor::plan::LOW_RAM_END;
@@ -128,11 +128,16 @@ impl Builder {
             NestedPaging::Npt => TdpFormat::Npt,
             NestedPaging::Ept => TdpFormat::Ept,
         };
-        let vm_config =
-            VmConfig { format, pages: policy, maxphyaddr: config.model.maxphyaddr().min(48), host: plan.host };
-        let mut vm = Vm::new(memory.clone(), &vm_config)?;
-        vm.add_ram(&layout, SlotId(0))?;
-        add_firmware(&mut vm, SlotId(layout.ranges.len() as u16))?;
+        let vm_config = VmConfig {
+            format,
+            pages: policy,
+            maxphyaddr: config.model.maxphyaddr().min(48),
+            nr_vcpus: config.cpus,
+            host: plan.host,
+        };
+        let vm = Vm::new(memory.clone(), &vm_config)?;
+        vm.add_ram(&layout, SlotId(0), &Task::QUIET)?;
+        add_firmware(&vm, SlotId(layout.ranges.len() as u16))?;
 
         let low = layout.inode_bytes.min(LOW_RAM_END.raw());
         let high = layout.inode_bytes - low;
@@ -146,7 +151,7 @@ impl Builder {
 
         let map = MemoryMap::pc(layout.inode_bytes, LOW_RAM_END)?;
         let acpi = AcpiImage::build(&AcpiConfig::new(config.cpus))?;
-        let mut host = HostSide::new(&mut vm);
+        let mut host = HostSide::new(&vm);
         loader::GuestMemory::write(&mut host, acpi.base, &acpi.bytes)
             .map_err(|_| BuildError::NoRoomForTables { gpa: acpi.base })?;
         let modules: Vec<Module<'_>> = self.modules.iter().map(|(bytes, cmdline)| Module { bytes, cmdline }).collect();
@@ -194,19 +199,21 @@ impl Builder {
 }
 
 /// The firmware's ROM, in a read-only memslot over a guest_memfd of its own.
-fn add_firmware(vm: &mut Vm, id: SlotId) -> Result<(), BuildError> {
+fn add_firmware(vm: &Vm, id: SlotId) -> Result<(), BuildError> {
+    let task = &Task::QUIET;
     let flags = GmemFlags::MMAP | GmemFlags::INIT_SHARED;
     let small = FolioPolicy::Buddy { largest: PageSize::Size4K };
-    let gmem = vm.create_guest_memfd_with(firmware::ROM_BYTES, flags.bits(), small)?;
-    vm.add_memslot(&MemSlotSpec {
+    let gmem = vm.create_guest_memfd_with(firmware::ROM_BYTES, flags.bits(), small, task)?;
+    let spec = MemSlotSpec {
         id,
         gpa: firmware::ROM,
         len_bytes: firmware::ROM_BYTES,
         flags: SlotFlags::READONLY,
         gmem,
         offset_bytes: 0,
-    })?;
-    vm.load_rom(firmware::ROM, &firmware::rom(), &mut Silent)
+    };
+    vm.add_memslot(&spec, task)?;
+    vm.load_rom(firmware::ROM, &firmware::rom(), task)
         .map_err(|_| BuildError::NoRoomForTables { gpa: firmware::ROM })
 }
 

@@ -3,8 +3,8 @@
 use cpu::{Completion, Exit, IoAccess, MmioAccess, MmioData, MsrAccess};
 use devices::lapic::MsrError;
 use devices::{BoardEvents, CpuIndex, Port, Width};
-use emu_core::event::Silent;
-use hypervisor::{Action, EntryState, FaultCause, FaultInput, FlushRequest};
+use emu_core::sync::Task;
+use hypervisor::{Action, EntryState, FaultCause, FaultInput, FlushRequest, VcpuId};
 use mmu::{NestedFaultKind, NestedPageFault, Stage2Cause};
 
 use super::run::Outcome;
@@ -85,7 +85,7 @@ impl Machine {
             },
             ..FaultInput::new(fault.gpa, fault.access)
         };
-        let action = self.vm.handle_fault(input, &mut Silent)?;
+        let action = self.vm.handle_fault(VcpuId(n as u16), input, &Task::QUIET)?;
         self.flush_owed();
         Ok(match action {
             Action::Resume(_) => Ok(BoardEvents::empty()),
@@ -107,11 +107,12 @@ impl Machine {
 
     /// Makes every processor forget what the hypervisor says it must.
     pub(super) fn flush_owed(&mut self) {
-        while let Some(request) = self.vm.take_flush() {
-            for processor in &mut self.vcpus {
-                match request {
-                    FlushRequest::All => processor.vcpu.mmu().flush_all(),
-                    FlushRequest::Range { first, nr_pages } => processor.vcpu.mmu().flush_gpa_range(first, nr_pages),
+        for (n, processor) in self.vcpus.iter_mut().enumerate() {
+            match self.vm.take_flush(VcpuId(n as u16), &Task::QUIET) {
+                None => {}
+                Some(FlushRequest::All) => processor.vcpu.mmu().flush_all(),
+                Some(FlushRequest::Range { first, nr_pages }) => {
+                    processor.vcpu.mmu().flush_gpa_range(first, nr_pages);
                 }
             }
         }

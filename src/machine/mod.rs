@@ -25,7 +25,7 @@ pub use summary::Summary;
 use cpu::{Vcpu, VcpuState};
 use devices::Board;
 use emu_core::Gpa;
-use emu_core::event::Silent;
+use emu_core::sync::Task;
 use emu_core::rng::Stream;
 use emu_core::time::Instant;
 use hypervisor::{GuestAccessError, Vm};
@@ -114,7 +114,7 @@ impl Machine {
     /// # Errors
     /// [`GuestAccessError`]: part of the range is no memory.
     pub fn read_guest(&mut self, gpa: Gpa, into: &mut [u8]) -> Result<(), GuestAccessError> {
-        self.vm.guest_read(gpa, into, &mut Silent)
+        self.vm.guest_read(gpa, into, &Task::QUIET)
     }
 
     /// The hypervisor, for whoever looks at memory and tables.

@@ -190,7 +190,7 @@ impl Machine {
     /// Follows up what the board asks for.
     pub(super) fn settle(&mut self, events: BoardEvents) -> Option<Outcome> {
         if events.contains(BoardEvents::DMA) {
-            let more = self.board.run_dma(&mut HostSide::new(&mut self.vm), self.now);
+            let more = self.board.run_dma(&mut HostSide::new(&self.vm), self.now);
             if let Some(outcome) = self.settle(more - BoardEvents::DMA) {
                 return Some(outcome);
             }

@@ -1,7 +1,7 @@
 //! Which crate may know which.
 //!
-//! The table is the house's plan of floors: an arrow points down or does not exist. Tests may also use the two judges,
-//! `oracle` (a second, naive model) and `native` (the processor we run on).
+//! The table is the house's plan of floors: an arrow points down or does not exist. Tests may also use the judges:
+//! `oracle` (a second, naive model), `native` (the processor we run on) and `interleave` (controlled threads).
 
 use std::collections::BTreeSet;
 
@@ -12,25 +12,30 @@ use crate::process;
 use crate::tree::Tree;
 
 /// A crate of ours and the crates of ours that it may use.
-const FLOORS: [(&str, &[&str]); 10] = [
+const FLOORS: [(&str, &[&str]); 11] = [
     ("emu-core", &[]),
     ("gmem", &["emu-core"]),
     ("mmu", &["emu-core"]),
     ("cpu", &["mmu", "emu-core"]),
     ("devices", &["emu-core"]),
     ("hypervisor", &["gmem", "mmu", "emu-core"]),
-    ("bifold", &["emu-core", "gmem", "mmu", "cpu", "devices", "hypervisor"]),
+    ("interleave", &["emu-core"]),
+    ("bifold", &["emu-core", "gmem", "mmu", "cpu", "devices", "hypervisor", "interleave"]),
     ("oracle", &["emu-core"]),
     ("native", &[]),
     ("xtask", &[]),
 ];
 
 /// What tests may use besides.
-const JUDGES: [&str; 2] = ["oracle", "native"];
+const JUDGES: [&str; 3] = ["oracle", "native", "interleave"];
 
 /// Crates of others that only some of ours may use outside tests: what they bring belongs on one floor.
-const CONFINED: [(&str, &[&str]); 3] =
-    [("iced-x86", &["cpu", "native"]), ("clap", &["bifold"]), ("parking_lot", &["emu-core"])];
+const CONFINED: [(&str, &[&str]); 4] = [
+    ("iced-x86", &["cpu", "native"]),
+    ("clap", &["bifold"]),
+    ("parking_lot", &["emu-core"]),
+    ("corosensei", &["interleave"]),
+];
 
 /// Prints every forbidden arrow of the workspace.
 pub fn check(tree: &Tree) -> Result<(), Error> {

@@ -13,7 +13,7 @@ use std::collections::{BTreeSet, VecDeque};
 use super::arena::{Arena, HostError};
 use crate::addr::Sfn;
 use crate::page::PAGE_SIZE;
-use crate::sync::Mutex;
+use parking_lot::Mutex;
 
 /// A set of 64-byte lines of one 4 KiB frame; bit n is bytes 64n to 64n+63.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -1,14 +1,16 @@
 //! Conversion in place: who may use a range changes, its folios and bytes stay.
 //!
-//! The order is that of the in-place conversion series for guest_memfd: ask whether anything changes and whether it may
-//! ([`GuestMemfd::plan_conversion`], no effects), then between the begin and the end of an invalidation store the
-//! attributes ([`GuestMemfd::convert`]). All or nothing. Folios are not split: a huge folio whose parts differ is mapped
-//! by smaller leaves.
+//! The order is that of the in-place conversion series for guest_memfd: under the exclusive lock ask whether anything
+//! changes and whether it may ([`Exclusive::plan_conversion`], no effects), then between the begin and the end of an
+//! invalidation store the attributes ([`Exclusive::convert`]). All or nothing. Folios are not split: a huge folio whose
+//! parts differ is mapped by smaller leaves.
 
+use emu_core::sync::Task;
 use thiserror::Error;
 
-use super::{GuestMemfd, Invalidating, PageIndex, PageRange};
-use crate::host::HostMemory;
+use super::lock::Exclusive;
+use super::{PageIndex, PageRange};
+use crate::Host;
 use crate::shareability::{Holders, Shareability, transition};
 
 /// Why a conversion was refused; nothing was changed.
@@ -28,9 +30,6 @@ pub enum ConvertError {
         /// First page of the range in the folio that is held.
         index: PageIndex,
     },
-    /// A removal is in flight; the kernel would wait for its lock.
-    #[error("the guest_memfd is being invalidated")]
-    Invalidating,
 }
 
 /// A conversion that changes something and may proceed.
@@ -48,33 +47,34 @@ impl Conversion {
     }
 }
 
-impl GuestMemfd {
+impl Exclusive<'_> {
     /// Whether `range` can become `to`; `None` when it is that already.
     pub fn plan_conversion(
         &self,
-        host: &HostMemory,
+        host: &Host,
         range: PageRange,
         to: Shareability,
+        task: &Task<'_>,
     ) -> Result<Option<Conversion>, ConvertError> {
-        let inside = range.first.0.checked_add(range.nr_pages).is_some_and(|end| end <= self.nr_pages);
-        if range.nr_pages == 0 || !inside {
-            return Err(ConvertError::OutOfBounds { range, nr_pages: self.nr_pages });
-        }
-        if self.is_invalidating() {
-            return Err(ConvertError::Invalidating);
+        let inode = self.inode;
+        if range.nr_pages == 0 || !range.lies_in(inode.nr_pages) {
+            return Err(ConvertError::OutOfBounds { range, nr_pages: inode.nr_pages });
         }
         let (first, end) = (range.first.0, range.end().0);
-        if self.shareability.is_uniform(first, range.nr_pages) && self.shareability.get(first) == to {
+        let attributes = inode.attributes(task);
+        if attributes.is_uniform(first, range.nr_pages) && attributes.get(first) == to {
             return Ok(None);
         }
         if to.is_private() {
+            let cache = inode.cache.lock(task);
+            let host = host.lock(task);
             let mut at = first;
-            while let Some(hit) = self.cache.next_from(at).filter(|hit| hit.base < end) {
+            while let Some(hit) = cache.next_from(at).filter(|hit| hit.base < end) {
                 at = hit.end();
-                let refs = host.folios().get(hit.value).map_or(0, |folio| u64::from(folio.meta.refs));
+                let refs = host.folios().get(hit.value.head).map_or(0, |folio| u64::from(folio.meta.refs));
                 let holders = if refs > hit.size.frames() { Holders::Others } else { Holders::CacheOnly };
                 let start = hit.base.max(first);
-                let some_shared = self.shareability.contains(start, at.min(end) - start, Shareability::SHARED);
+                let some_shared = attributes.contains(start, at.min(end) - start, Shareability::SHARED);
                 let from = if some_shared { Shareability::SHARED } else { Shareability::PRIVATE };
                 if transition::to_private(from, holders).is_err() {
                     return Err(ConvertError::Busy { index: PageIndex(start) });
@@ -84,9 +84,9 @@ impl GuestMemfd {
         Ok(Some(Conversion { range, to }))
     }
 
-    /// Stores what was planned. The caller zapped the range since `_invalidated` began.
-    pub fn convert(&mut self, _invalidated: &Invalidating, conversion: Conversion) {
+    /// Stores what was planned. The caller zapped and flushed the range since, and has not ended the invalidation.
+    pub fn convert(&self, conversion: Conversion, task: &Task<'_>) {
         let Conversion { range, to } = conversion;
-        self.shareability.set(range.first.0, range.nr_pages, to);
+        self.inode.attributes.write(task).set(range.first.0, range.nr_pages, to);
     }
 }

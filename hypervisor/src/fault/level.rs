@@ -1,20 +1,20 @@
 //! Stage 4: how large the entry may be (`kvm_mmu_hugepage_adjust`).
 
+use emu_core::sync::Task;
 use emu_core::{AccessKind, Gfn, PageSize, Sfn};
-use gmem::{SeqSample, ShareabilityMap};
 
 use super::back::Backed;
 use crate::memslot::MemSlot;
 use crate::tdp::Rights;
 
 /// A fault that knows the entry it wants.
-#[derive(Clone, Copy, Debug)]
-pub struct Sized {
-    backed: Backed,
+#[derive(Clone, Copy)]
+pub struct Sized<'s> {
+    backed: Backed<'s>,
     size: PageSize,
 }
 
-impl Sized {
+impl Sized<'_> {
     /// The faulting guest frame.
     pub const fn gfn(&self) -> Gfn {
         self.backed.fault().fault().fault().gfn()
@@ -35,21 +35,20 @@ impl Sized {
     pub const fn kind(&self) -> AccessKind {
         self.backed.fault().fault().fault().input().kind
     }
-    /// The sequence number at the start of the fault.
-    pub const fn sample(&self) -> SeqSample {
-        self.backed.fault().fault().fault().sample()
-    }
 }
 
 /// The largest size that the folio, the slot, the attributes and the policy allow.
-pub fn choose(shareability: &ShareabilityMap, backed: Backed, max_level: PageSize) -> Sized {
+pub fn choose<'s>(backed: Backed<'s>, max_level: PageSize, task: &Task<'_>) -> Sized<'s> {
     let fault = backed.fault().fault();
     let gmem::Backed { sfn, size } = backed.folio();
-    let size = largest(fault.slot(), fault.fault().gfn(), sfn, size.min(max_level));
-    // In a slot where `size` fits, indices and guest frames are aligned alike, so the leaf's indices are these.
-    let one_attribute =
-        |size: &PageSize| shareability.is_uniform(fault.index().0 & !(size.frames() - 1), size.frames());
-    let size = PageSize::ALL[..=size.index()].iter().copied().rfind(one_attribute).unwrap_or(PageSize::Size4K);
+    let mut size = largest(fault.slot().info(), fault.fault().gfn(), sfn, size.min(max_level));
+    if size > PageSize::Size4K {
+        // In a slot where `size` fits, indices and guest frames are aligned alike, so the leaf's indices are these.
+        let attributes = fault.slot().inode().attributes(task);
+        let one_attribute =
+            |size: &PageSize| attributes.is_uniform(fault.index().0 & !(size.frames() - 1), size.frames());
+        size = PageSize::ALL[..=size.index()].iter().copied().rfind(one_attribute).unwrap_or(PageSize::Size4K);
+    }
     Sized { backed, size }
 }
 

@@ -13,6 +13,7 @@ pub mod back;
 pub mod level;
 pub mod resolve;
 
+use emu_core::sync::Task;
 use emu_core::{AccessKind, Gfn, Gpa, PageSize};
 use gmem::{Invalidation, SeqSample, Shareability};
 
@@ -150,13 +151,16 @@ impl Unresolved {
     pub const fn input(&self) -> &FaultInput {
         &self.input
     }
-    /// What was sampled.
-    pub const fn sample(&self) -> SeqSample {
-        self.sample
-    }
     /// The faulting guest frame.
     pub const fn gfn(&self) -> Gfn {
         self.input.gpa.frame()
+    }
+
+    /// Whether a change since the sample, or one in progress, says that the fault must start over. Exact with `mmu_lock`
+    /// held, a hint without.
+    #[inline]
+    pub fn is_stale(&self, invalidation: &Invalidation, task: &Task<'_>) -> bool {
+        invalidation.must_retry(self.sample, self.gfn(), task)
     }
 }
 

@@ -3,34 +3,38 @@
 use gmem::PageIndex;
 
 use super::{Action, MemoryFaultReason, Stop, Unresolved, memory_fault};
-use crate::memslot::{MemSlot, MemSlots};
+use crate::memslot::{MemSlots, Slot};
 
-/// A fault on an address that a memslot holds.
-#[derive(Clone, Copy, Debug)]
-pub struct InSlot {
+/// A fault on an address that a memslot holds. The slot cannot go while the fault holds the memslots.
+#[derive(Clone, Copy)]
+pub struct InSlot<'s> {
     fault: Unresolved,
-    slot: MemSlot,
+    slot: &'s Slot,
 }
 
-impl InSlot {
+impl<'s> InSlot<'s> {
     /// The fault.
     pub const fn fault(&self) -> &Unresolved {
         &self.fault
     }
-    /// The memslot, as it was when looked up.
-    pub const fn slot(&self) -> &MemSlot {
-        &self.slot
+    /// The memslot.
+    pub const fn slot(&self) -> &'s Slot {
+        self.slot
     }
     /// The inode's page behind the address.
     pub const fn index(&self) -> PageIndex {
-        self.slot.index_of(self.fault.gfn())
+        self.slot.info().index_of(self.fault.gfn())
+    }
+    /// The same fault, as if it had started now.
+    pub(crate) fn resampled(self, fault: Unresolved) -> InSlot<'s> {
+        InSlot { fault, ..self }
     }
 }
 
 /// Finds the slot. Without one the access is MMIO, unless the guest meant private memory, which no device has.
-pub fn resolve(slots: &MemSlots, fault: Unresolved) -> Result<InSlot, Stop> {
+pub fn resolve(slots: &MemSlots, fault: Unresolved) -> Result<InSlot<'_>, Stop> {
     match slots.lookup(fault.gfn()) {
-        Some(&slot) => Ok(InSlot { fault, slot }),
+        Some(slot) => Ok(InSlot { fault, slot }),
         None if fault.input().privacy.is_private() => {
             Err(memory_fault(fault.input(), MemoryFaultReason::PrivateWithoutSlot))
         }

@@ -7,14 +7,16 @@
 //! Always true: a leaf's guest and system frames are multiples of its size; a present leaf never becomes a leaf to another
 //! frame without being absent between; every frame of the tree is a page table of the host's folio table.
 //!
-//! Tables are never freed while a vCPU may walk them: only the removal of a whole tree or the collapse of a table into a
-//! huge leaf frees one, and both owe a flush that the machine obeys before vCPUs go on.
+//! Faults change the tree at the same time, with `mmu_lock` held for reading: every change is a compare-exchange, and who
+//! loses starts over. Removals hold it for writing. A table leaves the tree frozen, and is freed only when the lock is
+//! next held for writing and the flush it owed is done, so that neither a fault nor a processor can be walking it.
 
 mod install;
 pub mod spte;
 mod tables;
 mod zap;
 
+pub(crate) use install::Install;
 pub use install::Outcome;
 pub use spte::{Entry, Level, Rights, Spte, TdpFormat};
 pub use tables::{LeafView, Tables, TablesStats};

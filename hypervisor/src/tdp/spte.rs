@@ -101,6 +101,9 @@ pub struct Spte(u64);
 impl Spte {
     /// No entry.
     pub const ABSENT: Spte = Spte(0);
+    /// An entry of a table that is being removed, with the value that Linux 7.3 uses (`FROZEN_SPTE`). Not present in
+    /// either format.
+    pub const FROZEN: Spte = Spte(1 << 63 | 0x1a0);
 
     /// The entry with these bits.
     pub const fn from_raw(raw: u64) -> Spte {
@@ -117,6 +120,8 @@ impl Spte {
 pub enum Entry {
     /// Nothing.
     Absent,
+    /// Nothing, and nothing may be put there: the table it stands in is being removed.
+    Frozen,
     /// A table below.
     Table(Spa),
     /// A page.
@@ -218,7 +223,7 @@ impl TdpFormat {
     pub fn read(self, spte: Spte, level: Level) -> Entry {
         let raw = spte.0;
         if raw & PRESENT == 0 {
-            return Entry::Absent;
+            return if spte == Spte::FROZEN { Entry::Frozen } else { Entry::Absent };
         }
         let is_leaf = level.below().is_none() || raw & HUGE != 0;
         if !is_leaf {
@@ -267,6 +272,7 @@ mod tests {
     fn every_entry_reads_back_as_it_was_made() {
         for format in [TdpFormat::Npt, TdpFormat::Ept] {
             assert_eq!(format.read(Spte::ABSENT, Level(0)), Entry::Absent);
+            assert_eq!(format.read(Spte::FROZEN, Level(0)), Entry::Frozen);
             for level in 1..4 {
                 let table = Spa::new(0x000f_1234_5678_9000);
                 assert_eq!(format.read(format.table(table), Level(level)), Entry::Table(table));

@@ -1,14 +1,16 @@
 //! The tree and the one function that changes it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use emu_core::event::{Event, EventSink};
+use emu_core::event::Event;
 use emu_core::memory::{BusError, SystemMemory};
+use emu_core::sync::{Mutex, Sharded, Task};
 use emu_core::{Gfn, PageSize, Sfn, Spa};
-use gmem::{HostMemory, OutOfMemory};
+use gmem::{Host, OutOfMemory};
 
 use super::spte::{Entry, Level, Rights, Spte, TdpFormat};
-use crate::flush::{FlushRequest, Owed};
+use crate::flush::Owed;
 
 /// Counters of a tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -56,22 +58,39 @@ pub struct LeafView {
     pub rights: Rights,
 }
 
+/// What one lane of tasks added up.
+#[derive(Debug, Default)]
+struct Counters {
+    installed: [AtomicU64; 3],
+    zapped: [AtomicU64; 3],
+    linked: [AtomicU64; Level::COUNT],
+    unlinked: [AtomicU64; Level::COUNT],
+}
+
 /// See [`crate::tdp`].
 pub struct Tables {
     pub(super) memory: Arc<SystemMemory>,
     pub(super) format: TdpFormat,
     pub(super) root: Spa,
-    pub(super) stats: TablesStats,
-    pub(super) owed: Owed,
+    counters: Sharded<Counters>,
+    /// Tables that are out of the tree and may still be walked by who held `mmu_lock` for reading when they went.
+    graveyard: Mutex<Vec<Spa>>,
 }
 
 impl Tables {
     /// An empty tree.
-    pub fn new(host: &mut HostMemory, format: TdpFormat) -> Result<Tables, OutOfMemory> {
+    pub fn new(host: &Host, format: TdpFormat, task: &Task<'_>) -> Result<Tables, OutOfMemory> {
+        let mut host = host.lock(task);
         let root = host.alloc_table()?;
-        let mut stats = TablesStats::default();
-        stats.tables[Level::ROOT.index()] = 1;
-        Ok(Tables { memory: Arc::clone(host.memory()), format, root, stats, owed: Owed::default() })
+        let tables = Tables {
+            memory: Arc::clone(host.memory()),
+            format,
+            root,
+            counters: Sharded::default(),
+            graveyard: Mutex::new(Vec::new()),
+        };
+        tables.count_linked(Level::ROOT, task);
+        Ok(tables)
     }
 
     /// The root table.
@@ -84,29 +103,46 @@ impl Tables {
         self.format
     }
 
-    /// The counters.
-    pub const fn stats(&self) -> &TablesStats {
-        &self.stats
-    }
-
-    /// The flush owed since the last call.
-    pub fn take_flush(&mut self) -> Option<FlushRequest> {
-        self.owed.take()
+    /// The counters. Exact while nothing changes the tree.
+    pub fn stats(&self) -> TablesStats {
+        let lanes = || self.counters.iter();
+        let sum = |counter: &dyn Fn(&Counters) -> &AtomicU64| -> u64 {
+            lanes().map(|lane| counter(lane).load(Ordering::Relaxed)).sum()
+        };
+        let installed: [u64; 3] = core::array::from_fn(|n| sum(&|lane| &lane.installed[n]));
+        let zapped: [u64; 3] = core::array::from_fn(|n| sum(&|lane| &lane.zapped[n]));
+        TablesStats {
+            mapped: core::array::from_fn(|n| installed[n].saturating_sub(zapped[n])),
+            installed,
+            zapped,
+            tables: core::array::from_fn(|n| {
+                sum(&|lane| &lane.linked[n]).saturating_sub(sum(&|lane| &lane.unlinked[n]))
+            }),
+        }
     }
 
     pub(super) fn load(&self, place: Place) -> Result<Spte, BusError> {
         Ok(Spte::from_raw(self.memory.load(place.at)?))
     }
 
-    pub(super) fn alloc_table(&mut self, host: &mut HostMemory, level: Level) -> Result<Spa, OutOfMemory> {
-        let table = host.alloc_table()?;
-        self.stats.tables[level.index()] += 1;
-        Ok(table)
+    pub(super) fn count_linked(&self, level: Level, task: &Task<'_>) {
+        self.counters.lane(task.lane()).linked[level.index()].fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn free_table(&mut self, host: &mut HostMemory, table: Spa, level: Level) {
-        self.stats.tables[level.index()] -= 1;
-        host.free_table(table);
+    /// Takes note of a table that left the tree. It is freed by the next [`Tables::bury`].
+    pub(super) fn unlink(&self, table: Spa, level: Level, task: &Task<'_>) {
+        self.counters.lane(task.lane()).unlinked[level.index()].fetch_add(1, Ordering::Relaxed);
+        self.graveyard.lock(task).push(table);
+    }
+
+    /// Frees what left the tree. Only with `mmu_lock` held for writing, when nobody can be walking, and after a flush,
+    /// when no processor can.
+    pub(crate) fn bury(&mut self, host: &Host, task: &Task<'_>) {
+        let dead = self.graveyard.get_mut();
+        if !dead.is_empty() {
+            let mut host = host.lock(task);
+            dead.drain(..).for_each(|table| host.free_table(table));
+        }
     }
 
     /// The funnel: replaces `old` by `new`. Accessed and dirty flags that a processor set meanwhile do not count as a
@@ -115,11 +151,12 @@ impl Tables {
     /// # Panics
     /// When the change is one that must never happen.
     pub(super) fn change(
-        &mut self,
+        &self,
         place: Place,
         old: Spte,
         new: Spte,
-        events: &mut dyn EventSink,
+        owed: &mut Owed,
+        task: &Task<'_>,
     ) -> Result<Result<Spte, Lost>, BusError> {
         let Place { at, level, gfn } = place;
         let (before, after) = (self.format.read(old, level), self.format.read(new, level));
@@ -142,9 +179,9 @@ impl Tables {
                 target = self.format.inheriting(new, old, seen);
             }
         }
-        self.account(place, before, after, events);
+        self.account(place, before, after, task);
         if self.owes_flush(before, after, current, target) {
-            self.owed.range(gfn, level.frames());
+            owed.range(gfn, level.frames());
         }
         Ok(Ok(current))
     }
@@ -152,7 +189,7 @@ impl Tables {
     fn owes_flush(&self, before: Entry, after: Entry, old: Spte, new: Spte) -> bool {
         let flags = self.format.accessed() | self.format.dirty();
         match (before, after) {
-            (Entry::Absent, _) => false,
+            (Entry::Absent | Entry::Frozen, _) => false,
             (Entry::Leaf { rights: had, .. }, Entry::Leaf { rights: has, .. }) => {
                 !has.contains(had) || old.raw() & flags & !new.raw() != 0
             }
@@ -160,20 +197,19 @@ impl Tables {
         }
     }
 
-    fn account(&mut self, place: Place, before: Entry, after: Entry, events: &mut dyn EventSink) {
+    fn account(&self, place: Place, before: Entry, after: Entry, task: &Task<'_>) {
         let Some(size) = place.level.leaf_size() else { return };
         let gfn = place.gfn;
+        let counters = self.counters.lane(task.lane());
         match (before, after) {
             (Entry::Leaf { .. }, Entry::Leaf { .. }) => {}
             (Entry::Leaf { .. }, _) => {
-                self.stats.mapped[size.index()] -= 1;
-                self.stats.zapped[size.index()] += 1;
-                events.report(Event::Zapped { gfn, size });
+                counters.zapped[size.index()].fetch_add(1, Ordering::Relaxed);
+                task.report(Event::Zapped { gfn, size });
             }
             (_, Entry::Leaf { sfn, .. }) => {
-                self.stats.mapped[size.index()] += 1;
-                self.stats.installed[size.index()] += 1;
-                events.report(Event::Mapped { gfn, sfn, size });
+                counters.installed[size.index()].fetch_add(1, Ordering::Relaxed);
+                task.report(Event::Mapped { gfn, sfn, size });
             }
             _ => {}
         }
@@ -203,15 +239,16 @@ impl Tables {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use emu_core::event::Silent;
-    use gmem::HostConfig;
+    use gmem::{HostConfig, HostMemory};
+
+    const QUIET: Task<'static> = Task::QUIET;
 
     fn tables() -> (Tables, Place) {
         let memory = SystemMemory::flat(1 << 20).unwrap();
         let config = HostConfig { first: Sfn::new(1), nr_frames: 255, pools: vec![] };
-        let mut host = HostMemory::new(memory, &config).unwrap();
-        let mut tables = Tables::new(&mut host, TdpFormat::Npt).unwrap();
-        let table = tables.alloc_table(&mut host, Level::of_leaf(PageSize::Size2M)).unwrap();
+        let host = Host::new(HostMemory::new(memory, &config).unwrap());
+        let tables = Tables::new(&host, TdpFormat::Npt, &QUIET).unwrap();
+        let table = host.lock(&QUIET).alloc_table().unwrap();
         (tables, Place::in_table(table, Level::of_leaf(PageSize::Size2M), Gfn::new(512)))
     }
 
@@ -221,38 +258,45 @@ mod tests {
 
     #[test]
     fn a_dirty_flag_that_a_processor_sets_meanwhile_survives() {
-        let (mut tables, place) = tables();
+        let (tables, place) = tables();
         let format = tables.format();
         let clean = format.without(leaf(1024), format.dirty());
-        tables.change(place, Spte::ABSENT, clean, &mut Silent).unwrap().unwrap();
+        tables.change(place, Spte::ABSENT, clean, &mut Owed::default(), &QUIET).unwrap().unwrap();
         tables.memory.store(place.at, leaf(1024).raw()).unwrap();
         let aged = format.without(clean, format.accessed());
-        assert_eq!(tables.change(place, clean, aged, &mut Silent), Ok(Ok(leaf(1024))), "what was really replaced");
+        assert_eq!(
+            tables.change(place, clean, aged, &mut Owed::default(), &QUIET),
+            Ok(Ok(leaf(1024))),
+            "what was really replaced"
+        );
         assert_eq!(tables.load(place), Ok(format.without(leaf(1024), format.accessed())));
-        assert_eq!(tables.change(place, aged, Spte::ABSENT, &mut Silent).map(|seen| seen.is_ok()), Ok(true));
+        assert_eq!(
+            tables.change(place, aged, Spte::ABSENT, &mut Owed::default(), &QUIET).map(|seen| seen.is_ok()),
+            Ok(true)
+        );
         assert_eq!(tables.load(place), Ok(Spte::ABSENT), "a flag does not keep a leaf alive");
     }
 
     #[test]
     fn a_change_that_lost_to_another_writer_changes_nothing() {
-        let (mut tables, place) = tables();
-        tables.change(place, Spte::ABSENT, leaf(1024), &mut Silent).unwrap().unwrap();
-        assert_eq!(tables.change(place, Spte::ABSENT, leaf(2048), &mut Silent), Ok(Err(Lost)));
+        let (tables, place) = tables();
+        tables.change(place, Spte::ABSENT, leaf(1024), &mut Owed::default(), &QUIET).unwrap().unwrap();
+        assert_eq!(tables.change(place, Spte::ABSENT, leaf(2048), &mut Owed::default(), &QUIET), Ok(Err(Lost)));
         assert_eq!((tables.load(place), tables.stats().mapped), (Ok(leaf(1024)), [0, 1, 0]));
     }
 
     #[test]
     #[should_panic(expected = "changes its frame while present")]
     fn a_leaf_never_moves_while_present() {
-        let (mut tables, place) = tables();
-        tables.change(place, Spte::ABSENT, leaf(1024), &mut Silent).unwrap().unwrap();
-        let _ = tables.change(place, leaf(1024), leaf(2048), &mut Silent);
+        let (tables, place) = tables();
+        tables.change(place, Spte::ABSENT, leaf(1024), &mut Owed::default(), &QUIET).unwrap().unwrap();
+        let _ = tables.change(place, leaf(1024), leaf(2048), &mut Owed::default(), &QUIET);
     }
 
     #[test]
     #[should_panic(expected = "cannot start at")]
     fn a_leaf_is_aligned() {
-        let (mut tables, place) = tables();
-        let _ = tables.change(place, Spte::ABSENT, leaf(1025), &mut Silent);
+        let (tables, place) = tables();
+        let _ = tables.change(place, Spte::ABSENT, leaf(1025), &mut Owed::default(), &QUIET);
     }
 }

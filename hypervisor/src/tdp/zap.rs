@@ -1,12 +1,12 @@
 //! Removing leaves and harvesting accessed and dirty flags.
 
-use emu_core::event::EventSink;
 use emu_core::memory::BusError;
+use emu_core::sync::Task;
 use emu_core::{Gfn, PageSize, Spa};
-use gmem::HostMemory;
 
 use super::spte::{Entry, Level, Spte};
 use super::tables::{Place, Tables};
+use crate::flush::Owed;
 
 /// Which flag to harvest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,40 +17,43 @@ pub enum AdBit {
     Dirty,
 }
 
+/// What a visit of leaves does with each.
+type Visit<'v> = dyn FnMut(Place, Spte) -> Result<(), BusError> + 'v;
+
 impl Tables {
     /// Removes every leaf that reaches into `[first, first + nr_pages)`; tables stay for the next fault.
-    pub fn zap(&mut self, first: Gfn, nr_pages: u64, events: &mut dyn EventSink) -> Result<(), BusError> {
-        self.for_each_leaf(first, nr_pages, &mut |tables, place, spte| {
-            tables.clear(place, spte, events)?;
-            Ok(())
-        })
+    pub(crate) fn zap(&mut self, first: Gfn, nr_pages: u64, owed: &mut Owed, task: &Task<'_>) -> Result<(), BusError> {
+        let tables = &*self;
+        tables.for_each_leaf(first, nr_pages, &mut |place, spte| tables.clear(place, spte, Spte::ABSENT, owed, task))
     }
 
-    /// Removes everything but the root.
-    pub fn zap_all(&mut self, host: &mut HostMemory, events: &mut dyn EventSink) -> Result<(), BusError> {
-        self.drop_entries(host, self.root, Level::ROOT, Gfn::new(0), events)?;
-        self.owed.all();
+    /// Removes everything but the root. The tables that held it are freed by the next [`Tables::bury`].
+    pub(crate) fn zap_all(&mut self, owed: &mut Owed, task: &Task<'_>) -> Result<(), BusError> {
+        self.drop_entries(self.root, Level::ROOT, Gfn::new(0), Spte::ABSENT, owed, task)?;
+        owed.all();
         Ok(())
     }
 
     /// Clears a flag of every leaf in the range and calls `found` for those that had it. The flush is owed: until it
     /// happens, processors may set nothing because they still hold the flag.
-    pub fn harvest(
+    pub(crate) fn harvest(
         &mut self,
         first: Gfn,
         nr_pages: u64,
         bit: AdBit,
-        events: &mut dyn EventSink,
         found: &mut dyn FnMut(Gfn, PageSize),
+        owed: &mut Owed,
+        task: &Task<'_>,
     ) -> Result<(), BusError> {
         let flag = match bit {
             AdBit::Accessed => self.format.accessed(),
             AdBit::Dirty => self.format.dirty(),
         };
-        self.for_each_leaf(first, nr_pages, &mut |tables, place, spte| {
+        let tables = &*self;
+        tables.for_each_leaf(first, nr_pages, &mut |place, spte| {
             if let (true, Some(size)) = (spte.raw() & flag != 0, place.level.leaf_size()) {
                 let mut old = spte;
-                while tables.change(place, old, tables.format.without(old, flag), events)?.is_err() {
+                while tables.change(place, old, tables.format.without(old, flag), owed, task)?.is_err() {
                     old = tables.load(place)?;
                 }
                 found(place.gfn, size);
@@ -59,33 +62,21 @@ impl Tables {
         })
     }
 
-    fn for_each_leaf(
-        &mut self,
-        first: Gfn,
-        nr_pages: u64,
-        visit: &mut dyn FnMut(&mut Tables, Place, Spte) -> Result<(), BusError>,
-    ) -> Result<(), BusError> {
+    fn for_each_leaf(&self, first: Gfn, nr_pages: u64, visit: &mut Visit<'_>) -> Result<(), BusError> {
         let top = Level::ROOT.frames() * 512;
         let (from, to) = (first.raw().min(top), first.raw().saturating_add(nr_pages).min(top));
         self.visit_in(self.root, Level::ROOT, from, to, visit)
     }
 
     /// Visits the leaves of one table that reach into `[from, to)`, which lies under that table.
-    fn visit_in(
-        &mut self,
-        table: Spa,
-        level: Level,
-        from: u64,
-        to: u64,
-        visit: &mut dyn FnMut(&mut Tables, Place, Spte) -> Result<(), BusError>,
-    ) -> Result<(), BusError> {
+    fn visit_in(&self, table: Spa, level: Level, from: u64, to: u64, visit: &mut Visit<'_>) -> Result<(), BusError> {
         let mut at = from;
         while at < to {
             let place = Place::in_table(table, level, Gfn::new(at));
             let next = (place.gfn.raw() + level.frames()).min(to);
             let spte = self.load(place)?;
             match (self.format.read(spte, level), level.below()) {
-                (Entry::Leaf { .. }, _) => visit(self, place, spte)?,
+                (Entry::Leaf { .. }, _) => visit(place, spte)?,
                 (Entry::Table(table), Some(below)) => self.visit_in(table, below, at, next, visit)?,
                 _ => {}
             }
@@ -94,45 +85,53 @@ impl Tables {
         Ok(())
     }
 
-    fn clear(&mut self, place: Place, spte: Spte, events: &mut dyn EventSink) -> Result<(), BusError> {
+    /// Empties an entry, whatever others make of it meanwhile.
+    fn clear(&self, place: Place, spte: Spte, to: Spte, owed: &mut Owed, task: &Task<'_>) -> Result<(), BusError> {
         let mut old = spte;
-        while self.change(place, old, Spte::ABSENT, events)?.is_err() {
+        while self.change(place, old, to, owed, task)?.is_err() {
             old = self.load(place)?;
         }
         Ok(())
     }
 
-    /// Removes what a table holds, then frees it. The entry that led to it is gone already.
+    /// Removes what a table holds, and the table. The entry that led to it is gone already, but others may be walking it:
+    /// every entry is left frozen, so that none of them can put anything there (`handle_removed_pt`).
     pub(super) fn drop_tree(
-        &mut self,
-        host: &mut HostMemory,
+        &self,
         table: Spa,
         level: Level,
         base: Gfn,
-        events: &mut dyn EventSink,
+        owed: &mut Owed,
+        task: &Task<'_>,
     ) -> Result<(), BusError> {
-        self.drop_entries(host, table, level, base, events)?;
-        self.free_table(host, table, level);
+        self.drop_entries(table, level, base, Spte::FROZEN, owed, task)?;
+        self.unlink(table, level, task);
         Ok(())
     }
 
     fn drop_entries(
-        &mut self,
-        host: &mut HostMemory,
+        &self,
         table: Spa,
         level: Level,
         base: Gfn,
-        events: &mut dyn EventSink,
+        leave: Spte,
+        owed: &mut Owed,
+        task: &Task<'_>,
     ) -> Result<(), BusError> {
         for slot in 0..512 {
             let place = Place::in_table(table, level, Gfn::new(base.raw() + slot * level.frames()));
             let spte = self.load(place)?;
-            let entry = self.format.read(spte, level);
-            if entry != Entry::Absent {
-                self.clear(place, spte, events)?;
+            if spte == leave {
+                continue;
             }
-            if let (Entry::Table(below), Some(lower)) = (entry, level.below()) {
-                self.drop_tree(host, below, lower, place.gfn, events)?;
+            let replaced = loop {
+                let spte = self.load(place)?;
+                if let Ok(replaced) = self.change(place, spte, leave, owed, task)? {
+                    break replaced;
+                }
+            };
+            if let (Entry::Table(below), Some(lower)) = (self.format.read(replaced, level), level.below()) {
+                self.drop_tree(below, lower, place.gfn, owed, task)?;
             }
         }
         Ok(())

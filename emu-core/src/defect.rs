@@ -1,0 +1,84 @@
+//! Known bugs of the pipeline that can be put back in.
+//!
+//! Each [`Defect`] is a mistake that a real kernel had, or could have: a check that is left out, a step in the wrong
+//! place. With its switch on, exploration must find the invariant that breaks; with it off, nothing. The code asks
+//! [`crate::sync::Task::has`] at the one place that the defect changes.
+
+/// One mistake. The number is that of its race in the project's catalogue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Defect {
+    /// a fault installs its entry without asking whether it is stale.
+    SkipStaleCheck,
+    /// the sequence is sampled after the page was looked up.
+    SampleAfterLookup,
+    /// the stale check looks at the sequence alone and not at the range in progress.
+    IgnoreRangeInProgress,
+    /// every begin forgets the ranges of invalidations that are still in progress.
+    ResetRangeOnBegin,
+    /// entries are zapped and the flush is forgotten.
+    SkipFlush,
+    /// a conversion ends its invalidation before it stores the attribute.
+    StoreAttributeAfterEnd,
+    /// a binding may change between the begin and the end of an invalidation.
+    UnlockDuringInvalidation,
+}
+
+impl Defect {
+    /// Every one.
+    pub const ALL: [Defect; 7] = [
+        Defect::SkipStaleCheck,
+        Defect::SampleAfterLookup,
+        Defect::IgnoreRangeInProgress,
+        Defect::ResetRangeOnBegin,
+        Defect::SkipFlush,
+        Defect::StoreAttributeAfterEnd,
+        Defect::UnlockDuringInvalidation,
+    ];
+
+    const fn bit(self) -> u128 {
+        1 << self as u8
+    }
+}
+
+/// A set of defects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Defects(u128);
+
+impl Defects {
+    /// A correct pipeline.
+    pub const NONE: Defects = Defects(0);
+
+    /// This one alone.
+    pub const fn only(defect: Defect) -> Defects {
+        Defects(defect.bit())
+    }
+
+    /// These and another.
+    #[must_use]
+    pub const fn and(self, defect: Defect) -> Defects {
+        Defects(self.0 | defect.bit())
+    }
+
+    /// Whether `defect` is among them.
+    #[inline]
+    pub const fn contains(self, defect: Defect) -> bool {
+        self.0 & defect.bit() != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_defect_is_its_own() {
+        for one in Defect::ALL {
+            for other in Defect::ALL {
+                assert_eq!(Defects::only(one).contains(other), one == other);
+                assert!(Defects::only(one).and(other).contains(other));
+            }
+            assert!(!Defects::NONE.contains(one));
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Where a task of the pipeline may be interrupted by another.
+
+/// A place between two steps of the pipeline at which what was read may have changed when the next step runs. The
+/// names and meanings are the project's for KVM's fault path, invalidation, conversion and allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Point {
+    /// A fault was taken; its memslot is not looked up yet.
+    F0,
+    /// The invalidation sequence is sampled; the attribute is not read yet.
+    F1,
+    /// The attribute is checked; slot and invalidation are not looked at yet.
+    F2,
+    /// The first check for a retry is passed; the page is not looked up yet.
+    F3,
+    /// Inside the lookup: the inode is found.
+    F3a,
+    /// Inside the lookup: the folio is found or allocated.
+    F3b,
+    /// Inside the lookup: the folio is zeroed and up to date.
+    F3c,
+    /// The page is known; the second check for a retry is ahead.
+    F4,
+    /// About to take `mmu_lock`.
+    F5,
+    /// `mmu_lock` is held and the fault is not stale; the entry is not written yet.
+    F6,
+    /// The entry is written; `mmu_lock` is still held.
+    F7,
+    /// `mmu_lock` is released; the guest is not entered yet.
+    F8,
+    /// An invalidation is begun.
+    I1,
+    /// Its entries are zapped.
+    I2,
+    /// Translations are flushed.
+    I3,
+    /// Backing is removed, or the attribute stored.
+    I4,
+    /// The invalidation is ended.
+    I5,
+    /// A conversion holds its lock.
+    C1,
+    /// Memory for its bookkeeping is there.
+    C2,
+    /// User mappings are gone.
+    C3,
+    /// References are checked.
+    C4,
+    /// What the hardware must know of shared pages is done.
+    C5,
+    /// The attributes are stored.
+    C6,
+    /// An allocation has its reservation.
+    A1,
+    /// A folio is taken from its provider.
+    A2,
+    /// It is in the page cache.
+    A3,
+    /// A split has frozen its folio.
+    A4,
+    /// A split or a reconstruction is finished.
+    A5,
+    /// A processor fills its TLB from what a walk found.
+    T1,
+}
+
+impl core::fmt::Display for Point {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        core::fmt::Debug::fmt(self, f)
+    }
+}

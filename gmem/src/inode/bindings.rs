@@ -1,0 +1,99 @@
+//! Which memslots look at which ranges of an inode (`struct gmem_file`'s `bindings`).
+
+use std::collections::BTreeMap;
+
+use emu_core::Gfn;
+use thiserror::Error;
+
+use super::{PageIndex, PageRange, SlotId};
+
+/// Why a memslot could not be bound; nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum BindError {
+    /// `EINVAL`.
+    #[error("pages {:#x} to {:#x} do not lie inside a guest_memfd of {nr_pages:#x} pages", range.first.0, range.end().0)]
+    OutOfBounds {
+        /// The range.
+        range: PageRange,
+        /// The inode's size.
+        nr_pages: u64,
+    },
+    /// `EEXIST`.
+    #[error("page {} is bound to memslot {} already", at.0, slot.0)]
+    Overlap {
+        /// First page bound twice.
+        at: PageIndex,
+        /// To whom.
+        slot: SlotId,
+    },
+}
+
+/// A memslot's view of a part of an inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// Whose.
+    pub slot: SlotId,
+    /// The guest frame that shows the first page of the part.
+    pub first: Gfn,
+    /// Pages of the part.
+    pub nr_pages: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Binding {
+    end: u64,
+    slot: SlotId,
+    gfn: Gfn,
+}
+
+/// Disjoint ranges by their first index.
+#[derive(Debug, Default)]
+pub(super) struct Bindings {
+    by_first: BTreeMap<u64, Binding>,
+}
+
+impl Bindings {
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_first.is_empty()
+    }
+
+    /// Whether `range` of an inode of `nr_pages` could be bound.
+    pub(super) fn check(&self, range: PageRange, nr_pages: u64) -> Result<(), BindError> {
+        if range.nr_pages == 0 || !range.lies_in(nr_pages) {
+            return Err(BindError::OutOfBounds { range, nr_pages });
+        }
+        let below = self.by_first.range(..range.end().0).next_back();
+        match below {
+            Some((&at, binding)) if binding.end > range.first.0 => {
+                Err(BindError::Overlap { at: PageIndex(at.max(range.first.0)), slot: binding.slot })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn insert(&mut self, slot: SlotId, range: PageRange, gfn: Gfn) {
+        self.by_first.insert(range.first.0, Binding { end: range.end().0, slot, gfn });
+    }
+
+    pub(super) fn remove(&mut self, first: PageIndex) {
+        self.by_first.remove(&first.0);
+    }
+
+    pub(super) fn slot_at(&self, index: PageIndex) -> Option<SlotId> {
+        let (_, binding) = self.by_first.range(..=index.0).next_back()?;
+        (index.0 < binding.end).then_some(binding.slot)
+    }
+
+    /// The parts of memslots that show pages of `range`, ascending.
+    pub(super) fn within(&self, range: PageRange) -> Vec<Bound> {
+        let (first, end) = (range.first.0, range.end().0);
+        let reaches_in = self.by_first.range(..end).filter(|(_, b)| b.end > first);
+        reaches_in
+            .map(|(&at, b)| {
+                let from = at.max(first);
+                Bound { slot: b.slot, first: Gfn::new(b.gfn.raw() + (from - at)), nr_pages: b.end.min(end) - from }
+            })
+            .filter(|bound| bound.nr_pages > 0)
+            .collect()
+    }
+}

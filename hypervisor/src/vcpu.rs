@@ -1,0 +1,110 @@
+//! What the hypervisor keeps for each virtual processor: frames for page tables, counters, and the flushes it owes.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use emu_core::Spa;
+use emu_core::sync::{Mutex, MutexGuard, Task};
+use gmem::{Host, OutOfMemory};
+
+use crate::flush::{FlushRequest, Owed};
+use crate::stats::FaultStats;
+
+/// Number of a virtual processor of this VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VcpuId(pub u16);
+
+/// Frames for page tables, taken before a fault holds any lock so that it need not ask the host under one
+/// (`mmu_topup_memory_caches`).
+#[derive(Debug, Default)]
+pub(crate) struct TableCache {
+    tables: Vec<Spa>,
+}
+
+impl TableCache {
+    /// The most tables that one fault can need: every level below the root.
+    const ENOUGH: usize = 3;
+
+    /// Makes sure that a fault will not run out.
+    pub(crate) fn top_up(&mut self, host: &Host, task: &Task<'_>) -> Result<(), OutOfMemory> {
+        if self.tables.len() < Self::ENOUGH {
+            let mut host = host.lock(task);
+            while self.tables.len() < Self::ENOUGH {
+                self.tables.push(host.alloc_table()?);
+            }
+        }
+        Ok(())
+    }
+
+    /// An empty table.
+    ///
+    /// # Panics
+    /// When a fault takes more than it topped up.
+    pub(crate) fn take(&mut self) -> Spa {
+        match self.tables.pop() {
+            Some(table) => table,
+            None => panic!("a fault needs at most {} tables", Self::ENOUGH),
+        }
+    }
+
+    /// Takes back a table in which nothing was written.
+    pub(crate) fn put(&mut self, table: Spa) {
+        self.tables.push(table);
+    }
+}
+
+/// The part that only the processor's own thread uses, under `vcpu->mutex`.
+#[derive(Debug, Default)]
+pub(crate) struct VcpuMmu {
+    pub(crate) tables: TableCache,
+    pub(crate) stats: FaultStats,
+}
+
+/// One virtual processor, as the hypervisor sees it.
+#[derive(Debug, Default)]
+pub(crate) struct Vcpu {
+    pub(crate) mmu: Mutex<VcpuMmu>,
+    /// Held while the processor executes the guest.
+    in_guest: Mutex<()>,
+    kicked: AtomicBool,
+    owed: Mutex<Owed>,
+}
+
+impl Vcpu {
+    /// Asks the processor to forget translations before it enters the guest again (`KVM_REQ_TLB_FLUSH`), and, if it is
+    /// in the guest, waits until it has left.
+    pub(crate) fn flush(&self, owed: &Owed, task: &Task<'_>) {
+        self.owed.lock(task).merge(owed);
+        self.kicked.store(true, Ordering::Release);
+        drop(self.in_guest.lock(task));
+    }
+
+    /// What it must forget now.
+    pub(crate) fn take_flush(&self, task: &Task<'_>) -> Option<FlushRequest> {
+        if !self.kicked.swap(false, Ordering::AcqRel) {
+            return None;
+        }
+        self.owed.lock(task).take()
+    }
+
+    /// Enters the guest. What is owed afterwards waits until it leaves.
+    pub(crate) fn enter<'a>(&'a self, task: &Task<'a>) -> (InGuest<'a>, Option<FlushRequest>) {
+        let inside = self.in_guest.lock(task);
+        let owed = self.take_flush(task);
+        (InGuest { kicked: &self.kicked, inside }, owed)
+    }
+}
+
+/// A processor executes the guest: it may use translations it has, and fill its TLB from the tables. Dropped when it
+/// exits.
+pub struct InGuest<'a> {
+    kicked: &'a AtomicBool,
+    #[expect(dead_code, reason = "whoever flushes waits for it")]
+    inside: MutexGuard<'a, ()>,
+}
+
+impl InGuest<'_> {
+    /// Whether somebody waits for the processor to leave (the IPI of `kvm_make_all_cpus_request`).
+    pub fn is_kicked(&self) -> bool {
+        self.kicked.load(Ordering::Acquire)
+    }
+}
