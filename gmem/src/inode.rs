@@ -25,7 +25,7 @@ use thiserror::Error;
 use crate::folio::FolioFlags;
 use crate::host::HostMemory;
 use crate::pagemap::PageMap;
-use crate::provider::{FolioPolicy, FolioProvider, ProviderError};
+use crate::provider::{FolioPolicy, FolioProvider, ProviderError, Want};
 use crate::shareability::{Shareability, ShareabilityMap};
 
 pub use convert::{Conversion, ConvertError};
@@ -323,7 +323,8 @@ impl GuestMemfd {
         let vacancy = self.cache.vacancy(index.0).unwrap_or(PageSize::Size4K);
         let fits = |size: &PageSize| (index.0 & !(size.frames() - 1)) + size.frames() <= self.nr_pages;
         let at_most = PageSize::ALL[..=vacancy.index()].iter().copied().rfind(fits).unwrap_or(PageSize::Size4K);
-        let fresh = self.provider.allocate(host, at_most).map_err(|cause| GetError::NoFolio { index, cause })?;
+        let want = Want::anywhere(at_most, index.0);
+        let fresh = self.provider.allocate(host, want).map_err(|cause| GetError::NoFolio { index, cause })?;
         let base = index.0 & !(fresh.size.frames() - 1);
         let inserted = self.cache.insert(base, fresh.size, fresh.head);
         assert!(inserted.is_ok(), "the pages around index {} were vacant", index.0);
