@@ -8,6 +8,7 @@
 //!   [`folio::FolioTable`] that says what every frame in use is used for.
 //! - [`FolioProvider`] is the one interface by which an inode gets, splits and merges folios, whatever their size and
 //!   source; [`provider::unit`] keeps what was allocated as one together until all of it is back.
+//! - [`directmap::DirectMap`] is how the host itself maps its memory, and what a private page does to that.
 //! - [`GuestMemfd`] is the inode: a sparse map from page index to folio, the bindings of memslots, and who may use
 //!   which page ([`shareability`]).
 //! - [`Invalidation`] is the sequence by which a fault notices that it raced with a removal.
@@ -23,6 +24,7 @@
 
 pub mod buddy;
 pub mod cma;
+pub mod directmap;
 mod extent;
 pub mod folio;
 pub mod host;
@@ -36,6 +38,7 @@ pub mod shareability;
 pub mod vmemmap;
 
 pub use buddy::Buddy;
+pub use directmap::{DirectMap, DirectMapPolicy};
 pub use host::{FrameRange, HostConfig, HostLayout, HostMemory, OutOfMemory};
 pub use inode::{
     Backed, BindError, Bound, ConvertError, CreateError, CreateInfo, GetError, GmemFlags, GuestMemfd, Invalidating,
