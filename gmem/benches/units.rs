@@ -6,7 +6,7 @@ use emu_core::memory::SystemMemory;
 use emu_core::{PageSize, Sfn};
 use gmem::directmap::{DirectMap, DirectMapPolicy, Event};
 use gmem::provider::Want;
-use gmem::{FolioPolicy, FolioProvider, FrameRange, HostLayout, HostMemory, HugeSize, VmemmapMode};
+use gmem::{FolioPolicy, FolioProvider, FrameRange, HostLayout, HostMemory, HugeSize, NodeId, VmemmapMode};
 
 const G1: u64 = PageSize::Size1G.frames();
 const M2: u64 = PageSize::Size2M.frames();
@@ -16,7 +16,7 @@ const GIANT: FolioPolicy = FolioPolicy::Pool { size: HugeSize::Size1G };
 fn host() -> HostMemory {
     let layout = HostLayout {
         nodes: vec![FrameRange { first: Sfn::new(0), nr_frames: 16 * G1 }],
-        cma: vec![FrameRange { first: Sfn::new(16 * G1), nr_frames: 2 * G1 }],
+        cma: vec![(NodeId::ZERO, FrameRange { first: Sfn::new(16 * G1), nr_frames: 2 * G1 })],
         pools: vec![(HugeSize::Size1G, 8), (HugeSize::Size2M, 2048)],
         vmemmap: VmemmapMode::Optimise,
     };

@@ -3,7 +3,7 @@
 //! [`CmaArea`] is the door. A [claim](CmaArea::claim) sets whole 2M or 1G blocks aside for one inode;
 //! [`CmaArea::take`] and [`CmaArea::give`] move blocks out of and into a claim. What no claim has may be
 //! [lent](CmaArea::lend); a claim calls loans back, and the borrower is told through [`Claimed::recalled`] to move what
-//! it kept there. A [held](Held::Held) loan cannot be called back, as `alloc_contig_range` cannot move a pinned page.
+//! it kept there. A [pinned](Hold::Pinned) loan cannot be called back, as `alloc_contig_range` cannot move a pinned page.
 //!
 //! Always true: claimed blocks, loans and free blocks are disjoint and together are the area; a claim is all or
 //! nothing; a claim's free blocks plus those handed out are its size; it lives until its last block is back.
@@ -18,6 +18,7 @@ use thiserror::Error;
 
 use crate::buddy::Buddy;
 use crate::extent::ExtentSet;
+use crate::numa::NodeId;
 use crate::pool::HugeSize;
 
 /// A claim on one area.
@@ -27,7 +28,7 @@ pub struct ClaimId(u32);
 /// Blocks cannot be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum CmaError {
-    /// `ENOMEM`: too few blocks are neither claimed nor held.
+    /// `ENOMEM`: too few blocks are neither claimed nor pinned.
     #[error("{asked} blocks of {size} do not fit in the contiguous area, {found} do")]
     NoRoom {
         /// The block size.
@@ -49,11 +50,11 @@ pub enum CmaError {
 
 /// Whether a loan can be called back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Held {
+pub enum Hold {
     /// Movable: it can.
     Movable,
     /// Somebody holds its frames where they are: it cannot.
-    Held,
+    Pinned,
 }
 
 /// A block lent out.
@@ -102,8 +103,9 @@ pub struct CmaStats {
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct CmaArea {
+    node: NodeId,
     buddy: Buddy,
-    loans: BTreeMap<u64, (Order, Held)>,
+    loans: BTreeMap<u64, (Order, Hold)>,
     claims: Vec<Option<Claim>>,
     lent: u64,
     claimed: u64,
@@ -111,10 +113,15 @@ pub struct CmaArea {
 }
 
 impl CmaArea {
-    /// An area over `nr_frames` free frames from `first`.
-    pub fn new(first: Sfn, nr_frames: u64) -> CmaArea {
+    /// An area of `node` over `nr_frames` free frames from `first`.
+    pub fn new(node: NodeId, first: Sfn, nr_frames: u64) -> CmaArea {
         let buddy = Buddy::new(first, nr_frames);
-        CmaArea { buddy, loans: BTreeMap::new(), claims: Vec::new(), lent: 0, claimed: 0, retired: 0 }
+        CmaArea { node, buddy, loans: BTreeMap::new(), claims: Vec::new(), lent: 0, claimed: 0, retired: 0 }
+    }
+
+    /// The node whose memory it is.
+    pub const fn node(&self) -> NodeId {
+        self.node
     }
 
     /// The counters.
@@ -136,16 +143,16 @@ impl CmaArea {
     /// Lends a block of `order` that nobody has claimed.
     pub fn lend(&mut self, order: Order) -> Option<Loan> {
         let first = self.buddy.alloc(order)?;
-        self.loans.insert(first.raw(), (order, Held::Movable));
+        self.loans.insert(first.raw(), (order, Hold::Movable));
         self.lent += order.frames();
         Some(Loan { first, order })
     }
 
     /// Says whether a loan can be called back; whether there is such a loan.
-    pub fn hold(&mut self, loan: Loan, held: Held) -> bool {
+    pub fn hold(&mut self, loan: Loan, hold: Hold) -> bool {
         match self.loans.get_mut(&loan.first.raw()) {
             Some((order, now)) if *order == loan.order => {
-                *now = held;
+                *now = hold;
                 true
             }
             _ => false,
@@ -196,7 +203,7 @@ impl CmaArea {
                 for Loan { first, order } in recalled {
                     let taken = self.buddy.take_block(first, order);
                     assert!(taken, "a loan called back was free");
-                    self.loans.insert(first.raw(), (order, Held::Movable));
+                    self.loans.insert(first.raw(), (order, Hold::Movable));
                     self.lent += order.frames();
                 }
                 return Err(CmaError::NoRoom { size: size.page_size(), asked: nr_blocks, found: nr_blocks - left });
@@ -239,7 +246,7 @@ impl CmaArea {
             }
             let inside = || self.loans.range(start..end).map(|(_, loan)| loan);
             let lent: u64 = inside().map(|(order, _)| order.frames()).sum();
-            if inside().all(|&(_, held)| held == Held::Movable)
+            if inside().all(|&(_, hold)| hold == Hold::Movable)
                 && lent + self.buddy.free_in(start, end) == end - start
                 && best.is_none_or(|(least, ..)| lent < least)
             {
@@ -332,10 +339,10 @@ mod tests {
 
     #[test]
     fn a_claim_calls_movable_loans_back() {
-        let mut area = CmaArea::new(Sfn::new(0), 2 * M2);
+        let mut area = CmaArea::new(NodeId::ZERO, Sfn::new(0), 2 * M2);
         let a = area.lend(order(3)).unwrap();
         let b = area.lend(order(9)).unwrap();
-        assert!(area.hold(b, Held::Held));
+        assert!(area.hold(b, Hold::Pinned));
         assert_eq!(
             area.claim(HugeSize::Size2M, 2),
             Err(CmaError::NoRoom { size: PageSize::Size2M, asked: 2, found: 1 })
@@ -344,7 +351,7 @@ mod tests {
         let claimed = area.claim(HugeSize::Size2M, 1).unwrap();
         assert_eq!(claimed.recalled, [a]);
         assert!(!area.take_back(a), "the borrower has it no longer");
-        assert!(area.hold(b, Held::Movable) && area.take_back(b));
+        assert!(area.hold(b, Hold::Movable) && area.take_back(b));
         let block = area.take(claimed.id).unwrap();
         assert_eq!(area.take(claimed.id), Err(CmaError::UsedUp { size: PageSize::Size2M, blocks: 1 }));
         area.unclaim(claimed.id);
@@ -355,7 +362,7 @@ mod tests {
 
     #[test]
     fn a_terabyte_is_claimed_at_once() {
-        let mut area = CmaArea::new(Sfn::new(0), 1024 * G1);
+        let mut area = CmaArea::new(NodeId::ZERO, Sfn::new(0), 1024 * G1);
         let claimed = area.claim(HugeSize::Size2M, 1 << 19).unwrap();
         assert_eq!(area.stats().free, 0);
         area.unclaim(claimed.id);
@@ -372,7 +379,7 @@ mod tests {
             steps in prop::collection::vec((0_u8..7, any::<prop::sample::Index>(), 0_u8..11), 1..80),
         ) {
             let nr_frames = 8 * M2 + 3;
-            let mut area = CmaArea::new(Sfn::new(M2 - 1), nr_frames);
+            let mut area = CmaArea::new(NodeId::ZERO, Sfn::new(M2 - 1), nr_frames);
             let fresh = area.stats();
             let mut loans: Vec<Loan> = Vec::new();
             let mut claims: Vec<(ClaimId, u64, Vec<Sfn>)> = Vec::new();
@@ -384,9 +391,9 @@ mod tests {
                         prop_assert!(area.take_back(loan));
                     }
                     2 if !loans.is_empty() => {
-                        let held = if n % 2 == 0 { Held::Held } else { Held::Movable };
+                        let hold = if n % 2 == 0 { Hold::Pinned } else { Hold::Movable };
                         let loan = loans[pick.index(loans.len())];
-                        prop_assert!(area.hold(loan, held));
+                        prop_assert!(area.hold(loan, hold));
                     }
                     3 => {
                         let before = (area.stats(), area.loans.clone());

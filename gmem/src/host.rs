@@ -15,9 +15,9 @@ use emu_core::memory::{BusError, SystemMemory};
 use emu_core::{PageSize, Sfn, Spa};
 use thiserror::Error;
 
-use crate::cma::{CmaArea, CmaStats, Held, Loan};
+use crate::cma::{CmaArea, CmaStats, Hold, Loan};
 use crate::folio::{Folio, FolioFlags, FolioKind, FolioMeta, FolioTable, RefError, Source};
-use crate::numa::MemPolicy;
+use crate::numa::{MemPolicy, NodeId};
 use crate::pool::{Demotion, HugePool, HugeSize, PoolStats};
 use crate::provider::unit::UnitTable;
 use crate::vmemmap::{SystemFrames, VmemmapMode, VmemmapStats};
@@ -87,8 +87,8 @@ pub struct FrameRange {
 pub struct HostLayout {
     /// The memory of each NUMA node, by node.
     pub nodes: Vec<FrameRange>,
-    /// Contiguous-memory areas (`cma=`), outside the nodes' ranges.
-    pub cma: Vec<FrameRange>,
+    /// Contiguous-memory areas (`numa_cma=`) with the node they belong to, outside the page allocator's ranges.
+    pub cma: Vec<(NodeId, FrameRange)>,
     /// Huge pages set aside at boot, spread over the nodes.
     pub pools: Vec<(HugeSize, u64)>,
     /// Whether the pools' pages give most of their vmemmap back.
@@ -155,7 +155,8 @@ impl HostMemory {
         if !(1..=crate::numa::MAX_NODES).contains(&nr_nodes) {
             return Err(HostSetupError::Nodes { nodes: nr_nodes });
         }
-        let mut ranges: Vec<FrameRange> = layout.nodes.iter().chain(&layout.cma).copied().collect();
+        let mut ranges: Vec<FrameRange> =
+            layout.nodes.iter().chain(layout.cma.iter().map(|(_, range)| range)).copied().collect();
         for &FrameRange { first, nr_frames } in &ranges {
             let len_bytes = nr_frames.saturating_mul(PageSize::Size4K.bytes());
             let last = first.raw().saturating_add(nr_frames.saturating_sub(1));
@@ -175,7 +176,7 @@ impl HostMemory {
             memory,
             frames: SystemFrames::new(&nodes, layout.vmemmap),
             pools: HugeSize::ALL.map(|size| HugePool::new(size, nr_nodes)),
-            cma: layout.cma.iter().map(|range| CmaArea::new(range.first, range.nr_frames)).collect(),
+            cma: layout.cma.iter().map(|&(node, range)| CmaArea::new(node, range.first, range.nr_frames)).collect(),
             recalled: Vec::new(),
             folios: FolioTable::default(),
             units: UnitTable::default(),
@@ -250,8 +251,8 @@ impl HostMemory {
     }
 
     /// Says whether a loan can be called back; whether it is still lent.
-    pub fn hold_loan(&mut self, loan: Loan, held: Held) -> bool {
-        self.cma.iter_mut().any(|area| area.hold(loan, held))
+    pub fn hold_loan(&mut self, loan: Loan, hold: Hold) -> bool {
+        self.cma.iter_mut().any(|area| area.hold(loan, hold))
     }
 
     /// Takes a loan back from its borrower, and what is in it away; whether it was still lent.

@@ -220,7 +220,7 @@ impl GuestMemfd {
         if size_bytes == 0 || size_bytes > i64::MAX as u64 || !size_bytes.is_multiple_of(PAGE) {
             return Err(CreateError::Size { size_bytes });
         }
-        if let FolioPolicy::Pool { size } = policy
+        if let FolioPolicy::Pool { size } | FolioPolicy::Cma { size } = policy
             && !size_bytes.is_multiple_of(size.page_size().bytes())
         {
             return Err(CreateError::NotHugeMultiple { size_bytes, page: size.page_size() });

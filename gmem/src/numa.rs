@@ -7,8 +7,6 @@
 //! Left out: distances between nodes (the nearest is the next higher number), `MPOL_PREFERRED_MANY`, weighted
 //! interleaving, cpusets.
 
-use thiserror::Error;
-
 /// Nodes a mask can name.
 pub const MAX_NODES: usize = 64;
 
@@ -185,16 +183,6 @@ impl Iterator for NodeOrder {
         self.rest = self.rest.without(node);
         Some(node)
     }
-}
-
-/// A policy names a node that the machine does not have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("the machine has no {node}; it has {nr_nodes} nodes")]
-pub struct NoSuchNode {
-    /// The node.
-    pub node: NodeId,
-    /// Nodes there are.
-    pub nr_nodes: usize,
 }
 
 #[cfg(test)]

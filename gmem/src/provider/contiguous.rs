@@ -40,7 +40,12 @@ impl FolioProvider for CmaProvider {
         }
         let (number, claim) = self.claim.ok_or(ProviderError::NotReserved { size })?;
         let used_up = CmaError::UsedUp { size, blocks: 0 };
-        let head = host.cma.get_mut(usize::from(number)).ok_or(used_up)?.take(claim)?;
+        let online = host.frames.online();
+        let area = host.cma.get_mut(usize::from(number)).ok_or(used_up)?;
+        if !want.policy.order(want.index / size.frames(), online).any(|node| node == area.node()) {
+            return Err(ProviderError::Node { node: area.node() });
+        }
+        let head = area.take(claim)?;
         // What a borrower left behind is not the inode's to see.
         host.clear(head, size.frames());
         let source = Source::Cma { area: number, claim };

@@ -27,7 +27,7 @@ use thiserror::Error;
 
 use crate::cma::CmaError;
 use crate::host::{HostMemory, OutOfMemory};
-use crate::numa::MemPolicy;
+use crate::numa::{MemPolicy, NodeId};
 use crate::pool::{HugeSize, PoolExhausted, TakeError};
 
 pub use poison::{PoisonError, Poisoned};
@@ -79,6 +79,12 @@ pub enum ProviderError {
     /// From a contiguous area.
     #[error(transparent)]
     Cma(#[from] CmaError),
+    /// The contiguous area that was claimed lies on a node that the policy does not allow.
+    #[error("the claimed contiguous area lies on {node}, which the policy does not allow")]
+    Node {
+        /// The area's node.
+        node: NodeId,
+    },
     /// The host has no contiguous area, or nothing was reserved.
     #[error("nothing is reserved for folios of {size}")]
     NotReserved {

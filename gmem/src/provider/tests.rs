@@ -22,7 +22,7 @@ fn host(vmemmap: VmemmapMode) -> HostMemory {
     let range = |at: u64, nr_frames| FrameRange { first: Sfn::new(at), nr_frames };
     let layout = HostLayout {
         nodes: vec![range(0, NODE_FRAMES), range(NODE_FRAMES, NODE_FRAMES)],
-        cma: vec![range(2 * NODE_FRAMES, CMA_FRAMES)],
+        cma: vec![(NodeId::ZERO, range(2 * NODE_FRAMES, CMA_FRAMES))],
         pools: vec![(HugeSize::Size1G, 2), (HugeSize::Size2M, 6)],
         vmemmap,
     };
@@ -314,6 +314,11 @@ fn policies_choose_nodes() {
         held.into_iter().for_each(|head| host.put_page(head, 512));
         provider.unreserve(&mut host);
     }
+    let mut provider = FolioPolicy::Cma { size: HugeSize::Size2M }.provider();
+    provider.reserve(&mut host, M2).unwrap();
+    let strict = |n| want(MemPolicy::Bind(NodeMask::only(node(n))), 0);
+    assert_eq!(provider.allocate(&mut host, strict(1)), Err(ProviderError::Node { node: node(0) }));
+    assert!(provider.allocate(&mut host, strict(0)).is_ok());
 }
 
 #[test]
@@ -384,6 +389,8 @@ fn check(host: &HostMemory) {
         assert_eq!(pool.stats().resv, pool.subpools().map(|sub| sub.rsv()).sum::<u64>(), "F2");
     }
     for folio in folios(host) {
+        let small_and_optimised = folio.size == SMALL && folio.meta.flags.contains(FolioFlags::VMEMMAP_OPTIMISED);
+        assert!(!small_and_optimised, "F10: {folio:?} has no struct page");
         let bad = host.poisoned_in(folio.head, folio.size).count() > 0;
         let flag = folio.meta.flags.intersects(FolioFlags::HWPOISON | FolioFlags::HAS_HWPOISONED);
         assert_eq!(bad, flag, "{folio:?}");
