@@ -270,3 +270,43 @@ fn init_and_startup_begin_at_the_vectors_page() {
     assert_eq!(run(&mut vcpu, 5), Exit::Halt);
     assert_eq!(vcpu.now().units(), 7, "the clock goes on");
 }
+
+#[test]
+fn pusha_and_popa_move_eight_registers_of_either_width() {
+    // pushad ; pusha ; popa ; popad
+    let (mut vcpu, memory) = protected(&[0x60, 0x66, 0x60, 0x66, 0x61, 0x61], 0);
+    let mut state = vcpu.state();
+    for (n, value) in state.gpr[..8].iter_mut().enumerate() {
+        *value = 0x1000_0001 * (n as u64 + 1);
+    }
+    state.gpr[4] = 0x2_0000;
+    vcpu.set_state(&state);
+    run(&mut vcpu, 1);
+    assert_eq!(vcpu.state().gpr[4], 0x2_0000 - 32);
+    let by_place = |n: usize| [0x8000_0008, 0x7000_0007, 0x6000_0006, 0x2_0000, 0x4000_0004][n];
+    assert_eq!(dwords(&memory, 0x2_0000 - 32, 5), (0..5).map(by_place).collect::<Vec<u32>>());
+    run(&mut vcpu, 1);
+    assert_eq!(vcpu.state().gpr[4], 0x2_0000 - 48);
+    assert_eq!(memory.load::<u16>(Spa::new(0x2_0000 - 48 + 6)).unwrap(), (0x2_0000_u32 - 32) as u16);
+    // POPA takes the low halves back and steps over the stack pointer's place.
+    memory.store(Spa::new(0x2_0000 - 48 + 6), 0xdead_u16).unwrap();
+    memory.store(Spa::new(0x2_0000 - 48), 0x9999_u16).unwrap();
+    run(&mut vcpu, 1);
+    let now = vcpu.state();
+    assert_eq!((now.gpr[4], now.gpr[7], now.gpr[0]), (0x2_0000 - 32, 0x8000_9999, 0x1000_0001));
+    run(&mut vcpu, 1);
+    assert_eq!(vcpu.state().gpr, state.gpr);
+}
+
+#[test]
+fn a_popa_that_runs_out_of_stack_changes_nothing() {
+    let (mut vcpu, _) = protected(&[0x61], 0);
+    let mut state = vcpu.state();
+    state.segments.regs[SegReg::Ss as usize].limit = 0x2_0017;
+    vcpu.set_state(&state);
+    assert_eq!(run(&mut vcpu, 10), Exit::Halt);
+    let now = vcpu.state();
+    assert_eq!(now.rip, HANDLERS + 16 * 12 + 1);
+    assert_eq!(now.gpr[..4], state.gpr[..4]);
+    assert_eq!(now.gpr[5..8], state.gpr[5..8]);
+}

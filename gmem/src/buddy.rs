@@ -1,15 +1,19 @@
 //! The page allocator: binary buddies over one range of system frames (Linux `mm/page_alloc.c`).
 //!
-//! [`Buddy`] is the door. Its free lists are populated lazily: a fresh range is a handful of blocks as large as their
+//! [`Buddy`] is the door to one range, [`PageAllocator`] to the ranges of all nodes. A buddy's free lists are populated lazily: a fresh range is a handful of blocks as large as their
 //! alignment allows, cut only when something smaller is asked for. So the cost of the structure is the fragmentation
 //! it describes. Of equal blocks the lowest is taken, so that runs repeat.
 //!
 //! Always true: free blocks are disjoint and naturally aligned, and no two free buddies of one order stay unmerged.
 //! Left out: zones, migrate types, per-CPU lists, watermarks.
 
+mod nodes;
+
 use std::collections::BTreeSet;
 
 use emu_core::{Order, Sfn};
+
+pub use nodes::PageAllocator;
 
 /// The largest block is 2^36 frames, 2^48 bytes.
 const ORDERS: usize = 37;
@@ -54,6 +58,11 @@ impl Buddy {
             self.available &= !(1 << order);
         }
         there
+    }
+
+    /// The first frame of the range.
+    pub fn first(&self) -> Sfn {
+        Sfn::new(self.start)
     }
 
     /// Frames that are free.
@@ -112,6 +121,78 @@ impl Buddy {
         self.free_frames += order.frames();
     }
 
+    /// Whether `sfn` is in the allocator's range, free or not.
+    pub fn contains(&self, sfn: Sfn) -> bool {
+        (self.start..self.end).contains(&sfn.raw())
+    }
+
+    /// Takes `nr_frames` frames, wherever they are, all or nothing; `taken` is told each block as `(first, frames)`.
+    /// Large blocks come first, so that the caller's books stay short.
+    ///
+    /// Whether there were enough.
+    pub fn alloc_frames(&mut self, nr_frames: u64, mut taken: impl FnMut(Sfn, u64)) -> bool {
+        if self.free_frames < nr_frames {
+            return false;
+        }
+        let mut left = nr_frames;
+        let mut above = ORDERS as u8 - 1;
+        while left > 0 {
+            above = above.min(left.ilog2() as u8);
+            match Order::new(above).and_then(|order| self.alloc(order)) {
+                Some(first) => {
+                    taken(first, 1 << above);
+                    left -= 1 << above;
+                }
+                // With a free frame left, order 0 cannot fail.
+                None => above = above.saturating_sub(1),
+            }
+        }
+        true
+    }
+
+    /// Gives back `nr_frames` frames from `first`, however they are aligned.
+    ///
+    /// # Panics
+    /// As [`Buddy::free`].
+    pub fn free_frames_from(&mut self, first: Sfn, nr_frames: u64) {
+        let mut at = first.raw();
+        let end = at + nr_frames;
+        while at < end {
+            let order = at.trailing_zeros().min((end - at).ilog2()).min(ORDERS as u32 - 1) as u8;
+            let Some(order) = Order::new(order) else { break };
+            self.free(Sfn::new(at), order);
+            at += order.frames();
+        }
+    }
+
+    /// Takes one particular block out of the free ones; whether all of it was free.
+    pub fn take_block(&mut self, first: Sfn, order: Order) -> bool {
+        let frame = first.raw();
+        let goal = usize::from(order.raw());
+        let holds = |at: &usize| self.free[*at].contains(&(frame & !((1 << at) - 1)));
+        // Free buddies are merged: what is free as a whole lies in one block.
+        let Some(mut at) = (goal..ORDERS).find(holds) else { return false };
+        let mut block = frame & !((1 << at) - 1);
+        self.take(block, at);
+        while at > goal {
+            at -= 1;
+            let half = 1 << at;
+            if frame & half == 0 {
+                self.put(block + half, at);
+            } else {
+                self.put(block, at);
+                block += half;
+            }
+        }
+        self.free_frames -= order.frames();
+        true
+    }
+
+    /// Free frames of the free blocks that start in `[first, end)`.
+    pub(crate) fn free_in(&self, first: u64, end: u64) -> u64 {
+        self.free.iter().enumerate().map(|(at, list)| (list.range(first..end).count() as u64) << at).sum()
+    }
+
     /// Whether any frame of the block is free.
     pub fn is_free(&self, block: Sfn, order: Order) -> bool {
         let frame = block.raw();
@@ -149,6 +230,25 @@ mod tests {
         assert_eq!(buddy.alloc(order(18)), None);
         buddy.free(huge, order(18));
         assert_eq!(buddy.free, fresh.free);
+    }
+
+    #[test]
+    fn scattered_frames_and_single_ones() {
+        let mut buddy = Buddy::new(Sfn::new(3), 600);
+        let fresh = buddy.free.clone();
+        assert!(!buddy.alloc_frames(601, |_, _| panic!("all or nothing")));
+        let mut got = Vec::new();
+        assert!(buddy.alloc_frames(600, |first, nr| got.push((first, nr))));
+        assert_eq!(buddy.free_frames(), 0);
+        for (first, nr) in got {
+            buddy.free_frames_from(first, nr);
+        }
+        assert_eq!(buddy.free, fresh);
+        assert!(buddy.take_block(Sfn::new(300), Order::ZERO) && !buddy.take_block(Sfn::new(300), order(2)));
+        assert_eq!((buddy.free_frames(), buddy.is_free(Sfn::new(300), Order::ZERO)), (599, false));
+        assert!(buddy.is_free(Sfn::new(301), Order::ZERO) && buddy.is_free(Sfn::new(299), Order::ZERO));
+        buddy.free(Sfn::new(300), Order::ZERO);
+        assert_eq!(buddy.free, fresh);
     }
 
     proptest! {

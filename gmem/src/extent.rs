@@ -43,6 +43,47 @@ impl ExtentSet {
         self.len += count;
     }
 
+    /// Whether `number` is in the set.
+    pub(crate) fn contains(&self, number: u64) -> bool {
+        self.runs.range(..=number).next_back().is_some_and(|(&start, &run)| number < start + run)
+    }
+
+    /// Takes one number out; whether it was there.
+    pub(crate) fn remove(&mut self, number: u64) -> bool {
+        let Some((&start, &run)) = self.runs.range(..=number).next_back() else { return false };
+        if number >= start + run {
+            return false;
+        }
+        self.runs.remove(&start);
+        if number > start {
+            self.runs.insert(start, number - start);
+        }
+        if number + 1 < start + run {
+            self.runs.insert(number + 1, start + run - number - 1);
+        }
+        self.len -= 1;
+        true
+    }
+
+    /// The runs, ascending, as `(start, count)`.
+    pub(crate) fn runs(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.runs.iter().map(|(&start, &run)| (start, run))
+    }
+
+    /// Takes at most `max` numbers, the top of the highest run, as `(start, count)`.
+    pub(crate) fn pop_last_run(&mut self, max: u64) -> Option<(u64, u64)> {
+        let mut last = self.runs.last_entry()?;
+        let (start, run) = (*last.key(), *last.get());
+        let count = run.min(max);
+        if count < run {
+            *last.get_mut() -= count;
+        } else {
+            last.remove();
+        }
+        self.len -= count;
+        Some((start + run - count, count))
+    }
+
     /// Takes the lowest number.
     pub(crate) fn pop_first(&mut self) -> Option<u64> {
         let (start, run) = self.runs.pop_first()?;
@@ -51,19 +92,6 @@ impl ExtentSet {
         }
         self.len -= 1;
         Some(start)
-    }
-
-    /// Takes the highest number.
-    pub(crate) fn pop_last(&mut self) -> Option<u64> {
-        let mut last = self.runs.last_entry()?;
-        let number = last.key() + last.get() - 1;
-        if *last.get() > 1 {
-            *last.get_mut() -= 1;
-        } else {
-            last.remove();
-        }
-        self.len -= 1;
-        Some(number)
     }
 }
 
@@ -75,14 +103,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn agrees_with_a_plain_set(steps in prop::collection::vec((0_u8..3, 0_u64..64), 1..100)) {
+        fn agrees_with_a_plain_set(steps in prop::collection::vec((0_u8..5, 0_u64..64), 1..100)) {
             let mut set = ExtentSet::default();
             let mut model = BTreeSet::new();
             for (what, number) in steps {
+                prop_assert_eq!(set.contains(number), model.contains(&number));
                 match what {
-                    0 if model.insert(number) => set.insert(number, 1),
+                    0 | 4 if model.insert(number) => set.insert(number, 1),
                     1 => prop_assert_eq!(set.pop_first(), model.pop_first()),
-                    2 => prop_assert_eq!(set.pop_last(), model.pop_last()),
+                    2 => {
+                        let popped = set.pop_last_run(3);
+                        prop_assert_eq!(popped.is_some(), !model.is_empty());
+                        for number in popped.into_iter().flat_map(|(start, count)| (start..start + count).rev()) {
+                            prop_assert_eq!(Some(number), model.pop_last());
+                        }
+                    }
+                    3 => prop_assert_eq!(set.remove(number), model.remove(&number)),
                     _ => {}
                 }
                 prop_assert_eq!(set.len(), model.len() as u64);

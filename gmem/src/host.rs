@@ -1,17 +1,26 @@
 //! The host kernel's memory: system frames and everything that says who uses them.
 //!
-//! [`HostMemory`] is the door. Blocks come from the page allocator or a pool, are entered in the folio table while in
-//! use, and are discarded on the way back, so that every free frame reads as zero and costs the real host nothing.
+//! [`HostMemory`] is the door. Blocks come from the page allocator, a pool or a contiguous area, are entered in the folio
+//! table while in use, and are discarded on the way back, so that every free frame reads as zero and costs the real host
+//! nothing. [`HostConfig`] describes a host with one node and pools; [`HostLayout`] also nodes, contiguous areas and what
+//! becomes of the vmemmap.
+//!
+//! Always true: the frames of the layout are those free in the page allocator, held by the vmemmap, in the pools, in the
+//! contiguous areas, in the folio table, waiting in split units, or retired.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use emu_core::memory::{BusError, SystemMemory};
 use emu_core::{PageSize, Sfn, Spa};
 use thiserror::Error;
 
-use crate::buddy::Buddy;
-use crate::folio::{Folio, FolioFlags, FolioKind, FolioMeta, FolioTable};
-use crate::pool::{HugePool, HugeSize, PoolStats};
+use crate::cma::{CmaArea, CmaStats, Hold, Loan};
+use crate::folio::{Folio, FolioFlags, FolioKind, FolioMeta, FolioTable, RefError, Source};
+use crate::numa::{MemPolicy, NodeId};
+use crate::pool::{Demotion, HugePool, HugeSize, PoolStats};
+use crate::provider::unit::UnitTable;
+use crate::vmemmap::{SystemFrames, VmemmapMode, VmemmapStats};
 
 /// The page allocator has no block of that size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -39,6 +48,18 @@ pub enum HostSetupError {
         /// Pages found.
         got: u64,
     },
+    /// The layout has no node, or too many.
+    #[error("a host has 1 to 64 nodes, not {nodes}")]
+    Nodes {
+        /// Nodes of the layout.
+        nodes: usize,
+    },
+    /// Two ranges of nodes and areas have frames in common.
+    #[error("two ranges of the host overlap at {at:?}")]
+    Overlap {
+        /// The first frame of the later range.
+        at: Sfn,
+    },
 }
 
 /// What the host owns.
@@ -52,10 +73,43 @@ pub struct HostConfig {
     pub pools: Vec<(HugeSize, u64)>,
 }
 
+/// Frames that follow one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameRange {
+    /// The first.
+    pub first: Sfn,
+    /// How many.
+    pub nr_frames: u64,
+}
+
+/// What a larger host owns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostLayout {
+    /// The memory of each NUMA node, by node.
+    pub nodes: Vec<FrameRange>,
+    /// Contiguous-memory areas (`numa_cma=`) with the node they belong to, outside the page allocator's ranges.
+    pub cma: Vec<(NodeId, FrameRange)>,
+    /// Huge pages set aside at boot, spread over the nodes.
+    pub pools: Vec<(HugeSize, u64)>,
+    /// Whether the pools' pages give most of their vmemmap back.
+    pub vmemmap: VmemmapMode,
+}
+
+impl From<&HostConfig> for HostLayout {
+    fn from(config: &HostConfig) -> HostLayout {
+        HostLayout {
+            nodes: vec![FrameRange { first: config.first, nr_frames: config.nr_frames }],
+            cma: Vec::new(),
+            pools: config.pools.clone(),
+            vmemmap: VmemmapMode::Off,
+        }
+    }
+}
+
 /// Counters of the host's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct HostStats {
-    /// Frames in the page allocator's range.
+    /// Frames in the page allocator's ranges.
     pub nr_frames: u64,
     /// Of these, free in the page allocator (pool pages are not).
     pub free_frames: u64,
@@ -63,36 +117,73 @@ pub struct HostStats {
     pub folios: [u64; 3],
     /// The 2M and 1G pools, by position in [`HugeSize::ALL`].
     pub pools: [PoolStats; 2],
+    /// The `struct page` array.
+    pub vmemmap: VmemmapStats,
+    /// All contiguous areas together.
+    pub cma: CmaStats,
+    /// Units that are split.
+    pub split_units: u64,
+    /// Frames of split units that are back and wait for the rest.
+    pub waiting_frames: u64,
+    /// Frames lost to memory failures (`HardwareCorrupted`), as far as they are out of use.
+    pub retired_frames: u64,
 }
 
 /// See the module.
 pub struct HostMemory {
     memory: Arc<SystemMemory>,
-    pub(crate) buddy: Buddy,
+    pub(crate) frames: SystemFrames,
     pools: [HugePool; 2],
+    pub(crate) cma: Vec<CmaArea>,
+    /// Loans called back that their borrower does not know of yet.
+    pub(crate) recalled: Vec<Loan>,
     pub(crate) folios: FolioTable,
+    pub(crate) units: UnitTable,
+    pub(crate) poisoned: BTreeSet<u64>,
+    pub(crate) retired: u64,
 }
 
 impl HostMemory {
     /// Takes ownership of a range of `memory` whose bytes are all zero, and fills the pools, largest first.
     pub fn new(memory: Arc<SystemMemory>, config: &HostConfig) -> Result<HostMemory, HostSetupError> {
-        let len_bytes = config.nr_frames.saturating_mul(PageSize::Size4K.bytes());
-        let last = config.first.raw().saturating_add(config.nr_frames.saturating_sub(1));
-        for frame in [config.first, Sfn::new(last)] {
-            if memory.page(frame).is_none() {
-                return Err(BusError { spa: config.first.base(), len_bytes: len_bytes as usize }.into());
+        HostMemory::with_layout(memory, &HostLayout::from(config))
+    }
+
+    /// As [`HostMemory::new`], over several ranges.
+    pub fn with_layout(memory: Arc<SystemMemory>, layout: &HostLayout) -> Result<HostMemory, HostSetupError> {
+        let nr_nodes = layout.nodes.len();
+        if !(1..=crate::numa::MAX_NODES).contains(&nr_nodes) {
+            return Err(HostSetupError::Nodes { nodes: nr_nodes });
+        }
+        let mut ranges: Vec<FrameRange> =
+            layout.nodes.iter().chain(layout.cma.iter().map(|(_, range)| range)).copied().collect();
+        for &FrameRange { first, nr_frames } in &ranges {
+            let len_bytes = nr_frames.saturating_mul(PageSize::Size4K.bytes());
+            let last = first.raw().saturating_add(nr_frames.saturating_sub(1));
+            for frame in [first, Sfn::new(last)] {
+                if memory.page(frame).is_none() {
+                    return Err(BusError { spa: first.base(), len_bytes: len_bytes as usize }.into());
+                }
             }
         }
+        ranges.sort_by_key(|range| range.first);
+        if let Some(pair) = ranges.windows(2).find(|pair| pair[0].first.raw() + pair[0].nr_frames > pair[1].first.raw())
+        {
+            return Err(HostSetupError::Overlap { at: pair[1].first });
+        }
+        let nodes: Vec<(Sfn, u64)> = layout.nodes.iter().map(|range| (range.first, range.nr_frames)).collect();
         let mut host = HostMemory {
             memory,
-            buddy: Buddy::new(config.first, config.nr_frames),
-            pools: HugeSize::ALL.map(HugePool::new),
+            frames: SystemFrames::new(&nodes, layout.vmemmap),
+            pools: HugeSize::ALL.map(|size| HugePool::new(size, nr_nodes)),
+            cma: layout.cma.iter().map(|&(node, range)| CmaArea::new(node, range.first, range.nr_frames)).collect(),
+            recalled: Vec::new(),
             folios: FolioTable::default(),
+            units: UnitTable::default(),
+            poisoned: BTreeSet::new(),
+            retired: 0,
         };
-        let mut pools = config.pools.clone();
-        pools.sort_by_key(|&(size, _)| std::cmp::Reverse(size));
-        for (size, wanted) in pools {
-            let got = host.grow_pool(size, wanted);
+        for (size, wanted, got) in host.resize_pools(&layout.pools) {
             if got < wanted {
                 return Err(HostSetupError::PoolTooLarge { size: size.page_size(), wanted, got });
             }
@@ -115,31 +206,104 @@ impl HostMemory {
         &self.pools[size as usize]
     }
 
-    /// The pool of `size` and the allocator it draws on.
-    pub fn pool_mut(&mut self, size: HugeSize) -> (&mut HugePool, &mut Buddy) {
-        (&mut self.pools[size as usize], &mut self.buddy)
+    /// The pool of `size` and what it draws on.
+    pub fn pool_mut(&mut self, size: HugeSize) -> (&mut HugePool, &mut SystemFrames) {
+        (&mut self.pools[size as usize], &mut self.frames)
     }
 
     /// Adds persistent pages to a pool; the number added.
     pub fn grow_pool(&mut self, size: HugeSize, nr_pages: u64) -> u64 {
-        let (pool, buddy) = self.pool_mut(size);
-        pool.grow(buddy, nr_pages)
+        let (pool, frames) = self.pool_mut(size);
+        pool.grow(frames, nr_pages)
+    }
+
+    /// Sets the sizes of pools, the larger pages first, because they need the larger blocks; what each was to have and
+    /// has.
+    pub fn resize_pools(&mut self, sizes: &[(HugeSize, u64)]) -> Vec<(HugeSize, u64, u64)> {
+        let mut sizes = sizes.to_vec();
+        sizes.sort_by_key(|&(size, _)| std::cmp::Reverse(size));
+        let set = sizes.into_iter().map(|(size, wanted)| {
+            let (pool, frames) = self.pool_mut(size);
+            (size, wanted, pool.set_max(frames, wanted))
+        });
+        set.collect()
+    }
+
+    /// Takes up to `nr_pages` free 1G pages apart into pages of the 2M pool.
+    pub fn demote(&mut self, nr_pages: u64) -> Demotion {
+        let [huge, giant] = &mut self.pools;
+        giant.demote(&mut self.frames, huge, nr_pages)
+    }
+
+    /// The free frames and their descriptions.
+    pub fn frames(&self) -> &SystemFrames {
+        &self.frames
+    }
+
+    /// The contiguous areas.
+    pub fn cma(&self) -> &[CmaArea] {
+        &self.cma
+    }
+
+    /// Lends a block of the first contiguous area that has one to spare.
+    pub fn lend(&mut self, order: emu_core::Order) -> Option<Loan> {
+        self.cma.iter_mut().find_map(|area| area.lend(order))
+    }
+
+    /// Says whether a loan can be called back; whether it is still lent.
+    pub fn hold_loan(&mut self, loan: Loan, hold: Hold) -> bool {
+        self.cma.iter_mut().any(|area| area.hold(loan, hold))
+    }
+
+    /// Takes a loan back from its borrower, and what is in it away; whether it was still lent.
+    pub fn take_loan_back(&mut self, loan: Loan) -> bool {
+        let back = self.cma.iter_mut().any(|area| area.take_back(loan));
+        if back {
+            self.clear(loan.first, loan.order.frames());
+        }
+        back
+    }
+
+    /// Loans that reservations called back since this was last asked.
+    pub fn take_recalled(&mut self) -> Vec<Loan> {
+        std::mem::take(&mut self.recalled)
+    }
+
+    /// The units that are split.
+    pub fn units(&self) -> &UnitTable {
+        &self.units
     }
 
     /// The counters.
     pub fn stats(&self) -> HostStats {
+        let mut cma = CmaStats::default();
+        for area in self.cma.iter().map(CmaArea::stats) {
+            cma.nr_frames += area.nr_frames;
+            cma.free += area.free;
+            cma.lent += area.lent;
+            cma.claimed += area.claimed;
+            cma.out += area.out;
+        }
         HostStats {
-            nr_frames: self.buddy.nr_frames(),
-            free_frames: self.buddy.free_frames(),
+            nr_frames: self.frames.pages.nr_frames(),
+            free_frames: self.frames.pages.free_frames(),
             folios: PageSize::ALL.map(|size| self.folios.count(size)),
             pools: HugeSize::ALL.map(|size| self.pool(size).stats()),
+            vmemmap: self.frames.vmemmap.stats(),
+            cma,
+            split_units: self.units.len() as u64,
+            waiting_frames: self.units.waiting_frames(),
+            retired_frames: self.retired,
         }
     }
 
     /// A zeroed 4 KiB frame for a page table.
     pub fn alloc_table(&mut self) -> Result<Spa, OutOfMemory> {
-        let sfn = self.alloc_pages(PageSize::Size4K)?;
-        self.begin_use(sfn, PageSize::Size4K, FolioKind::PageTable, 1);
+        let size = PageSize::Size4K;
+        let nodes = MemPolicy::Any.order(0, self.frames.online());
+        let out_of_memory = OutOfMemory { size, free_frames: self.frames.pages.free_frames() };
+        let sfn = self.frames.pages.alloc(size.order(), nodes).ok_or(out_of_memory)?;
+        self.begin_use(sfn, size, FolioKind::PageTable, FolioFlags::empty(), Source::Pages);
         Ok(sfn.base())
     }
 
@@ -154,21 +318,67 @@ impl HostMemory {
         // The table was written through system memory, not through a folio's owner.
         meta.flags.remove(FolioFlags::KNOWN_ZERO);
         meta.refs = 0;
-        let folio = self.end_use(sfn);
-        self.free_pages(folio.head, folio.size);
+        self.free_folio(sfn);
     }
 
-    pub(crate) fn alloc_pages(&mut self, size: PageSize) -> Result<Sfn, OutOfMemory> {
-        self.buddy.alloc(size.order()).ok_or(OutOfMemory { size, free_frames: self.buddy.free_frames() })
+    /// Takes a reference on the folio around `sfn` (`get_page`).
+    pub fn get_page(&mut self, sfn: Sfn) -> Result<(), RefError> {
+        self.folios.try_get(sfn, 1)
     }
 
-    pub(crate) fn free_pages(&mut self, sfn: Sfn, size: PageSize) {
-        self.buddy.free(sfn, size.order());
+    /// Drops `nr` references; the last one frees the folio (`folio_put_refs`).
+    ///
+    /// # Panics
+    /// When there are fewer.
+    pub fn put_page(&mut self, sfn: Sfn, nr: u32) {
+        let left = self.folios.put(sfn, nr);
+        self.free_without_refs(sfn, left);
     }
 
-    /// Enters a block that came zeroed from an allocator.
-    pub(crate) fn begin_use(&mut self, head: Sfn, size: PageSize, kind: FolioKind, refs: u32) {
-        self.folios.insert(head, size, FolioMeta { kind, flags: FolioFlags::KNOWN_ZERO, refs });
+    /// A device may access the folio around `sfn` until [`HostMemory::unpin_page`].
+    pub fn pin_page(&mut self, sfn: Sfn) -> Result<(), RefError> {
+        self.folios.pin(sfn)
+    }
+
+    /// Takes a pin back.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn unpin_page(&mut self, sfn: Sfn) {
+        let left = self.folios.unpin(sfn);
+        self.free_without_refs(sfn, left);
+    }
+
+    /// A user PTE comes to point at `sfn`.
+    pub fn map_page(&mut self, sfn: Sfn) -> Result<(), RefError> {
+        self.folios.map(sfn)
+    }
+
+    /// A user PTE that pointed at `sfn` is gone.
+    ///
+    /// # Panics
+    /// When there was none.
+    pub fn unmap_page(&mut self, sfn: Sfn) {
+        let left = self.folios.unmap(sfn);
+        self.free_without_refs(sfn, left);
+    }
+
+    fn free_without_refs(&mut self, sfn: Sfn, left: u32) {
+        if left == 0
+            && let Some(folio) = self.folios.get(sfn)
+        {
+            self.free_folio(folio.head);
+        }
+    }
+
+    /// Enters a block that came zeroed from its source, with the references its user starts with.
+    pub(crate) fn begin_use(&mut self, head: Sfn, size: PageSize, kind: FolioKind, flags: FolioFlags, source: Source) {
+        let refs = match kind {
+            FolioKind::Gmem => size.frames() as u32,
+            FolioKind::PageTable => 1,
+        };
+        let meta = FolioMeta { kind, flags: flags | FolioFlags::KNOWN_ZERO, refs, maps: 0 };
+        self.folios.insert(head, size, meta, source);
     }
 
     /// Takes a block with no references out of the table and makes it read as zero again.

@@ -5,7 +5,7 @@
 //! [`Exclusive`], the two ways to hold the inode's `invalidate_lock`.
 //!
 //! Locks, outer to inner: `invalidate_lock` (which also guards the bindings), then the attributes, a folio's lock, the
-//! provider, the page cache or the host's memory. Attributes are stored under the exclusive `invalidate_lock` and may be
+//! provider, the page cache, the host's memory. Attributes are stored under the exclusive `invalidate_lock` and may be
 //! read without it, as the kernel reads its tree under RCU: the answer is old by the time it is used, and the
 //! invalidation protocol is what makes that harmless.
 //!
@@ -151,7 +151,7 @@ impl GuestMemfd {
         if size_bytes == 0 || size_bytes > i64::MAX as u64 || !size_bytes.is_multiple_of(PAGE) {
             return Err(CreateError::Size { size_bytes });
         }
-        if let FolioPolicy::Pool { size } = policy
+        if let FolioPolicy::Pool { size } | FolioPolicy::Cma { size } = policy
             && !size_bytes.is_multiple_of(size.page_size().bytes())
         {
             return Err(CreateError::NotHugeMultiple { size_bytes, page: size.page_size() });

@@ -3,9 +3,12 @@
 //! Modelled: the parts of Linux's `mm/` and of `virt/kvm/guest_memfd.c` that decide which system frames stand behind
 //! guest memory, and when they come and go. Nothing here knows of guest page tables or processors.
 //!
-//! - [`Host`] is the lock around [`HostMemory`], which owns a range of system memory: the [`Buddy`] page allocator, the [`pool::HugePool`]s, and the
-//!   [`folio::FolioTable`] that says what every frame in use is used for.
-//! - [`FolioProvider`] is the one interface by which an inode gets folios, whatever their size and source.
+//! - [`Host`] is the lock around [`HostMemory`], which owns ranges of system memory: the page allocator with a [`Buddy`]
+//!   for each NUMA node, the [`pool::HugePool`]s, the [`cma::CmaArea`]s, what the `struct page` array costs
+//!   ([`vmemmap`]), and the [`folio::FolioTable`] that says what every frame in use is used for.
+//! - [`FolioProvider`] is the one interface by which an inode gets, splits and merges folios, whatever their size and
+//!   source; [`provider::unit`] keeps what was allocated as one together until all of it is back.
+//! - [`directmap::DirectMap`] is how the host itself maps its memory, and what a private page does to that.
 //! - [`GuestMemfd`] is the inode: a sparse map from page index to folio, the bindings of memslots, and who may use
 //!   which page ([`shareability`]).
 //! - [`Invalidation`] is the sequence by which a fault notices that it raced with a removal.
@@ -16,30 +19,37 @@
 //!   cleared, and a 1 GiB folio does not become resident by being allocated;
 //! - every frame in use has exactly one owner, and freeing what is not in use is a panic, not a corruption.
 //!
-//! Left out on purpose so far: splitting and merging folios, user mappings, NUMA nodes, cgroups, memory failure.
+//! Left out on purpose so far: user page tables, cgroups.
 #![forbid(unsafe_code)]
 
 pub mod buddy;
+pub mod cma;
+pub mod directmap;
 mod extent;
 pub mod folio;
 pub mod host;
 pub mod inode;
 pub mod invalidate;
+pub mod numa;
 pub mod pagemap;
 pub mod pool;
 pub mod provider;
 pub mod shareability;
+pub mod vmemmap;
 
 pub use buddy::Buddy;
-pub use host::{HostConfig, HostMemory, OutOfMemory};
+pub use directmap::{DirectMap, DirectMapPolicy};
+pub use host::{FrameRange, HostConfig, HostLayout, HostMemory, OutOfMemory};
 pub use inode::{
     Backed, BindError, Bound, Conversion, ConvertError, CreateError, CreateInfo, Exclusive, GetError, GmemFlags,
     GuestMemfd, PageIndex, PageRange, Shared, SlotId,
 };
 pub use invalidate::{Invalidation, SeqSample};
+pub use numa::{MemPolicy, NodeId, NodeMask};
 pub use pool::HugeSize;
 pub use provider::{FolioPolicy, FolioProvider};
 pub use shareability::{Shareability, ShareabilityMap};
+pub use vmemmap::VmemmapMode;
 
 /// The host's memory as tasks share it: one lock where Linux has the zones', `hugetlb_lock` and the CMA areas'. A leaf:
 /// nothing else is taken while it is held.

@@ -77,6 +77,10 @@ impl Vm {
             task.at(Point::F7);
             outcome
         };
+        if !owed.is_empty() {
+            // A huge leaf took the place of a table, which can be freed once nobody walks it.
+            self.mmu.write(task).bury(&self.host, task);
+        }
         drop(slots);
         task.at(Point::F8);
         Ok(match outcome {

@@ -129,7 +129,7 @@ impl SystemMemoryPlan {
         // The pool's pages are naturally aligned, so they start at the next multiple behind the rest.
         let arena_bytes = kernel.next_multiple_of(unit) + memory;
         let pools = match pages.folios {
-            FolioPolicy::Buddy { .. } => Vec::new(),
+            FolioPolicy::Buddy { .. } | FolioPolicy::Cma { .. } => Vec::new(),
             FolioPolicy::Pool { size } => vec![(size, memory / unit)],
         };
         let nr_frames = arena_bytes / PageSize::Size4K.bytes() - FIRST_FRAME.raw();

@@ -213,8 +213,7 @@ fn add_firmware(vm: &Vm, id: SlotId) -> Result<(), BuildError> {
         offset_bytes: 0,
     };
     vm.add_memslot(&spec, task)?;
-    vm.load_rom(firmware::ROM, &firmware::rom(), task)
-        .map_err(|_| BuildError::NoRoomForTables { gpa: firmware::ROM })
+    vm.load_rom(firmware::ROM, &firmware::rom(), task).map_err(|_| BuildError::NoRoomForTables { gpa: firmware::ROM })
 }
 
 /// The second stage of processor `n`. Each has an address-space identifier of its own, as KVM gives them.

@@ -25,8 +25,8 @@ pub use summary::Summary;
 use cpu::{Vcpu, VcpuState};
 use devices::Board;
 use emu_core::Gpa;
-use emu_core::sync::Task;
 use emu_core::rng::Stream;
+use emu_core::sync::Task;
 use emu_core::time::Instant;
 use hypervisor::{GuestAccessError, Vm};
 

@@ -36,7 +36,6 @@ fn need(feature: CpuidFeature) -> Need {
         | C::FPU387
         | C::MULTIBYTENOP
         | C::PAUSE
-        | C::SMM
         | C::INTEL8086_ONLY
         | C::CPUID
         | C::RDPMC

@@ -7,6 +7,8 @@
 //! After a block is complete, two passes over it: flags that are set again before anybody could see them are left out,
 //! and a compare and its conditional jump become one hand-over. Precise blocks get neither.
 
+#[cfg(test)]
+mod coverage;
 mod guard;
 mod operand;
 mod select_branch;
@@ -193,6 +195,11 @@ fn lower(context: &Context<'_>) -> Lowered {
     if let Some(refusal) = guard::refuses(context) {
         return Lowered::ends(context.op(refusal));
     }
+    selected(context).unwrap_or_else(|| Lowered::ends(context.op(slow::<Undefined>)))
+}
+
+/// What executes an instruction that nothing refuses; `None` where no group has it.
+fn selected(context: &Context<'_>) -> Option<Lowered> {
     select_branch::select(context)
         .or_else(|| select_int::select(context))
         .or_else(|| select_more::select(context))
@@ -201,7 +208,6 @@ fn lower(context: &Context<'_>) -> Lowered {
         .or_else(|| select_x87::select(context))
         .or_else(|| select_xsave::select(context))
         .or_else(|| select_system::select(context))
-        .unwrap_or_else(|| Lowered::ends(context.op(slow::<Undefined>)))
 }
 
 fn decoder<'a>(request: &Request<'_>, bytes: &'a [u8]) -> Decoder<'a> {

@@ -59,10 +59,16 @@ pub(crate) fn select(context: &Context<'_>) -> Option<Lowered> {
             op.aux = context.insn.immediate8_2nd() as u16;
             Some(Lowered::new(op))
         }
+        M::Pusha => Some(Lowered::new(context.op(slow::<stack::PushAll<u16>>))),
+        M::Pushad => Some(Lowered::new(context.op(slow::<stack::PushAll<u32>>))),
+        M::Popa => Some(Lowered::new(context.op(slow::<stack::PopAll<u16>>))),
+        M::Popad => Some(Lowered::new(context.op(slow::<stack::PopAll<u32>>))),
         M::Pause => pause(context),
         M::Nop
         | M::Endbr32
         | M::Endbr64
+        | M::Rdsspd
+        | M::Rdsspq
         | M::Prefetchnta
         | M::Prefetcht0
         | M::Prefetcht1

@@ -11,6 +11,7 @@ use crate::exit::Trap;
 use crate::mem::{Path, Slow};
 use crate::op::{Op, ZERO};
 use crate::segment::SegReg;
+use crate::system::stack::Stack;
 use crate::width::Width;
 
 const RSP: u8 = 4;
@@ -190,6 +191,40 @@ impl<T: Width> crate::dispatch::Act for Enter<T> {
         Slow::probe_store(cpu, linear, SS, T::BYTES)?;
         cpu.set_reg(5, T::truncate(frame));
         cpu.set_stack_pointer(sp);
+        Ok(())
+    }
+}
+
+/// PUSHA, PUSHAD: the eight registers in their order, RSP as it was
+pub(crate) struct PushAll<T>(PhantomData<T>);
+impl<T: Width> crate::dispatch::Act for PushAll<T> {
+    fn exec(cpu: &mut Cpu, _op: &Op) -> Result<(), Trap> {
+        let mut stack = Stack::current(cpu);
+        for n in 0..8 {
+            stack.push(cpu, cpu.reg::<T>(n).zero_extend(), T::BYTES as u8)?;
+        }
+        stack.commit(cpu);
+        Ok(())
+    }
+}
+
+/// POPA, POPAD: what PUSHA has pushed, RSP's place left out
+pub(crate) struct PopAll<T>(PhantomData<T>);
+impl<T: Width> crate::dispatch::Act for PopAll<T> {
+    fn exec(cpu: &mut Cpu, _op: &Op) -> Result<(), Trap> {
+        let mut stack = Stack::current(cpu);
+        let mut popped = [T::truncate(0); 8];
+        for n in (0..8_u8).rev() {
+            if n == RSP {
+                stack.release(T::BYTES);
+            } else {
+                popped[n as usize] = T::truncate(stack.pop(cpu, T::BYTES as u8)?);
+            }
+        }
+        stack.commit(cpu);
+        for n in (0..8).filter(|&n| n != RSP) {
+            cpu.set_reg(n, popped[n as usize]);
+        }
         Ok(())
     }
 }

@@ -8,8 +8,8 @@ use thiserror::Error;
 use super::lock::{Exclusive, Shared};
 use super::{GuestMemfd, PageIndex, PageRange};
 use crate::Host;
-use crate::folio::FolioFlags;
-use crate::provider::{FreshFolio, ProviderError};
+use crate::folio::{FolioFlags, RefError};
+use crate::provider::{FreshFolio, ProviderError, Want};
 
 /// Why an index has no folio.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -27,6 +27,14 @@ pub enum GetError {
     Private {
         /// The index.
         index: PageIndex,
+    },
+    /// No more references can be counted.
+    #[error("page {} of the guest_memfd cannot be referenced: {cause}", index.0)]
+    Reference {
+        /// The index.
+        index: PageIndex,
+        /// What the folio table said.
+        cause: RefError,
     },
     /// `ENOMEM`.
     #[error("page {} of the guest_memfd cannot be populated: {cause}", index.0)]
@@ -54,7 +62,7 @@ pub(super) struct Cached {
     pub(super) contents: Contents,
 }
 
-/// What the bytes of a folio are (`PG_uptodate`).
+/// What the bytes of a folio are: a copy of [`FolioFlags::UPTODATE`] that a lookup can read without the host's lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Contents {
     /// Whatever its last user left.
@@ -95,18 +103,20 @@ impl GuestMemfd {
             let (FreshFolio { head, size }, contents) = {
                 let mut provider = self.provider.lock(task);
                 let mut host = host.lock(task);
-                let fresh =
-                    provider.allocate(&mut host, at_most).map_err(|cause| GetError::NoFolio { index, cause })?;
-                let zero = host.folios().get(fresh.head).is_some_and(|f| f.meta.flags.contains(FolioFlags::KNOWN_ZERO));
-                host.folios.meta_mut(fresh.head).flags.remove(FolioFlags::KNOWN_ZERO);
-                (fresh, if zero { Contents::Defined } else { Contents::Stale })
+                let want = Want::anywhere(at_most, index.0);
+                let fresh = provider.allocate(&mut host, want).map_err(|cause| GetError::NoFolio { index, cause })?;
+                let flags = &mut host.folios.meta_mut(fresh.head).flags;
+                let contents = if flags.contains(FolioFlags::KNOWN_ZERO) { Contents::Defined } else { Contents::Stale };
+                flags.remove(FolioFlags::KNOWN_ZERO);
+                flags.set(FolioFlags::UPTODATE, contents == Contents::Defined);
+                (fresh, contents)
             };
             task.at(Point::A2);
             let base = index.0 & !(size.frames() - 1);
             let inserted = self.cache.lock(task).insert(base, size, Cached { head, contents });
             if inserted.is_err() {
                 // Another task was faster; its folio is the one.
-                self.put_refs(host, head, size.frames() as u32, task);
+                host.lock(task).put_page(head, size.frames() as u32);
                 continue;
             }
             task.report(Event::FolioAllocated { sfn: head, size });
@@ -120,31 +130,20 @@ impl GuestMemfd {
         let head = backed.sfn.align_down(backed.size);
         let _folio = self.folio_locks.lane(head.raw() as usize >> 3).lock(task);
         if matches!(self.find_or_room(index, task), Ok((_, Contents::Stale))) {
-            host.lock(task).clear(head, backed.size.frames());
+            {
+                let mut host = host.lock(task);
+                host.clear(head, backed.size.frames());
+                host.folios.meta_mut(head).flags.insert(FolioFlags::UPTODATE);
+            }
             if let Some(cached) = self.cache.lock(task).get_mut(index.0) {
                 cached.contents = Contents::Defined;
             }
         }
     }
 
-    /// Drops `nr` references of a folio; the last one gives it back to its provider.
-    fn put_refs(&self, host: &Host, head: Sfn, nr: u32, task: &Task<'_>) {
-        let mut provider = self.provider.lock(task);
-        let mut host = host.lock(task);
-        let meta = host.folios.meta_mut(head);
-        assert!(meta.refs >= nr, "{head:?} has {} references, {nr} are dropped", meta.refs);
-        meta.refs -= nr;
-        if meta.refs == 0 {
-            provider.free(&mut host, head);
-        }
-    }
-
     /// Drops a reference taken by [`Shared::get_page`]; the last one frees a folio that was removed.
     pub fn put_page(&self, host: &Host, sfn: Sfn, task: &Task<'_>) {
-        let head = host.lock(task).folios().get(sfn).map(|folio| folio.head);
-        if let Some(head) = head {
-            self.put_refs(host, head, 1, task);
-        }
+        host.lock(task).put_page(sfn, 1);
     }
 
     /// Removes the folios that lie inside `range`; of those that reach out of it, clears the part inside.
@@ -158,7 +157,7 @@ impl GuestMemfd {
             if first <= hit.base && hit.end() <= end {
                 cache.remove(hit.base);
                 drop(cache);
-                self.put_refs(host, hit.value.head, hit.size.frames() as u32, task);
+                host.lock(task).put_page(hit.value.head, hit.size.frames() as u32);
             } else {
                 drop(cache);
                 let from = hit.base.max(first);
@@ -205,7 +204,7 @@ impl Shared<'_> {
             return Err(GetError::Private { index });
         }
         let backed = self.get_folio(host, index, task)?;
-        host.lock(task).folios.meta_mut(backed.sfn).refs += 1;
+        host.lock(task).get_page(backed.sfn).map_err(|cause| GetError::Reference { index, cause })?;
         Ok(backed.sfn)
     }
 }
