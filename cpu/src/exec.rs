@@ -18,7 +18,7 @@ use mmu::fast::CodePage;
 use crate::code::{Block, CodeCache, Place, Tail};
 use crate::cpu::Cpu;
 use crate::decode;
-use crate::event::{Event, InterruptShadow};
+use crate::event::{Event, InterruptShadow, SoftwareKind};
 use crate::exit::{Exit, Trap};
 use crate::mode::ModeKey;
 use crate::op::{Next, Op, RIP, Way};
@@ -296,8 +296,8 @@ impl Engine {
         if !hits.is_empty() {
             if cpu.shadow == InterruptShadow::MovSs {
                 cpu.debug_hits = hits - Dr6::BS;
-            } else if cpu.event.is_none() {
-                cpu.event = Some(Event::Exception(Exception::Debug { dr6: hits }));
+            } else {
+                cpu.raise_debug_trap(hits);
             }
         }
         next
@@ -333,6 +333,10 @@ impl Engine {
                 cpu.latch.clear();
                 cpu.event = None;
                 cpu.budget -= 1;
+                let held = core::mem::take(&mut cpu.debug_hits);
+                if !held.is_empty() {
+                    cpu.event = Some(Event::Exception(Exception::Debug { dr6: held }));
+                }
                 Ok(())
             }
             Err(Trap::Exit(exit)) => {
@@ -503,6 +507,18 @@ fn build(cpu: &mut Cpu, code: &mut CodeCache, place: Place, linear: u64) -> Resu
 }
 
 impl Cpu {
+    /// Raises the debug trap of the instruction that has just retired. Behind MOV SS that instruction may be one that
+    /// delivers an event by itself: then INT1 takes the breakpoints with it, and any other leaves them for the first
+    /// instruction of its handler, where TF is clear.
+    fn raise_debug_trap(&mut self, hits: Dr6) {
+        match self.event {
+            None => self.event = Some(Event::Exception(Exception::Debug { dr6: hits })),
+            Some(Event::Software { kind: SoftwareKind::Icebp, .. }) => self.control.dr6 |= hits - Dr6::BS,
+            Some(Event::Software { .. }) => self.debug_hits = hits - Dr6::BS,
+            Some(_) => {}
+        }
+    }
+
     /// DR6 bits of the execution breakpoints at RIP.
     fn instruction_breakpoints(&self) -> Option<Dr6> {
         let dr7 = self.control.dr7;
