@@ -7,6 +7,7 @@ use core::fmt;
 use core::str::FromStr;
 
 use emu_core::PageSize;
+use emu_core::cpu_model::CpuModel;
 use thiserror::Error;
 
 const KIB: u64 = 1 << 10;
@@ -36,6 +37,9 @@ pub enum ConfigError {
     /// Not a number of vCPUs.
     #[error("\"{0}\" is not a number of vCPUs")]
     CpuCount(String),
+    /// Not a processor model.
+    #[error("\"{0}\" is not a processor model")]
+    CpuModel(String),
     /// Not a kind of nested paging.
     #[error("\"{0}\" is not a kind of nested paging")]
     NestedPaging(String),
@@ -54,6 +58,7 @@ impl ConfigError {
             ConfigError::Twice(_) => "give it once",
             ConfigError::PageSize(_) => "page sizes are 4k, 2m and 1g",
             ConfigError::CpuCount(_) => "a machine has 1 to 64 vCPUs",
+            ConfigError::CpuModel(_) => "the models are amd and intel",
             ConfigError::NestedPaging(_) => "the kinds are npt (AMD) and ept (Intel)",
             ConfigError::Seed(_) => "a seed is a 64-bit number, decimal or 0x and hexadecimal",
         }
@@ -173,6 +178,37 @@ impl FromStr for CpuCount {
     }
 }
 
+/// Whose processor the guest sees, of the x86-64-v3 level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum CpuKind {
+    /// AuthenticAMD.
+    #[default]
+    Amd,
+    /// GenuineIntel.
+    Intel,
+}
+
+impl CpuKind {
+    /// The model with everything it has.
+    pub fn model(self) -> CpuModel {
+        match self {
+            CpuKind::Amd => CpuModel::amd_v3(),
+            CpuKind::Intel => CpuModel::intel_v3(),
+        }
+    }
+}
+
+impl FromStr for CpuKind {
+    type Err = ConfigError;
+    fn from_str(text: &str) -> Result<CpuKind, ConfigError> {
+        match text.to_ascii_lowercase().as_str() {
+            "amd" => Ok(CpuKind::Amd),
+            "intel" => Ok(CpuKind::Intel),
+            _ => Err(ConfigError::CpuModel(text.to_owned())),
+        }
+    }
+}
+
 /// The format of the tables that translate guest physical addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum NestedPaging {
@@ -259,6 +295,8 @@ mod tests {
             assert_eq!(text.parse::<CpuCount>(), Err(ConfigError::CpuCount(text.to_owned())));
         }
         assert_eq!("EPT".parse(), Ok(NestedPaging::Ept));
+        assert_eq!("Intel".parse(), Ok(CpuKind::Intel));
+        assert_eq!("via".parse::<CpuKind>(), Err(ConfigError::CpuModel("via".to_owned())));
         assert!("tdp".parse::<NestedPaging>().is_err());
         assert_eq!(parse_seed("0x5eed"), Ok(0x5eed));
         assert_eq!(parse_seed("18446744073709551615"), Ok(u64::MAX));

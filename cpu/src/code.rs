@@ -5,8 +5,9 @@
 //! byte and the [`ModeKey`]; virtual addresses do not enter it, so that nothing has to be dropped when page tables
 //! change: whoever jumps checks that the target's page is the block's page.
 //!
-//! Direct branches within a page remember the block they lead to as a number, the link. Block numbers are never used
-//! twice between two flushes and a dead block keeps [`ModeKey::DEAD`], so links need no unlinking.
+//! Direct branches within a page remember the block they lead to as a number, the link. Between two flushes a number
+//! belongs to one place (page, offset, mode) for good, and a dead block has [`ModeKey::DEAD`], so links need no
+//! unlinking; when a dead block's place is decoded again, they lead there.
 //!
 //! Always true: every line a live block was decoded from is marked in the memory's code watch.
 
@@ -16,29 +17,35 @@ use hashbrown::HashMap;
 use mmu::fast::CodePage;
 use rustc_hash::FxBuildHasher;
 
+use crate::cpu::Cpu;
 use crate::mode::ModeKey;
-use crate::op::Op;
+use crate::op::{Handler, Next, Op, Rest};
 
 /// Ops kept before everything is dropped and decoded anew: 64 MiB of ops.
 const MAX_OPS: usize = 2 << 20;
 /// Numbers given away, to live and dead blocks, before everything is dropped: 64 MiB of block heads.
 const MAX_BLOCKS: usize = 1 << 20;
 
-/// A decoded run of instructions.
+/// A decoded run of instructions. One cache line: its number becomes its address by a shift, and one miss finds all.
+#[repr(align(64))]
 pub(crate) struct Block {
     pub ops: Box<[Op]>,
+    /// The handler of the first op, here so that the jump to it need not wait until the op is found.
+    pub run: Handler,
+    pub page: CodePage,
     pub key: ModeKey,
     /// Instructions in it: what entering it costs.
-    pub units: u32,
-    pub page: CodePage,
+    pub units: u16,
     /// Offset of its first byte in the page.
     pub offset: u16,
     /// The frame and the lines it was decoded from.
     sfn: Sfn,
     lines: LineMask,
     /// For an instruction that reaches into the next page: that page, and what was decoded from it.
-    pub tail: Option<Tail>,
+    pub tail: Option<Box<Tail>>,
 }
+
+const _: () = assert!(size_of::<Block>() == 64);
 
 /// The second page of a straddling instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +53,19 @@ pub(crate) struct Tail {
     pub page: CodePage,
     pub sfn: Sfn,
     pub lines: LineMask,
+}
+
+/// What decoding found at a place.
+pub(crate) struct Found {
+    pub ops: Vec<Op>,
+    pub units: u16,
+    pub lines: LineMask,
+    pub tail: Option<Tail>,
+}
+
+/// The handler of a block without ops, which nothing enters.
+fn nowhere(_cpu: &mut Cpu, _code: &CodeCache, _op: &Op, _rest: Rest<'_>) -> Next {
+    Next::Boundary
 }
 
 /// Where a block was found and what it is to be entered as.
@@ -91,9 +111,10 @@ impl CodeCache {
         // Number 0 is no block: links and jump tables start as 0.
         self.blocks.push(Block {
             ops: Box::new([]),
+            run: nowhere,
+            page: CodePage::NONE,
             key: ModeKey::DEAD,
             units: 0,
-            page: CodePage::NONE,
             offset: 0,
             sfn: Sfn::new(0),
             lines: LineMask(0),
@@ -112,38 +133,49 @@ impl CodeCache {
         self.blocks.get(id as usize)
     }
 
+    /// The live block at `place`.
     pub fn find(&self, place: Place) -> Option<u32> {
-        let at = place.sfn.base().raw() | place.offset as u64;
-        self.map.get(&(at, place.key.raw())).copied()
+        self.known(place).filter(|&id| self.blocks[id as usize].key != ModeKey::DEAD)
     }
 
-    /// The number that the next inserted block will have.
+    fn known(&self, place: Place) -> Option<u32> {
+        self.map.get(&(place.sfn.base().raw() | place.offset as u64, place.key.raw())).copied()
+    }
+
+    /// The number that a block decoded at `place` shall have, if it lies in one page: that of its dead predecessor.
+    pub fn id_for(&self, place: Place) -> u32 {
+        let again = |&id: &u32| self.blocks[id as usize].page == place.page;
+        self.known(place).filter(again).unwrap_or(self.next_id())
+    }
+
+    /// The number that a block shall have whose place has none.
     pub fn next_id(&self) -> u32 {
         self.blocks.len() as u32
     }
 
-    pub fn insert(
-        &mut self,
-        place: Place,
-        ops: Vec<Op>,
-        units: u32,
-        lines: LineMask,
-        tail: Option<Tail>,
-        watch: &CodeWatch,
-    ) -> u32 {
-        let id = self.next_id();
+    /// Enters what was decoded at `place` under the number `id` that was given out for it.
+    pub fn insert(&mut self, id: u32, place: Place, found: Found, watch: &CodeWatch) {
+        let Found { ops, units, lines, tail } = found;
         self.ops += ops.len();
         self.decoded += 1;
-        self.blocks.push(Block {
+        let block = Block {
+            run: ops.first().map_or(nowhere, |op| op.run),
             ops: ops.into_boxed_slice(),
+            page: place.page,
             key: place.key,
             units,
-            page: place.page,
             offset: place.offset,
             sfn: place.sfn,
             lines,
-            tail,
-        });
+            tail: tail.map(Box::new),
+        };
+        match self.blocks.get_mut(id as usize) {
+            Some(dead) => {
+                debug_assert!(dead.key == ModeKey::DEAD, "a number has one live block");
+                *dead = block;
+            }
+            None => self.blocks.push(block),
+        }
         self.map.insert((place.sfn.base().raw() | place.offset as u64, place.key.raw()), id);
         self.frames.entry(place.sfn.raw()).or_default().push(id);
         watch.watch(place.sfn, lines);
@@ -151,10 +183,9 @@ impl CodeCache {
             self.frames.entry(tail.sfn.raw()).or_default().push(id);
             watch.watch(tail.sfn, tail.lines);
         }
-        id
     }
 
-    /// Drops the blocks that have bytes in these lines.
+    /// Drops the blocks that have bytes in these lines. Whoever remembers an open link must forget it.
     pub fn invalidate(&mut self, sfn: Sfn, lines: LineMask) {
         let Some(ids) = self.frames.get_mut(&sfn.raw()) else { return };
         let (blocks, map, ops) = (&mut self.blocks, &mut self.map, &mut self.ops);
@@ -164,9 +195,12 @@ impl CodeCache {
                 return false;
             }
             let first = block.sfn == sfn && block.lines.intersects(lines);
-            let second = block.tail.is_some_and(|t| t.sfn == sfn && t.lines.intersects(lines));
+            let second = block.tail.as_ref().is_some_and(|t| t.sfn == sfn && t.lines.intersects(lines));
             if first || second {
-                map.remove(&(block.sfn.base().raw() | block.offset as u64, block.key.raw()));
+                // What straddles has no number for good: nothing may come to it by a link.
+                if block.tail.is_some() {
+                    map.remove(&(block.sfn.base().raw() | block.offset as u64, block.key.raw()));
+                }
                 block.key = ModeKey::DEAD;
                 *ops -= block.ops.len();
                 block.ops = Box::new([]);

@@ -42,21 +42,22 @@ pub(crate) struct Control {
     pub pdptes: Option<[u64; 4]>,
 }
 
-/// See the module.
+/// See the module. In memory as it stands here, so that what handlers touch most is reached by short displacements.
+#[repr(C)]
 pub(crate) struct Cpu {
-    /// The sixteen registers, [`crate::op::ZERO`], [`RIP`], and padding to a power of two.
-    pub gpr: [u64; GPR_SLOTS],
     pub flags: Flags,
     /// Units of time left before `until`; a block is charged when it is entered.
     pub budget: i64,
-    /// When `budget` is zero it is this time.
-    pub until: Instant,
-    /// Effective base of each segment ([`crate::segment::FLAT`] and above are zero); in 64-bit mode only FS and GS have one.
-    pub seg_base: [u64; 8],
     pub key: ModeKey,
     /// Something happened that the run loop must see before the next instruction (code was overwritten).
     pub attention: bool,
     pub jumps: JumpTable,
+    /// The sixteen registers, [`crate::op::ZERO`], [`RIP`], and padding to a power of two.
+    pub gpr: [u64; GPR_SLOTS],
+    /// When `budget` is zero it is this time.
+    pub until: Instant,
+    /// Effective base of each segment ([`crate::segment::FLAT`] and above are zero); in 64-bit mode only FS and GS have one.
+    pub seg_base: [u64; 8],
     pub mmu: Mmu,
 
     pub cpl: u8,

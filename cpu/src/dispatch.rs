@@ -7,10 +7,10 @@
 
 use crate::code::CodeCache;
 use crate::cpu::Cpu;
-use crate::exec::{jump, leave_after, stop};
+use crate::exec::{jump_in_any_mode, leave_after, stop};
 use crate::exit::Trap;
 use crate::mem::{Fast, Miss, Path, Slow};
-use crate::op::{Next, Op, RIP, next};
+use crate::op::{Next, Op, RIP, Rest, next};
 
 /// The meaning of an instruction that touches no memory.
 pub(crate) trait Pure {
@@ -50,12 +50,12 @@ enum Done {
     Stopped(Next),
 }
 
-pub(crate) fn pure<S: Pure>(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: &[Op]) -> Next {
+pub(crate) fn pure<S: Pure>(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: Rest<'_>) -> Next {
     S::exec(cpu, op);
     next!(cpu, code, op, rest)
 }
 
-pub(crate) fn hot<S: Sem>(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: &[Op]) -> Next {
+pub(crate) fn hot<S: Sem>(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: Rest<'_>) -> Next {
     match S::exec::<Fast>(cpu, op) {
         Ok(()) => next!(cpu, code, op, rest),
         Err(Miss) => cold::<S>(cpu, code, op, rest),
@@ -65,7 +65,7 @@ pub(crate) fn hot<S: Sem>(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: &[Op])
 /// The slow instance of a hot instruction; also its handler where the fast path cannot be right (16- and 32-bit
 /// addressing, whose segments have limits).
 #[inline(never)]
-pub(crate) fn cold<S: Sem>(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: &[Op]) -> Next {
+pub(crate) fn cold<S: Sem>(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: Rest<'_>) -> Next {
     match run_sem::<S>(cpu, op) {
         Done::Retired => next!(cpu, code, op, rest),
         Done::RetiredWithNews => leave_after(cpu, op),
@@ -78,7 +78,7 @@ fn run_sem<S: Sem>(cpu: &mut Cpu, op: &Op) -> Done {
     finish(S::exec::<Slow>(cpu, op), cpu, op)
 }
 
-pub(crate) fn slow<S: Act>(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: &[Op]) -> Next {
+pub(crate) fn slow<S: Act>(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: Rest<'_>) -> Next {
     match run_act::<S>(cpu, op) {
         Done::Retired => next!(cpu, code, op, rest),
         Done::RetiredWithNews => leave_after(cpu, op),
@@ -100,9 +100,9 @@ fn finish(result: Result<(), Trap>, cpu: &mut Cpu, op: &Op) -> Done {
     }
 }
 
-pub(crate) fn ender<S: Ender>(cpu: &mut Cpu, code: &CodeCache, op: &Op, _rest: &[Op]) -> Next {
+pub(crate) fn ender<S: Ender>(cpu: &mut Cpu, code: &CodeCache, op: &Op, _rest: Rest<'_>) -> Next {
     match run_ender::<S>(cpu, op) {
-        Done::Retired => jump(cpu, code, cpu.gpr[RIP as usize]),
+        Done::Retired => jump_in_any_mode(cpu, code, cpu.gpr[RIP as usize]),
         Done::RetiredWithNews => Next::Boundary,
         Done::Stopped(next) => next,
     }

@@ -15,10 +15,10 @@ use emu_core::{Access, AccessKind, Exception, Gva};
 use mmu::MmuFault;
 use mmu::fast::CodePage;
 
-use crate::code::{Block, CodeCache, Place, Tail};
+use crate::code::{Block, CodeCache, Found, Place, Tail};
 use crate::cpu::Cpu;
 use crate::decode;
-use crate::event::{Event, InterruptShadow};
+use crate::event::{Event, InterruptShadow, SoftwareKind};
 use crate::exit::{Exit, Trap};
 use crate::mode::ModeKey;
 use crate::op::{Next, Op, RIP, Way};
@@ -41,12 +41,13 @@ pub(crate) fn enter(cpu: &mut Cpu, code: &CodeCache, block: &Block, rip: u64) ->
     if budget < 0 {
         return Next::Boundary;
     }
-    match &*block.ops {
-        [first, rest @ ..] => {
+    let mut rest = block.ops.iter();
+    match rest.next() {
+        Some(first) => {
             cpu.budget = budget;
-            (first.run)(cpu, code, first, rest)
+            (block.run)(cpu, code, first, rest)
         }
-        [] => Next::Boundary,
+        None => Next::Boundary,
     }
 }
 
@@ -65,20 +66,31 @@ pub(crate) fn follow(cpu: &mut Cpu, code: &CodeCache, op: &Op, way: Way, rip: u6
 fn open_link(cpu: &mut Cpu, code: &CodeCache, op: &Op, way: Way, rip: u64) -> Next {
     // Another page may be mapped differently next time: links never lead out of their page.
     if (rip ^ cpu.gpr[RIP as usize]) >> 12 != 0 {
-        return jump(cpu, code, rip);
+        return jump_in_any_mode(cpu, code, rip);
     }
     cpu.gpr[RIP as usize] = rip;
     cpu.unlinked = Some((op.own_block(), way));
     Next::Unlinked
 }
 
-/// Jumps to `rip` wherever it is: through the jump table if its guess is right.
+/// Jumps to `rip` of 64-bit mode wherever it is: through the jump table if its guess is right.
 #[inline(always)]
 pub(crate) fn jump(cpu: &mut Cpu, code: &CodeCache, rip: u64) -> Next {
+    jump_to(cpu, code, rip, rip)
+}
+
+/// Jumps to `rip` of any mode.
+#[inline(never)]
+pub(crate) fn jump_in_any_mode(cpu: &mut Cpu, code: &CodeCache, rip: u64) -> Next {
+    jump_to(cpu, code, rip, cpu.code_linear(rip))
+}
+
+#[inline(always)]
+fn jump_to(cpu: &mut Cpu, code: &CodeCache, rip: u64, linear: u64) -> Next {
     if let Some(block) = code.block(cpu.jumps.guess(rip))
         && block.key == cpu.key
-        && block.offset == (cpu.code_linear(rip) & 0xfff) as u16
-        && cpu.mmu.fast.code_page(cpu.code_linear(rip)) == Some(block.page)
+        && block.offset == (linear & 0xfff) as u16
+        && cpu.mmu.fast.code_page(linear) == Some(block.page)
         && block.tail.is_none()
     {
         return enter(cpu, code, block, rip);
@@ -208,6 +220,7 @@ impl Engine {
             if let Some((from, way)) = unlinked
                 && let Some(branch) = self.code.block(from).filter(|b| b.key == cpu.key && b.page == block.page)
                 && let Some(op) = branch.ops.last()
+                && branch.offset.wrapping_add(op.distance(way)) & 0xfff == block.offset
             {
                 op.set_link(way, id);
             } else {
@@ -235,7 +248,8 @@ impl Engine {
         let count = (most as usize).min(cpu.budget.max(1) as usize).min(block.units as usize);
         let whole = count == block.units as usize;
         let ops = if whole { &block.ops[..] } else { &block.ops[..count] };
-        let Some((first, rest)) = ops.split_first() else { return Next::Boundary };
+        let mut rest = ops.iter();
+        let Some(first) = rest.next() else { return Next::Boundary };
         cpu.budget -= block.units as i64;
         (first.run)(cpu, &self.code, first, rest)
     }
@@ -296,8 +310,8 @@ impl Engine {
         if !hits.is_empty() {
             if cpu.shadow == InterruptShadow::MovSs {
                 cpu.debug_hits = hits - Dr6::BS;
-            } else if cpu.event.is_none() {
-                cpu.event = Some(Event::Exception(Exception::Debug { dr6: hits }));
+            } else {
+                cpu.raise_debug_trap(hits);
             }
         }
         next
@@ -333,6 +347,10 @@ impl Engine {
                 cpu.latch.clear();
                 cpu.event = None;
                 cpu.budget -= 1;
+                let held = core::mem::take(&mut cpu.debug_hits);
+                if !held.is_empty() {
+                    cpu.event = Some(Event::Exception(Exception::Debug { dr6: held }));
+                }
                 Ok(())
             }
             Err(Trap::Exit(exit)) => {
@@ -368,6 +386,7 @@ impl Engine {
                     for event in events {
                         if let CodeEvent::Written { sfn, lines } = event {
                             self.code.invalidate(sfn, lines);
+                            self.cpu.unlinked = None;
                         }
                     }
                 }
@@ -403,7 +422,7 @@ fn find(cpu: &mut Cpu, code: &mut CodeCache, key: ModeKey) -> Result<u32, Trap> 
     if let Some(id) = code.find(place)
         && let Some(block) = code.block(id)
     {
-        match block.tail {
+        match block.tail.as_deref().copied() {
             None => return Ok(id),
             // A straddling instruction is the one it was only if its second page is still that page.
             Some(tail) => {
@@ -411,8 +430,8 @@ fn find(cpu: &mut Cpu, code: &mut CodeCache, key: ModeKey) -> Result<u32, Trap> 
                 if page == tail.page {
                     return Ok(id);
                 }
-                let sfn = tail.sfn;
-                code.invalidate(sfn, tail.lines);
+                code.invalidate(tail.sfn, tail.lines);
+                cpu.unlinked = None;
             }
         }
     }
@@ -453,7 +472,7 @@ fn not_memory(spa: emu_core::Spa, gpa: emu_core::Gpa) -> Trap {
 
 /// Decodes a block at `place`.
 fn build(cpu: &mut Cpu, code: &mut CodeCache, place: Place, linear: u64) -> Result<u32, Trap> {
-    let mut page = [0; 0x1000];
+    let mut page = [0; decode::MAX_BLOCK];
     let in_page = match cpu.mmu.fast.code_bytes(linear, &mut page) {
         Some((_, bytes)) => bytes,
         None => unreachable!("found a moment ago"),
@@ -465,12 +484,14 @@ fn build(cpu: &mut Cpu, code: &mut CodeCache, place: Place, linear: u64) -> Resu
     let rip = cpu.rip();
     // Bytes beyond the code segment's limit do not exist.
     let room = limit.saturating_sub(rip).saturating_add(1).min(in_page.len() as u64) as usize;
-    let request = decode::Request { key: place.key, rip, id: code.next_id(), model: &cpu.model };
+    let id = code.id_for(place);
+    let request = decode::Request { key: place.key, rip, id, model: &cpu.model };
     let watch_of = |len: usize| LineMask::covering(place.offset as usize, len);
     let memory = cpu.mmu.memory().clone();
     match decode::block(&request, &in_page[..room]) {
         decode::Decoded::Block { ops, units, len_bytes } => {
-            Ok(code.insert(place, ops, units, watch_of(len_bytes), None, memory.code()))
+            code.insert(id, place, Found { ops, units, lines: watch_of(len_bytes), tail: None }, memory.code());
+            Ok(id)
         }
         decode::Decoded::Straddles if room < in_page.len() => Err(Exception::GP0.into()),
         decode::Decoded::Straddles => {
@@ -479,14 +500,13 @@ fn build(cpu: &mut Cpu, code: &mut CodeCache, place: Place, linear: u64) -> Resu
             bytes[..first].copy_from_slice(in_page);
             let second = next_page(linear);
             let (tail_page, tail_sfn) = code_at(cpu, second)?;
-            let mut other = [0; 0x1000];
-            let Some((_, more)) = cpu.mmu.fast.code_bytes(second, &mut other) else {
+            if cpu.mmu.fast.code_bytes(second, &mut bytes[first..]).is_none() {
                 unreachable!("found a moment ago")
-            };
-            bytes[first..].copy_from_slice(&more[..MAX_INSTRUCTION - first]);
+            }
             let available = limit.saturating_sub(rip).saturating_add(1).min(MAX_INSTRUCTION as u64) as usize;
             // The second page's fill may have evicted the first one's entry: the block keeps what it saw.
-            let request = decode::Request { key: place.key, rip, id: code.next_id(), model: &cpu.model };
+            let id = code.next_id();
+            let request = decode::Request { key: place.key, rip, id, model: &cpu.model };
             match decode::one(&request, &bytes[..available]) {
                 Some((ops, units, len_bytes)) => {
                     let tail = Tail {
@@ -494,7 +514,13 @@ fn build(cpu: &mut Cpu, code: &mut CodeCache, place: Place, linear: u64) -> Resu
                         sfn: tail_sfn,
                         lines: LineMask::covering(0, len_bytes.saturating_sub(first)),
                     };
-                    Ok(code.insert(place, ops, units, watch_of(first), Some(tail), memory.code()))
+                    code.insert(
+                        id,
+                        place,
+                        Found { ops, units, lines: watch_of(first), tail: Some(tail) },
+                        memory.code(),
+                    );
+                    Ok(id)
                 }
                 None => Err(Exception::GP0.into()),
             }
@@ -503,6 +529,18 @@ fn build(cpu: &mut Cpu, code: &mut CodeCache, place: Place, linear: u64) -> Resu
 }
 
 impl Cpu {
+    /// Raises the debug trap of the instruction that has just retired. Behind MOV SS that instruction may be one that
+    /// delivers an event by itself: then INT1 takes the breakpoints with it, and any other leaves them for the first
+    /// instruction of its handler, where TF is clear.
+    fn raise_debug_trap(&mut self, hits: Dr6) {
+        match self.event {
+            None => self.event = Some(Event::Exception(Exception::Debug { dr6: hits })),
+            Some(Event::Software { kind: SoftwareKind::Icebp, .. }) => self.control.dr6 |= hits - Dr6::BS,
+            Some(Event::Software { .. }) => self.debug_hits = hits - Dr6::BS,
+            Some(_) => {}
+        }
+    }
+
     /// DR6 bits of the execution breakpoints at RIP.
     fn instruction_breakpoints(&self) -> Option<Dr6> {
         let dr7 = self.control.dr7;

@@ -102,6 +102,15 @@ impl Flags {
         self.set_status(status - Rflags::ZF | zero);
     }
 
+    /// CF and ZF as given, the others clear.
+    #[inline]
+    pub fn set_order(&mut self, cf: bool, zf: bool) {
+        // A result of zero has even parity, one of 1 odd parity.
+        self.res = !zf as u64;
+        self.src = cf as u64 * CF;
+        self.kind = kind::EXPLICIT | zf as u32 * INVERT_PF;
+    }
+
     /// Sets all six status flags.
     pub fn set_status(&mut self, status: Rflags) {
         let has = |f: Rflags| status.contains(f);

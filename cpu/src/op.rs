@@ -1,8 +1,9 @@
 //! The decoded form of an instruction, and how one hands over to the next.
 //!
 //! A block is a slice of [`Op`]s. Each op holds the address of its handler; a handler does its work and calls the
-//! handler of the next op in tail position, which the compiler turns into a jump. The rest of the slice travels along,
-//! so that the end of a block, or of a shortened run of it, is the end of the slice and needs no check of its own.
+//! handler of the next op in tail position, which the compiler turns into a jump. The rest of the slice travels along as
+//! [`Rest`], whose two pointers make a hand-over one compare and one addition; the end of a block, or of a shortened
+//! run of it, is the end of the slice.
 //!
 //! Rules for handlers, without which the tail call becomes a call and costs host stack for each guest instruction:
 //! no local whose address is taken may be alive at the hand-over, nothing may need dropping after it, and anything
@@ -26,8 +27,11 @@ pub(crate) enum Next {
     Trap,
 }
 
+/// The ops after the running one.
+pub(crate) type Rest<'a> = core::slice::Iter<'a, Op>;
+
 /// A handler. See the module for the rules.
-pub(crate) type Handler = fn(&mut Cpu, &CodeCache, &Op, &[Op]) -> Next;
+pub(crate) type Handler = fn(&mut Cpu, &CodeCache, &Op, Rest<'_>) -> Next;
 
 /// One decoded instruction (two, when a compare and its jump are fused).
 #[derive(Clone, Debug)]
@@ -95,6 +99,14 @@ impl Op {
         (self.imm.get() >> (32 * way as u32)) as u32
     }
 
+    /// How far from the block's first byte a direct branch leads in direction `way`, modulo the size of a page.
+    pub fn distance(&self, way: Way) -> u16 {
+        match way {
+            Way::Taken => self.disp as u16,
+            Way::FallThrough => self.ip,
+        }
+    }
+
     /// Sets it.
     pub fn set_link(&self, way: Way, id: u32) {
         let shift = 32 * way as u32;
@@ -114,13 +126,12 @@ const _: () = assert!(size_of::<Op>() == 32, "an op is half a cache line");
 
 /// Hands over to the next op, or leaves at the end of the slice with an exact RIP.
 macro_rules! next {
-    ($cpu:ident, $code:ident, $op:ident, $rest:ident) => {
-        match $rest {
-            [next, rest @ ..] => return (next.run)($cpu, $code, next, rest),
-            [] => {
-                return $crate::exec::end_of_slice($cpu, $op);
-            }
+    ($cpu:ident, $code:ident, $op:ident, $rest:ident) => {{
+        let mut rest: $crate::op::Rest<'_> = $rest;
+        match rest.next() {
+            Some(next) => return (next.run)($cpu, $code, next, rest),
+            None => return $crate::exec::end_of_slice($cpu, $op),
         }
-    };
+    }};
 }
 pub(crate) use next;

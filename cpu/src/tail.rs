@@ -6,7 +6,7 @@
 use std::sync::OnceLock;
 
 /// A stand-in with the register pressure of a real handler.
-type Link = for<'a> fn(&mut Probe, &'a u64, &'a u64, &'a [u64]) -> u32;
+type Link = for<'a> fn(&mut Probe, &'a u64, &'a u64, core::slice::Iter<'a, u64>) -> u32;
 
 struct Probe {
     left: u32,
@@ -21,7 +21,7 @@ fn here() -> usize {
     core::ptr::from_ref(core::hint::black_box(&mark)).addr()
 }
 
-fn link(probe: &mut Probe, a: &u64, b: &u64, rest: &[u64]) -> u32 {
+fn link(probe: &mut Probe, a: &u64, b: &u64, rest: core::slice::Iter<'_, u64>) -> u32 {
     probe.bottom = here();
     if probe.left == 0 {
         return *a as u32;
@@ -37,7 +37,7 @@ pub(crate) fn calls_are_jumps() -> bool {
     *ANSWER.get_or_init(|| {
         let mut probe = Probe { left: 2000, top: here(), bottom: 0, next: core::hint::black_box(link as Link) };
         let next = probe.next;
-        next(&mut probe, &1, &2, &[]);
+        next(&mut probe, &1, &2, [].iter());
         probe.top.abs_diff(probe.bottom) < 2000
     })
 }

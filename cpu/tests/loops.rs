@@ -56,3 +56,36 @@ fn code_that_rewrites_itself_is_seen_by_the_next_instruction() {
     run(&mut vcpu, 10);
     assert_eq!(vcpu.state().rip, CODE + 11);
 }
+
+#[test]
+fn a_branch_leads_to_its_own_target_whatever_ran_in_between() {
+    // jmp 1f ; jmp . ; 1: mov al, 1 ; jmp . ; mov al, 2 ; jmp .
+    let (mut vcpu, _) = long_mode(&[0xeb, 2, 0xeb, 0xfe, 0xb0, 1, 0xeb, 0xfe, 0xb0, 2, 0xeb, 0xfe]);
+    let mut result_from = |rip: u64, units: u64| {
+        let mut state = vcpu.state();
+        state.rip = rip;
+        vcpu.set_state(&state);
+        run(&mut vcpu, units);
+        vcpu.state().gpr[0] & 0xff
+    };
+    // Time ends between the jump and its target, and something else in the page runs first.
+    result_from(CODE, 1);
+    assert_eq!(result_from(CODE + 8, 2), 2);
+    assert_eq!(result_from(CODE, 3), 1);
+}
+
+#[test]
+fn code_patched_over_and_over_is_decoded_in_place() {
+    // 1: mov dword [rip+5], ecx ; nop*4 ; mov eax, imm (overwritten) ; add rdx, rax ; dec ecx ; jnz 1b ; jmp .
+    let code = [
+        0x89, 0x0d, 0x05, 0, 0, 0, 0x90, 0x90, 0x90, 0x90, 0xb8, 0, 0, 0, 0, 0x48, 0x01, 0xc2, 0xff, 0xc9, 0x75, 0xea,
+        0xeb, 0xfe,
+    ];
+    let (mut vcpu, _) = long_mode(&code);
+    vcpu.set_gpr(1, 100);
+    vcpu.set_gpr(2, 0);
+    run(&mut vcpu, 100 * 9);
+    assert_eq!((vcpu.state().gpr[2], vcpu.state().rip), (5050, CODE + 22));
+    let decoded = vcpu.blocks_decoded();
+    assert!((100..500).contains(&decoded), "decoded anew after each patch, and only what was patched: {decoded}");
+}

@@ -1,5 +1,5 @@
 //! Ports for test programs: the debug exit, the scratch and interrupt-line ports that kvm-unit-tests expects of QEMU's
-//! `pc-testdev`, and debug consoles.
+//! `pc-testdev` with the memory behind them, and debug consoles.
 //!
 //! With the test ports in place 0xe8 to 0xeb belong to them, so the console at 0xe9 exists only without them; the one at
 //! 0x402 always does.
@@ -24,6 +24,11 @@ pub enum Reg {
     /// 0xe9 without the test ports, and 0x402: a debug console.
     Console,
 }
+
+/// Where the test device's memory lies: bytes that keep what was written, reached as device registers are.
+pub const MEMORY_BASE: Gpa = Gpa::new(0xff00_0000);
+/// How much of it there is.
+pub const MEMORY_BYTES: u64 = 0x1_0000;
 
 /// Which test register a port reaches; `test_ports` says whether the board has the `pc-testdev` ones.
 pub const fn decode(port: u16, test_ports: bool) -> Option<Reg> {
@@ -60,12 +65,32 @@ pub enum Effect {
 pub struct TestDevice {
     scratch: u32,
     lines: u32,
+    /// Empty until it is first written.
+    memory: Vec<u8>,
 }
 
 impl TestDevice {
     /// The interrupt lines that are held high, one bit each global interrupt.
     pub const fn lines(&self) -> u32 {
         self.lines
+    }
+
+    /// Reads the device's memory at byte `offset`; what lies behind its end reads 0.
+    pub fn memory_read(&self, offset: u64, width: Width) -> u64 {
+        let byte = |n| self.memory.get((offset + n) as usize).copied().unwrap_or(0);
+        (0..width.bytes() as u64).rev().fold(0, |value, n| value << 8 | byte(n) as u64)
+    }
+
+    /// Writes the device's memory at byte `offset`; what lies behind its end is lost.
+    pub fn memory_write(&mut self, offset: u64, width: Width, value: u64) {
+        if self.memory.is_empty() {
+            self.memory = vec![0; MEMORY_BYTES as usize];
+        }
+        for (n, byte) in value.to_le_bytes().into_iter().take(width.bytes() as usize).enumerate() {
+            if let Some(place) = self.memory.get_mut(offset as usize + n) {
+                *place = byte;
+            }
+        }
     }
 
     /// Reads a register.
@@ -126,6 +151,18 @@ mod tests {
                 assert_eq!(dev.read(Reg::Scratch(0), Width::Dword), u32::from_le_bytes(bytes));
             }
         }
+    }
+
+    #[test]
+    fn memory_keeps_bytes_of_every_width() {
+        let mut dev = TestDevice::default();
+        assert_eq!(dev.memory_read(8, Width::Qword), 0);
+        dev.memory_write(8, Width::Qword, 0x0123_4567_89ab_cdef);
+        dev.memory_write(9, Width::Byte, 0x55);
+        assert_eq!(dev.memory_read(8, Width::Dword), 0x89ab_55ef);
+        assert_eq!(dev.memory_read(12, Width::Word), 0x4567);
+        dev.memory_write(MEMORY_BYTES - 1, Width::Word, 0xaabb);
+        assert_eq!(dev.memory_read(MEMORY_BYTES - 1, Width::Word), 0xbb);
     }
 
     #[test]

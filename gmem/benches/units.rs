@@ -45,8 +45,11 @@ fn alloc_free(c: &mut Criterion) {
     ];
     for (name, policy) in cases {
         let mut host = host();
-        let mut provider = provider_of(&mut host, policy);
+        let mut provider = policy.provider();
         let size = policy.folio_size();
+        provider.reserve(&mut host, 2 * size.frames()).expect("room for two");
+        // A neighbour that stays, as there always is one.
+        allocate(&mut host, &mut *provider, size);
         group.bench_function(name, |b| {
             b.iter(|| {
                 let head = allocate(&mut host, &mut *provider, size);

@@ -1,7 +1,8 @@
 //! The fast TLB: the direct-mapped front of all translation, which answers a memory access with a host address.
 //!
-//! Each privilege context has its own array of entries, so that a change of CPL or RFLAGS.AC is one assignment. An
-//! entry keeps one tag for each kind of access. A tag is the page's base address where the kind may use the host page
+//! Each privilege context has its own arrays of entries, one for data and one for code. Those of the selected context
+//! are in a place of their own, so that an access finds them without asking which context it is; a change of CPL or
+//! RFLAGS.AC exchanges boxes. An entry keeps one tag for each kind of access. A tag is the page's base address where the kind may use the host page
 //! directly, otherwise a value that no address indexing the slot can have; therefore one unsigned compare decides hit,
 //! permission and page crossing together: `address ^ tag` is the offset in the page on a hit, and anything else fails
 //! `<= 4096 - size`. Non-canonical addresses need no check: nothing fills them.
@@ -21,10 +22,9 @@ use emu_core::{Gva, Privilege, Sfn};
 
 /// Entries in one context.
 pub const ENTRIES: usize = 1024;
-/// Contexts that are filled, one a privilege. After them comes one that never is, see [`FastTlb::select_none`].
+/// Contexts that are filled, one a privilege.
 const CONTEXTS: usize = Privilege::ALL.len();
-const TOTAL: usize = ENTRIES * (CONTEXTS + 1);
-const _: () = assert!(TOTAL.is_power_of_two(), "a masked index needs no bounds check");
+const TOTAL: usize = ENTRIES * CONTEXTS;
 const PAGE: u64 = 4096;
 
 /// What a fill allows.
@@ -38,13 +38,63 @@ pub struct FastRights {
     pub execute: bool,
 }
 
+/// What loads and stores need of a page.
 #[derive(Clone, Copy)]
 #[repr(C, align(32))]
-struct Entry {
+struct Data {
     tag_r: u64,
     tag_w: u64,
+    /// The host page less the page's base address: added to an address in the page it is the host's address of it.
+    addend: *mut u8,
+}
+
+/// What execution needs of a page.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Code {
     tag_x: u64,
     host: *mut u8,
+}
+
+/// Arrays with one entry a slot, of which that of one context is in front.
+struct Contexts<T> {
+    /// The array of the context `selected`; the one in which nothing ever hits, if that is `None`.
+    front: Box<[T; ENTRIES]>,
+    selected: Option<Privilege>,
+    /// The arrays of the other contexts. In the place of the selected one's is the one in which nothing ever hits.
+    others: [Box<[T; ENTRIES]>; CONTEXTS],
+}
+
+impl<T: Copy> Contexts<T> {
+    fn new(empty: impl Fn(usize) -> T) -> Contexts<T> {
+        let array = || {
+            let entries: Box<[T]> = (0..ENTRIES).map(&empty).collect();
+            let Ok(entries) = entries.try_into() else { unreachable!("made with this length") };
+            entries
+        };
+        Contexts { front: array(), selected: None, others: core::array::from_fn(|_| array()) }
+    }
+
+    #[inline]
+    fn select(&mut self, wanted: Option<Privilege>) {
+        if self.selected == wanted {
+            return;
+        }
+        for context in [self.selected, wanted].into_iter().flatten() {
+            core::mem::swap(&mut self.front, &mut self.others[context.index()]);
+        }
+        self.selected = wanted;
+    }
+
+    /// The entry `index`, counted over all contexts.
+    #[inline]
+    fn at(&mut self, index: usize) -> &mut T {
+        let (context, slot) = (index / ENTRIES, index % ENTRIES);
+        match self.selected {
+            Some(selected) if selected.index() == context => &mut self.front[slot],
+            _ => &mut self.others[context][slot],
+        }
+    }
 }
 
 /// Cold companion of an entry.
@@ -67,21 +117,22 @@ impl CodePage {
 
 /// See the module.
 pub struct FastTlb {
-    entries: Box<[Entry; TOTAL]>,
-    /// First entry of the selected context.
-    active: usize,
-    /// The same for code, which no alignment check or data breakpoint slows down.
-    active_code: usize,
+    data: Contexts<Data>,
+    /// Selected apart from data: no alignment check or data breakpoint slows code down.
+    code: Contexts<Code>,
     info: Box<[Info; TOTAL]>,
     /// Slots in use, so that a flush costs what was filled and not what could have been.
     filled: Vec<u16>,
+    /// By the low bits of their number, frames known to have no write tag: code that is patched over and over is
+    /// decoded as often, and each time its frame's write tags must go.
+    unwritable: [Option<Sfn>; UNWRITABLE],
     memory: Arc<SystemMemory>,
 }
 
+const UNWRITABLE: usize = 16;
+
 // SAFETY: the pointers lead into `memory`, which is `Send + Sync` and kept alive by the `Arc`.
 unsafe impl Send for FastTlb {}
-
-const FLUSH_LIST: usize = ENTRIES * CONTEXTS;
 
 /// The tag that no address indexing slot `index` can match: the base of a page that indexes the neighbouring slot.
 #[inline]
@@ -97,22 +148,33 @@ const fn slot_of(gva: u64) -> usize {
 impl FastTlb {
     /// An empty TLB over `memory`.
     pub fn new(memory: Arc<SystemMemory>) -> FastTlb {
-        let mut entries = Vec::with_capacity(TOTAL);
-        for i in 0..TOTAL {
-            entries.push(Self::empty(i));
-        }
-        let (Ok(entries), Ok(info)) = (
-            entries.into_boxed_slice().try_into(),
-            vec![Info { sfn: Sfn::new(0), global: false }; TOTAL].into_boxed_slice().try_into(),
-        ) else {
-            unreachable!("both were made with this length")
+        let Ok(info) = vec![Info { sfn: Sfn::new(0), global: false }; TOTAL].into_boxed_slice().try_into() else {
+            unreachable!("made with this length")
         };
-        FastTlb { entries, active: 0, active_code: 0, info, filled: Vec::with_capacity(FLUSH_LIST), memory }
+        let mut tlb = FastTlb {
+            data: Contexts::new(Self::no_data),
+            code: Contexts::new(Self::no_code),
+            info,
+            filled: Vec::with_capacity(TOTAL),
+            unwritable: [None; UNWRITABLE],
+            memory,
+        };
+        tlb.select(Privilege::ALL[0]);
+        tlb
     }
 
-    const fn empty(index: usize) -> Entry {
+    const fn no_data(index: usize) -> Data {
         let never = impossible(index);
-        Entry { tag_r: never, tag_w: never, tag_x: never, host: core::ptr::null_mut() }
+        Data { tag_r: never, tag_w: never, addend: core::ptr::null_mut() }
+    }
+
+    const fn no_code(index: usize) -> Code {
+        Code { tag_x: impossible(index), host: core::ptr::null_mut() }
+    }
+
+    fn empty(&mut self, index: usize) {
+        *self.data.at(index) = Self::no_data(index);
+        *self.code.at(index) = Self::no_code(index);
     }
 
     /// The memory behind it.
@@ -123,29 +185,28 @@ impl FastTlb {
     /// Makes the context of `privilege` the one that [`FastTlb::load`] and the others use.
     #[inline]
     pub fn select(&mut self, privilege: Privilege) {
-        self.active = privilege.index() * ENTRIES;
-        self.active_code = self.active;
+        self.data.select(Some(privilege));
+        self.code.select(Some(privilege));
     }
 
     /// Like [`FastTlb::select`] for code; for data a context in which nothing ever hits, so that every access is seen by
     /// the slow path, as alignment checks and data breakpoints need it.
     #[inline]
     pub fn select_none(&mut self, privilege: Privilege) {
-        self.active = CONTEXTS * ENTRIES;
-        self.active_code = privilege.index() * ENTRIES;
+        self.data.select(None);
+        self.code.select(Some(privilege));
     }
 
     #[inline(always)]
-    fn entry(&self, gva: u64) -> &Entry {
-        &self.entries[(self.active + slot_of(gva)) % TOTAL]
+    fn entry(&self, gva: u64) -> &Data {
+        &self.data.front[slot_of(gva)]
     }
 
     #[inline(always)]
-    fn hit<T>(host: *mut u8, tag: u64, gva: u64) -> Option<*mut T> {
-        let offset = gva ^ tag;
-        if offset <= PAGE - size_of::<T>() as u64 {
-            // SAFETY: `offset` is below 4096, so the pages agree and `host` is a live page of `memory` (see `fill`).
-            Some(unsafe { host.add(offset as usize).cast::<T>() })
+    fn hit<T>(addend: *mut u8, tag: u64, gva: u64) -> Option<*mut T> {
+        if gva ^ tag <= PAGE - size_of::<T>() as u64 {
+            // The pages agree, so this is inside the live page of `memory` that was filled (see `fill`).
+            Some(addend.wrapping_add(gva as usize).cast::<T>())
         } else {
             None
         }
@@ -155,7 +216,7 @@ impl FastTlb {
     #[inline(always)]
     pub fn load<T: Scalar>(&self, gva: u64) -> Option<T> {
         let entry = self.entry(gva);
-        let at = Self::hit::<T>(entry.host, entry.tag_r, gva)?;
+        let at = Self::hit::<T>(entry.addend, entry.tag_r, gva)?;
         // SAFETY: `hit` bounds the access by one live page; any bits are a `T`.
         Some(unsafe { at.read_unaligned() })
     }
@@ -164,7 +225,7 @@ impl FastTlb {
     #[inline(always)]
     pub fn store<T: Scalar>(&mut self, gva: u64, value: T) -> Option<()> {
         let entry = self.entry(gva);
-        let at = Self::hit::<T>(entry.host, entry.tag_w, gva)?;
+        let at = Self::hit::<T>(entry.addend, entry.tag_w, gva)?;
         // SAFETY: as in `load`; the write tag says that the page is RAM.
         unsafe { at.write_unaligned(value) };
         Some(())
@@ -174,7 +235,7 @@ impl FastTlb {
     #[inline(always)]
     pub fn update<T: Scalar, R>(&mut self, gva: u64, change: impl FnOnce(T) -> (T, R)) -> Option<R> {
         let entry = self.entry(gva);
-        let at = Self::hit::<T>(entry.host, entry.tag_w, gva)?;
+        let at = Self::hit::<T>(entry.addend, entry.tag_w, gva)?;
         // SAFETY: as in `load`; a write tag implies that reading is allowed too.
         let old = unsafe { at.read_unaligned() };
         let (new, result) = change(old);
@@ -198,8 +259,9 @@ impl FastTlb {
         if offset >= PAGE || offset + into.len() as u64 > PAGE {
             return None;
         }
+        let from = entry.addend.wrapping_add(gva as usize);
         // SAFETY: the range is inside one live page; `into` is ordinary memory and cannot overlap it.
-        unsafe { core::ptr::copy_nonoverlapping(entry.host.add(offset as usize), into.as_mut_ptr(), into.len()) };
+        unsafe { core::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) };
         Some(())
     }
 
@@ -211,8 +273,7 @@ impl FastTlb {
         if offset >= PAGE || (count as u64).checked_mul(size_of::<T>() as u64).is_none_or(|n| offset + n > PAGE) {
             return None;
         }
-        // SAFETY: `offset` is inside the page.
-        let at = unsafe { entry.host.add(offset as usize).cast::<T>() };
+        let at = entry.addend.wrapping_add(gva as usize).cast::<T>();
         for i in 0..count {
             // SAFETY: `offset + count * size` is inside the page.
             unsafe { at.add(i).write_unaligned(value) };
@@ -229,8 +290,7 @@ impl FastTlb {
         if s >= PAGE || t >= PAGE || s + len as u64 > PAGE || t + len as u64 > PAGE {
             return None;
         }
-        // SAFETY: both offsets are inside their pages.
-        let (s, t) = unsafe { (source.host.add(s as usize), target.host.add(t as usize)) };
+        let (s, t) = (source.addend.wrapping_add(from as usize), target.addend.wrapping_add(to as usize));
         let distance = (t as usize).wrapping_sub(s as usize);
         if distance >= len {
             // SAFETY: both ranges are inside live pages. The target does not start inside the source, so copying
@@ -256,7 +316,7 @@ impl FastTlb {
     /// The page that code at `gva` lies in, if it is here.
     #[inline(always)]
     pub fn code_page(&self, gva: u64) -> Option<CodePage> {
-        let entry = &self.entries[(self.active_code + slot_of(gva)) % TOTAL];
+        let entry = &self.code.front[slot_of(gva)];
         if gva ^ entry.tag_x < PAGE { Some(CodePage { host: entry.host }) } else { None }
     }
 
@@ -264,21 +324,19 @@ impl FastTlb {
     #[inline]
     pub fn code_frame(&self, gva: u64) -> Option<Sfn> {
         self.code_page(gva)?;
-        Some(self.info[(self.active_code + slot_of(gva)) % TOTAL].sfn)
+        let context = self.code.selected?;
+        Some(self.info[context.index() * ENTRIES + slot_of(gva)].sfn)
     }
 
-    /// Copies the code bytes from `gva` to the end of its page, and says which frame they are in.
-    pub fn code_bytes<'a>(&self, gva: u64, into: &'a mut [u8; PAGE as usize]) -> Option<(Sfn, &'a [u8])> {
-        let index = (self.active_code + slot_of(gva)) % TOTAL;
-        let entry = &self.entries[index];
-        let offset = gva ^ entry.tag_x;
-        if offset >= PAGE {
-            return None;
-        }
-        let len = (PAGE - offset) as usize;
+    /// Copies the code bytes from `gva` on, as many as are wanted and in its page, and says which frame they are in.
+    pub fn code_bytes<'a>(&self, gva: u64, into: &'a mut [u8]) -> Option<(Sfn, &'a [u8])> {
+        let sfn = self.code_frame(gva)?;
+        let CodePage { host } = self.code_page(gva)?;
+        let offset = gva as usize % PAGE as usize;
+        let len = into.len().min(PAGE as usize - offset);
         // SAFETY: the range is inside one live page; `into` is ordinary memory.
-        unsafe { core::ptr::copy_nonoverlapping(entry.host.add(offset as usize), into.as_mut_ptr(), len) };
-        Some((self.info[index].sfn, &into[..len]))
+        unsafe { core::ptr::copy_nonoverlapping(host.add(offset), into.as_mut_ptr(), len) };
+        Some((sfn, &into[..len]))
     }
 
     /// Enters the 4 KiB page of `gva` in the context of `privilege`. Rights replace those of an entry for another page
@@ -289,52 +347,72 @@ impl FastTlb {
         let host = page.host.as_ptr();
         debug_assert!(self.is_of_memory(sfn, page.host), "a filled page belongs to this TLB's memory");
         let never = impossible(index);
-        let old = self.entries[index];
-        let vacant = old.tag_r == never && old.tag_w == never && old.tag_x == never;
-        let keeps = |tag: u64| tag == base && old.host == host;
-        let tag = |old_tag: u64, allowed: bool| if allowed || keeps(old_tag) { base } else { never };
-        self.entries[index] = Entry {
-            tag_r: tag(old.tag_r, rights.read),
-            tag_w: tag(old.tag_w, rights.write),
-            tag_x: tag(old.tag_x, rights.execute),
-            host,
-        };
+        let addend = host.wrapping_sub(base as usize);
+        let vacant = self.is_vacant(index);
+        let data = self.data.at(index);
+        let same = data.addend == addend;
+        let tag = |old: u64, same: bool, allowed: bool| if allowed || same && old == base { base } else { never };
+        *data = Data { tag_r: tag(data.tag_r, same, rights.read), tag_w: tag(data.tag_w, same, rights.write), addend };
+        let code = self.code.at(index);
+        *code = Code { tag_x: tag(code.tag_x, code.host == host, rights.execute), host };
         self.info[index] = Info { sfn, global };
         if vacant {
             self.filled.push(index as u16);
         }
+        let known = &mut self.unwritable[sfn.raw() as usize % UNWRITABLE];
+        if rights.write && *known == Some(sfn) {
+            *known = None;
+        }
+    }
+
+    fn is_vacant(&mut self, index: usize) -> bool {
+        let never = impossible(index);
+        let data = *self.data.at(index);
+        data.tag_r == never && data.tag_w == never && self.code.at(index).tag_x == never
     }
 
     fn is_of_memory(&self, sfn: Sfn, host: HostPage) -> bool {
         self.memory.page(sfn).is_some_and(|view| view.host == host)
     }
 
+    /// Drops the entries for which `gone` holds.
+    fn drop_where(&mut self, mut gone: impl FnMut(&mut FastTlb, usize) -> bool) {
+        let mut filled = core::mem::take(&mut self.filled);
+        filled.retain(|&index| {
+            let index = index as usize;
+            let gone = gone(self, index);
+            if gone {
+                self.empty(index);
+            }
+            !gone
+        });
+        self.filled = filled;
+    }
+
+    /// The page of entry `index`, which is not vacant.
+    fn base_of(&mut self, index: usize) -> u64 {
+        let never = impossible(index);
+        let (data, code) = (*self.data.at(index), *self.code.at(index));
+        [data.tag_r, data.tag_w, code.tag_x].into_iter().find(|&tag| tag != never).unwrap_or(never)
+    }
+
     /// Drops everything.
     pub fn flush_all(&mut self) {
-        for index in self.filled.drain(..) {
-            self.entries[index as usize] = Self::empty(index as usize);
-        }
+        self.drop_where(|_, _| true);
     }
 
     /// Drops everything but global pages: what MOV to CR3 does.
     pub fn flush_non_global(&mut self) {
-        let (entries, info) = (&mut self.entries, &self.info);
-        self.filled.retain(|&index| {
-            let keep = info[index as usize].global;
-            if !keep {
-                entries[index as usize] = Self::empty(index as usize);
-            }
-            keep
-        });
+        self.drop_where(|tlb, index| !tlb.info[index].global);
     }
 
     /// Drops the page of `gva` from every context.
     pub fn flush_page(&mut self, gva: Gva) {
+        let base = gva.raw() & !(PAGE - 1);
         for context in 0..CONTEXTS {
-            let index = context * ENTRIES + slot_of(gva.raw());
-            let (entry, base) = (self.entries[index], gva.raw() & !(PAGE - 1));
-            if entry.tag_r == base || entry.tag_w == base || entry.tag_x == base {
-                self.entries[index] = Self::empty(index);
+            let index = context * ENTRIES + slot_of(base);
+            if self.base_of(index) == base {
+                self.empty(index);
                 self.filled.retain(|&i| i as usize != index);
             }
         }
@@ -342,42 +420,31 @@ impl FastTlb {
 
     /// Drops every page within `bytes` from `base` (a large page or a range), in all contexts.
     pub fn flush_range(&mut self, base: Gva, bytes: u64) {
-        let entries = &mut self.entries;
-        self.filled.retain(|&index| {
-            let entry = entries[index as usize];
-            let never = impossible(index as usize);
-            let tag = [entry.tag_r, entry.tag_w, entry.tag_x].into_iter().find(|&t| t != never).unwrap_or(never);
-            let gone = tag.wrapping_sub(base.raw()) < bytes;
-            if gone {
-                entries[index as usize] = Self::empty(index as usize);
-            }
-            !gone
-        });
+        self.drop_where(|tlb, index| tlb.base_of(index).wrapping_sub(base.raw()) < bytes);
     }
 
     /// Drops the write tags of every entry for frame `sfn`: it holds translated code now, or must be seen when written.
     pub fn strip_writes(&mut self, sfn: Sfn) {
-        for &index in &self.filled {
-            if self.info[index as usize].sfn == sfn {
-                self.entries[index as usize].tag_w = impossible(index as usize);
-            }
+        let known = &mut self.unwritable[sfn.raw() as usize % UNWRITABLE];
+        if *known == Some(sfn) {
+            return;
         }
-        self.forget_vacant();
+        *known = Some(sfn);
+        self.strip(|info| info.sfn == sfn);
     }
 
     /// Drops every write tag.
     pub fn strip_all_writes(&mut self) {
-        for &index in &self.filled {
-            self.entries[index as usize].tag_w = impossible(index as usize);
-        }
-        self.forget_vacant();
+        self.strip(|_| true);
     }
 
-    fn forget_vacant(&mut self) {
-        let entries = &self.entries;
-        self.filled.retain(|&index| {
-            let (e, never) = (&entries[index as usize], impossible(index as usize));
-            e.tag_r != never || e.tag_w != never || e.tag_x != never
+    fn strip(&mut self, these: impl Fn(&Info) -> bool) {
+        self.drop_where(|tlb, index| {
+            if !these(&tlb.info[index]) {
+                return false;
+            }
+            tlb.data.at(index).tag_w = impossible(index);
+            tlb.is_vacant(index)
         });
     }
 }

@@ -9,7 +9,9 @@ use emu_core::PageSize;
 use emu_core::rng::Seed;
 
 use super::CliError;
-use crate::config::{ConfigError, CpuCount, MemoryArgument, MemorySize, NestedPaging, parse_page_size, parse_seed};
+use crate::config::{
+    ConfigError, CpuCount, CpuKind, MemoryArgument, MemorySize, NestedPaging, parse_page_size, parse_seed,
+};
 
 /// An x86-64 machine in software whose memory virtualisation is the point.
 #[derive(Debug, Parser)]
@@ -50,6 +52,9 @@ pub struct RunArguments {
     /// vCPUs, 1 to 64 [default: 1].
     #[arg(short, long, value_name = "N", alias = "smp")]
     pub cpus: Option<String>,
+    /// Whose processor the guest sees: amd or intel [default: amd].
+    #[arg(long, value_name = "KIND")]
+    pub cpu: Option<String>,
     /// Largest page that backs guest memory: 4k, 2m or 1g [default: 4k].
     #[arg(long, value_name = "SIZE")]
     pub pages: Option<String>,
@@ -123,6 +128,8 @@ pub struct RunConfig {
     pub pages: PageSize,
     /// vCPUs.
     pub cpus: CpuCount,
+    /// Whose processor the guest sees.
+    pub cpu: CpuKind,
     /// The format of nested tables.
     pub nested: NestedPaging,
     /// What decides every choice.
@@ -170,6 +177,7 @@ impl RunArguments {
             memory: size,
             pages,
             cpus: value("--cpus", self.cpus.as_deref(), CpuCount::ONE, str::parse)?,
+            cpu: value("--cpu", self.cpu.as_deref(), CpuKind::default(), str::parse)?,
             nested: value("--mmu", self.mmu.as_deref(), NestedPaging::default(), str::parse)?,
             seed: Seed(value("--seed", self.seed.as_deref(), 0, parse_seed)?),
             max_instructions: self.max_instructions,
@@ -227,10 +235,11 @@ mod tests {
 
     #[test]
     fn the_rest_arrives_too() {
-        let words = "--pages 2m --mmu ept --seed 0x10 --max-instructions 5 --timeout 3 --json --serial s --no-reboot";
+        let words = "--pages 2m --mmu ept --cpu intel --seed 0x10 --max-instructions 5 --timeout 3 --json --serial s --no-reboot";
         let config = resolve(&words.split(' ').collect::<Vec<_>>()).unwrap();
         assert_eq!((config.pages, config.nested, config.seed), (PageSize::Size2M, NestedPaging::Ept, Seed(16)));
         assert_eq!((config.max_instructions, config.timeout), (Some(5), Some(Duration::from_secs(3))));
+        assert_eq!(config.cpu, CpuKind::Intel);
         assert_eq!((config.report, config.on_reset), (Report::Json, OnReset::End));
         assert_eq!(config.serial, Some(PathBuf::from("s")));
     }

@@ -23,6 +23,7 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
             .memory(config.memory.bytes())
             .pages(config.pages)
             .mmu(config.nested)
+            .model(config.cpu.model())
             .seed(config.seed)
             .append(&config.cmdline);
         if let Some(bytes) = &initrd {

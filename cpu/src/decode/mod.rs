@@ -40,6 +40,8 @@ use crate::segment::FLAT;
 
 /// Instructions in the longest block.
 const MAX_UNITS: usize = 64;
+/// Bytes in the longest block.
+pub(crate) const MAX_BLOCK: usize = MAX_UNITS * MAX_INSTRUCTION;
 
 /// What is to be decoded.
 pub(crate) struct Request<'a> {
@@ -55,7 +57,7 @@ pub(crate) struct Request<'a> {
 pub(crate) enum Decoded {
     Block {
         ops: Vec<Op>,
-        units: u32,
+        units: u16,
         len_bytes: usize,
     },
     /// The very first instruction does not end in the bytes given.
@@ -251,7 +253,7 @@ pub(crate) fn block(request: &Request<'_>, bytes: &[u8]) -> Decoded {
 
 /// Decodes the one instruction at the start of `bytes`, followed by a hand-over. `None` when the bytes do not hold all
 /// of it.
-pub(crate) fn one(request: &Request<'_>, bytes: &[u8]) -> Option<(Vec<Op>, u32, usize)> {
+pub(crate) fn one(request: &Request<'_>, bytes: &[u8]) -> Option<(Vec<Op>, u16, usize)> {
     let mut decoder = decoder(request, bytes);
     let insn = decoder.decode();
     if decoder.last_error() == DecoderError::NoMoreBytes {
@@ -263,7 +265,7 @@ pub(crate) fn one(request: &Request<'_>, bytes: &[u8]) -> Option<(Vec<Op>, u32, 
     Some((ops, units, len_bytes))
 }
 
-fn assemble(request: &Request<'_>, mut lowered: Vec<Lowered>) -> (Vec<Op>, u32) {
+fn assemble(request: &Request<'_>, mut lowered: Vec<Lowered>) -> (Vec<Op>, u16) {
     let units = lowered.len();
     if !request.key.is_precise() {
         leave_out_dead_flags(&mut lowered);
@@ -283,7 +285,7 @@ fn assemble(request: &Request<'_>, mut lowered: Vec<Lowered>) -> (Vec<Op>, u32) 
     if open {
         ops.push(hand_over(request, end));
     }
-    (ops, units as u32)
+    (ops, units as u16)
 }
 
 /// What follows the last instruction of a block that was cut: no instruction, a jump to the next byte.

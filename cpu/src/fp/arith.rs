@@ -4,7 +4,6 @@
 //! Handlers try the host's arithmetic first ([`crate::softfloat::fast`]); everything it cannot answer for is computed
 //! out of line, where flags and exceptions are found.
 
-use core::cmp::Ordering;
 use core::marker::PhantomData;
 
 use emu_core::Exception;
@@ -15,7 +14,7 @@ use crate::fp::operand::{Element, START_AGAIN, Source, each_element, first};
 use crate::mem::Path;
 use crate::op::Op;
 use crate::simd::form::{Form, imm8};
-use crate::softfloat::fast::FastMode;
+use crate::softfloat::fast::Guess;
 use crate::softfloat::{self as soft, Env, PrecisionReport, Predicate, Rounding};
 use crate::vector::{V128, V256};
 
@@ -23,10 +22,12 @@ use crate::vector::{V128, V256};
 pub(crate) trait Arith {
     /// The result, with flags. `n` is the element's number.
     fn exact<E: Element>(a: E::Raw, b: E::Raw, imm: u8, n: usize, env: &mut Env) -> E::Raw;
+    /// Whether [`Arith::fast`] has an answer at all.
+    const FAST: Fast = Fast::Never;
     /// The result where it is certain to set no flag that is not set already.
     #[inline(always)]
-    fn fast<E: Element>(_a: E::Raw, _b: E::Raw, _mode: FastMode) -> Option<E::Raw> {
-        None
+    fn fast<E: Element>(a: E::Raw, _b: E::Raw) -> Guess<E::Raw> {
+        Guess { value: a, doubt: E::mask(true) }
     }
     /// Which elements are combined, of one 128-bit lane of both sources.
     #[inline(always)]
@@ -35,8 +36,29 @@ pub(crate) trait Arith {
     }
 }
 
+/// When the host's arithmetic may answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fast {
+    Never,
+    /// When MXCSR allows it.
+    Rounded,
+    /// Always: nothing is rounded.
+    Unrounded,
+}
+
+impl Fast {
+    #[inline(always)]
+    fn applies(self, cpu: &Cpu) -> bool {
+        match self {
+            Fast::Never => false,
+            Fast::Rounded => cpu.fast_mode().allowed(),
+            Fast::Unrounded => true,
+        }
+    }
+}
+
 macro_rules! arith {
-    ($($(#[$doc:meta])* $Name:ident: $exact:ident, |$a:ident, $b:ident, $mode:ident, $E:ident| $fast:expr;)*) => {$(
+    ($($(#[$doc:meta])* $Name:ident: $exact:ident, $when:ident, |$a:ident, $b:ident, $E:ident| $fast:expr;)*) => {$(
         $(#[$doc])*
         pub(crate) struct $Name;
         impl Arith for $Name {
@@ -45,26 +67,27 @@ macro_rules! arith {
                 soft::$exact::<E>(a, b, env)
             }
             #[inline(always)]
-            fn fast<$E: Element>($a: $E::Raw, $b: $E::Raw, $mode: FastMode) -> Option<$E::Raw> {
+            fn fast<$E: Element>($a: $E::Raw, $b: $E::Raw) -> Guess<$E::Raw> {
                 $fast
             }
+            const FAST: Fast = Fast::$when;
         }
     )*};
 }
 
 arith! {
     /// ADDPS and its kin.
-    Add: add, |a, b, mode, E| E::fast_add(a, b, mode);
+    Add: add, Rounded, |a, b, E| E::fast_add(a, b);
     /// SUBPS and its kin.
-    Sub: sub, |a, b, mode, E| E::fast_sub(a, b, mode);
+    Sub: sub, Rounded, |a, b, E| E::fast_sub(a, b);
     /// MULPS and its kin.
-    Mul: mul, |a, b, mode, E| E::fast_mul(a, b, mode);
+    Mul: mul, Rounded, |a, b, E| E::fast_mul(a, b);
     /// DIVPS and its kin.
-    Div: div, |a, b, mode, E| E::fast_div(a, b, mode);
+    Div: div, Rounded, |a, b, E| E::fast_div(a, b);
     /// MINPS and its kin.
-    Min: min, |a, b, _mode, E| E::order(a, b).map(|order| if order == Ordering::Less { a } else { b });
+    Min: min, Unrounded, |a, b, E| E::fast_min(a, b);
     /// MAXPS and its kin.
-    Max: max, |a, b, _mode, E| E::order(a, b).map(|order| if order == Ordering::Greater { a } else { b });
+    Max: max, Unrounded, |a, b, E| E::fast_max(a, b);
 }
 
 /// SQRTPS and its kin.
@@ -75,9 +98,10 @@ impl Arith for Sqrt {
         soft::sqrt::<E>(b, env)
     }
     #[inline(always)]
-    fn fast<E: Element>(_a: E::Raw, b: E::Raw, mode: FastMode) -> Option<E::Raw> {
-        E::fast_sqrt(b, mode)
+    fn fast<E: Element>(_a: E::Raw, b: E::Raw) -> Guess<E::Raw> {
+        E::fast_sqrt(b)
     }
+    const FAST: Fast = Fast::Rounded;
 }
 
 /// CMPPS and its kin: a mask.
@@ -147,18 +171,19 @@ impl<O: Arith, E: Element, F: Form, S: Source> Sem for Packed<O, E, F, S> {
     #[inline(always)]
     fn exec<P: Path>(cpu: &mut Cpu, op: &Op) -> Result<(), P::Stop> {
         let b = S::packed::<P, F>(cpu, op)?;
-        let a = F::get(cpu, first(op));
-        let mode = cpu.fast_mode();
-        let (a, b) = (F::widen(a), F::widen(b));
-        let mut certain = true;
-        let result = each_element::<F, E>(|lane, n| {
-            let result = O::fast::<E>(E::get(a[lane], n), E::get(b[lane], n), mode);
-            certain &= result.is_some();
-            result.unwrap_or(E::mask(false))
-        });
-        if certain {
-            F::set(cpu, op.dst, F::narrow(result));
-            return Ok(());
+        let b = F::widen(b);
+        if O::FAST.applies(cpu) {
+            let a = F::widen(F::get(cpu, first(op)));
+            let mut doubts = [E::mask(false); 8];
+            let result = each_element::<F, E>(|lane, n| {
+                let guess = O::fast::<E>(E::get(a[lane], n), E::get(b[lane], n));
+                doubts[lane * E::COUNT + n] = guess.doubt;
+                guess.value
+            });
+            if !E::doubtful(doubts) {
+                F::set(cpu, op.dst, F::narrow(result));
+                return Ok(());
+            }
         }
         if P::FAST {
             return Err(START_AGAIN.into());
@@ -187,10 +212,12 @@ impl<O: Arith, E: Element, F: Form, S: Source> Sem for Low<O, E, F, S> {
     #[inline(always)]
     fn exec<P: Path>(cpu: &mut Cpu, op: &Op) -> Result<(), P::Stop> {
         let b = S::element::<P, E>(cpu, op)?;
-        let a = cpu.vector.xmm(first(op));
-        if let Some(result) = O::fast::<E>(E::get(a, 0), b, cpu.fast_mode()) {
-            F::set_low(cpu, op.dst, E::put(a, 0, result));
-            return Ok(());
+        if O::FAST.applies(cpu) {
+            let guess = O::fast::<E>(E::lowest(cpu, first(op)), b);
+            if !E::doubtful([guess.doubt]) {
+                F::set_lowest::<E>(cpu, op.dst, first(op), guess.value);
+                return Ok(());
+            }
         }
         if P::FAST {
             return Err(START_AGAIN.into());

@@ -1,6 +1,5 @@
 //! COMISS, UCOMISS and their double forms: comparison to RFLAGS; and the dot products.
 
-use core::cmp::Ordering;
 use core::marker::PhantomData;
 
 use emu_core::Exception;
@@ -20,13 +19,9 @@ impl<E: Element, S: Source, const SIGNALING: bool> Sem for Comis<E, S, SIGNALING
     #[inline(always)]
     fn exec<P: Path>(cpu: &mut Cpu, op: &Op) -> Result<(), P::Stop> {
         let b = S::element::<P, E>(cpu, op)?;
-        let a = E::get(cpu.vector.xmm(first(op)), 0);
-        if let Some(order) = E::order(a, b) {
-            cpu.flags.set_status(match order {
-                Ordering::Less => Rflags::CF,
-                Ordering::Equal => Rflags::ZF,
-                Ordering::Greater => Rflags::empty(),
-            });
+        let a = E::lowest(cpu, first(op));
+        if let Some((less, equal)) = E::compare(a, b) {
+            cpu.flags.set_order(less, equal);
             return Ok(());
         }
         if P::FAST {

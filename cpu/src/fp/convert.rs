@@ -4,7 +4,7 @@ use core::marker::PhantomData;
 
 use emu_core::memory::Scalar;
 
-use crate::address::{Addressing, Legacy, Use};
+use crate::address::{ADDRESS16, ADDRESS32, Addressing, Full64, Legacy, Use};
 use crate::cpu::Cpu;
 use crate::dispatch::Sem;
 use crate::fp::operand::{Element, REGISTER, START_AGAIN};
@@ -225,6 +225,19 @@ macro_rules! fast_convert {
 fast_convert!(F32, u32, f32, 24);
 fast_convert!(F64, u64, f64, 53);
 
+/// The linear address of a memory operand of any form. The fast path leaves those with limits or narrow addresses to the
+/// slow one.
+#[inline(always)]
+fn operand_linear<P: Path>(cpu: &Cpu, op: &Op, len: u64) -> Result<u64, P::Stop> {
+    if P::FAST {
+        if !cpu.key.is_64() || op.scale & (ADDRESS16 | ADDRESS32) != 0 {
+            return Err(START_AGAIN.into());
+        }
+        return Ok(Full64::linear(cpu, op, 0, len, Use::Read)?);
+    }
+    Ok(Legacy::linear(cpu, op, 0, len, Use::Read)?)
+}
+
 /// CVTSI2SS and CVTSI2SD: from a general register or memory, of type `T`.
 pub(crate) struct FromInteger<E, T, F>(PhantomData<(E, T, F)>);
 impl<E: FastConvert, T: Integer, F: Form> Sem for FromInteger<E, T, F> {
@@ -233,7 +246,7 @@ impl<E: FastConvert, T: Integer, F: Form> Sem for FromInteger<E, T, F> {
         let value = if op.aux & REGISTER != 0 {
             T::from_gpr(cpu.gpr[op.src as usize % 16])
         } else {
-            let linear = Legacy::linear(cpu, op, 0, size_of::<T>() as u64, Use::Read)?;
+            let linear = operand_linear::<P>(cpu, op, size_of::<T>() as u64)?;
             P::load(cpu, linear, op.seg)?
         };
         let result = match E::from_integer(value.extend(), cpu.fast_mode().allowed()) {
@@ -246,7 +259,7 @@ impl<E: FastConvert, T: Integer, F: Form> Sem for FromInteger<E, T, F> {
                 result
             }
         };
-        F::set_low(cpu, op.dst, E::put(cpu.vector.xmm(op.aux as u8), 0, result));
+        F::set_lowest::<E>(cpu, op.dst, op.aux as u8, result);
         Ok(())
     }
 }
@@ -258,9 +271,9 @@ impl<E: FastConvert, T: Integer, const TRUNCATE: bool> Sem for ToInteger<E, T, T
     #[inline(always)]
     fn exec<P: Path>(cpu: &mut Cpu, op: &Op) -> Result<(), P::Stop> {
         let value: E::Raw = if op.aux & REGISTER != 0 {
-            E::get(cpu.vector.xmm(op.src), 0)
+            E::lowest(cpu, op.src)
         } else {
-            let linear = Legacy::linear(cpu, op, 0, E::BYTES as u64, Use::Read)?;
+            let linear = operand_linear::<P>(cpu, op, E::BYTES as u64)?;
             P::load(cpu, linear, op.seg)?
         };
         let certain = E::truncated(value, T::WIDTH, TRUNCATE && cpu.fast_mode().allowed());

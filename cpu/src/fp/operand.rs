@@ -14,9 +14,9 @@ use crate::cpu::Cpu;
 use crate::mem::Path;
 use crate::op::Op;
 use crate::simd::form::{Form, operand};
-use crate::softfloat::fast::{self, FastMode};
+use crate::softfloat::fast::{self, FastMode, Guess};
 use crate::softfloat::{Env, F32, F64, Format};
-use crate::vector::{V128, V256};
+use crate::vector::{Lane, V128, V256};
 
 /// Flag in [`Op::aux`] for [`Any`]: the second source is a register.
 pub(crate) const REGISTER: u16 = 1 << 8;
@@ -40,35 +40,47 @@ pub(crate) trait Element: Format<Bits = Self::Raw> {
     fn put(v: V128, n: usize, value: Self::Raw) -> V128;
     /// All ones or all zeros.
     fn mask(on: bool) -> Self::Raw;
+    /// The lowest element of a register.
+    #[inline(always)]
+    fn lowest(cpu: &Cpu, n: u8) -> Self::Raw {
+        Self::from_u64(cpu.vector.low(n))
+    }
     /// From the low bits of a number.
     fn from_u64(value: u64) -> Self::Raw;
     /// Zero-extended.
     fn to_u64(value: Self::Raw) -> u64;
-    /// How two values compare, if both are zeros or normal numbers.
-    fn order(a: Self::Raw, b: Self::Raw) -> Option<core::cmp::Ordering>;
+    /// Whether `a` is less than `b`, and whether they are equal, if both are zeros or normal numbers.
+    fn compare(a: Self::Raw, b: Self::Raw) -> Option<(bool, bool)>;
+    /// Whether any of these doubts is one.
+    fn doubtful(doubts: impl IntoIterator<Item = Self::Raw>) -> bool;
 
-    fn fast_add(a: Self::Raw, b: Self::Raw, mode: FastMode) -> Option<Self::Raw>;
-    fn fast_sub(a: Self::Raw, b: Self::Raw, mode: FastMode) -> Option<Self::Raw>;
-    fn fast_mul(a: Self::Raw, b: Self::Raw, mode: FastMode) -> Option<Self::Raw>;
-    fn fast_div(a: Self::Raw, b: Self::Raw, mode: FastMode) -> Option<Self::Raw>;
-    fn fast_sqrt(a: Self::Raw, mode: FastMode) -> Option<Self::Raw>;
+    fn fast_add(a: Self::Raw, b: Self::Raw) -> Guess<Self::Raw>;
+    fn fast_sub(a: Self::Raw, b: Self::Raw) -> Guess<Self::Raw>;
+    fn fast_mul(a: Self::Raw, b: Self::Raw) -> Guess<Self::Raw>;
+    fn fast_div(a: Self::Raw, b: Self::Raw) -> Guess<Self::Raw>;
+    fn fast_sqrt(a: Self::Raw) -> Guess<Self::Raw>;
+    fn fast_min(a: Self::Raw, b: Self::Raw) -> Guess<Self::Raw>;
+    fn fast_max(a: Self::Raw, b: Self::Raw) -> Guess<Self::Raw>;
 }
 
 macro_rules! element {
-    ($F:ty, $raw:ty, $float:ty, $fraction:literal, $max:literal,
-     $add:ident, $sub:ident, $mul:ident, $div:ident, $sqrt:ident) => {
+    ($F:ty, $raw:ty, $float:ty, $add:ident, $sub:ident, $mul:ident, $div:ident, $sqrt:ident, $min:ident, $max:ident) => {
         impl Element for $F {
             type Raw = $raw;
             const BYTES: usize = size_of::<$raw>();
 
             #[inline(always)]
             fn get(v: V128, n: usize) -> $raw {
-                (v.to_u128() >> (n as u32 * <$raw>::BITS)) as $raw
+                let quadword = if n < Self::COUNT / 2 { v.low() } else { v.high() };
+                (quadword >> (n as u32 * <$raw>::BITS % 64)) as $raw
             }
             #[inline(always)]
             fn put(v: V128, n: usize, value: $raw) -> V128 {
-                let shift = n as u32 * <$raw>::BITS;
-                V128::from_u128(v.to_u128() & !((<$raw>::MAX as u128) << shift) | (value as u128) << shift)
+                let shift = n as u32 * <$raw>::BITS % 64;
+                let place = |old: u64| old & !((<$raw>::MAX as u64) << shift) | (value as u64) << shift;
+                let (low, high) = (v.low(), v.high());
+                let halves = if n < Self::COUNT / 2 { [place(low), high] } else { [low, place(high)] };
+                <u64 as Lane>::join(halves)
             }
             #[inline(always)]
             fn mask(on: bool) -> $raw {
@@ -83,43 +95,52 @@ macro_rules! element {
                 value as u64
             }
             #[inline(always)]
-            fn order(a: $raw, b: $raw) -> Option<core::cmp::Ordering> {
-                let plain = |bits: $raw| {
-                    let exponent = bits >> $fraction & $max;
-                    exponent.wrapping_sub(1) < $max - 1 || bits << 1 == 0
-                };
-                if !(plain(a) && plain(b)) {
+            fn compare(a: $raw, b: $raw) -> Option<(bool, bool)> {
+                if Self::doubtful([fast::$min(a, b).doubt]) {
                     return None;
                 }
-                <$float>::from_bits(a).partial_cmp(&<$float>::from_bits(b))
+                let (a, b) = (<$float>::from_bits(a), <$float>::from_bits(b));
+                Some((a < b, a == b))
+            }
+            #[inline(always)]
+            fn doubtful(doubts: impl IntoIterator<Item = $raw>) -> bool {
+                doubts.into_iter().fold(0, |all, doubt| all | doubt) >> (<$raw>::BITS - 1) != 0
             }
 
             #[inline(always)]
-            fn fast_add(a: $raw, b: $raw, mode: FastMode) -> Option<$raw> {
-                fast::$add(a, b, mode)
+            fn fast_add(a: $raw, b: $raw) -> Guess<$raw> {
+                fast::$add(a, b)
             }
             #[inline(always)]
-            fn fast_sub(a: $raw, b: $raw, mode: FastMode) -> Option<$raw> {
-                fast::$sub(a, b, mode)
+            fn fast_sub(a: $raw, b: $raw) -> Guess<$raw> {
+                fast::$sub(a, b)
             }
             #[inline(always)]
-            fn fast_mul(a: $raw, b: $raw, mode: FastMode) -> Option<$raw> {
-                fast::$mul(a, b, mode)
+            fn fast_mul(a: $raw, b: $raw) -> Guess<$raw> {
+                fast::$mul(a, b)
             }
             #[inline(always)]
-            fn fast_div(a: $raw, b: $raw, mode: FastMode) -> Option<$raw> {
-                fast::$div(a, b, mode)
+            fn fast_div(a: $raw, b: $raw) -> Guess<$raw> {
+                fast::$div(a, b)
             }
             #[inline(always)]
-            fn fast_sqrt(a: $raw, mode: FastMode) -> Option<$raw> {
-                fast::$sqrt(a, mode)
+            fn fast_sqrt(a: $raw) -> Guess<$raw> {
+                fast::$sqrt(a)
+            }
+            #[inline(always)]
+            fn fast_min(a: $raw, b: $raw) -> Guess<$raw> {
+                fast::$min(a, b)
+            }
+            #[inline(always)]
+            fn fast_max(a: $raw, b: $raw) -> Guess<$raw> {
+                fast::$max(a, b)
             }
         }
     };
 }
 
-element!(F32, u32, f32, 23, 0xff, add_f32, sub_f32, mul_f32, div_f32, sqrt_f32);
-element!(F64, u64, f64, 52, 0x7ff, add_f64, sub_f64, mul_f64, div_f64, sqrt_f64);
+element!(F32, u32, f32, add_f32, sub_f32, mul_f32, div_f32, sqrt_f32, min_f32, max_f32);
+element!(F64, u64, f64, add_f64, sub_f64, mul_f64, div_f64, sqrt_f64, min_f64, max_f64);
 
 /// Where the second source is.
 pub(crate) trait Source {
@@ -143,7 +164,7 @@ impl Source for Reg {
     }
     #[inline(always)]
     fn element<P: Path, E: Element>(cpu: &mut Cpu, op: &Op) -> Result<E::Raw, P::Stop> {
-        Ok(E::get(cpu.vector.xmm(op.src), 0))
+        Ok(E::lowest(cpu, op.src))
     }
 }
 

@@ -38,11 +38,11 @@ impl Cpu {
     /// XINUSE: the enabled components that are not in their initial configuration.
     pub fn xinuse(&self) -> Xcr0 {
         let registers = fxsave::registers(self);
-        let vectors = &self.vector.ymm[..registers];
+        let vectors = || (0..registers as u8).map(|n| self.vector.ymm(n));
         let mut used = Xcr0::empty();
         used.set(Xcr0::X87, !self.x87.is_initial());
-        used.set(Xcr0::SSE, vectors.iter().any(|v| v[0] != V128::ZERO));
-        used.set(Xcr0::AVX, vectors.iter().any(|v| v[1] != V128::ZERO));
+        used.set(Xcr0::SSE, vectors().any(|v| v[0] != V128::ZERO));
+        used.set(Xcr0::AVX, vectors().any(|v| v[1] != V128::ZERO));
         used.set(Xcr0::PKRU, self.control.pkru != 0);
         used & self.control.xcr0
     }
@@ -196,7 +196,7 @@ fn unpack_extended(cpu: &mut Cpu, component: &XsaveComponent, bytes: &[u8; LONGE
             for n in 0..fxsave::registers(cpu) {
                 let mut half = [0; 16];
                 half.copy_from_slice(&bytes[16 * n..][..16]);
-                cpu.vector.ymm[n][1] = V128::from_bytes(half);
+                cpu.vector.set_upper(n as u8, V128::from_bytes(half));
             }
         }
         _ => set_pkru(cpu, u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])),
@@ -216,12 +216,12 @@ fn initialise(cpu: &mut Cpu, states: Xcr0) {
     if states.contains(Xcr0::X87) {
         cpu.x87 = X87State::reset();
     }
-    for register in &mut cpu.vector.ymm[..registers] {
+    for n in 0..registers as u8 {
         if states.contains(Xcr0::SSE) {
-            register[0] = V128::ZERO;
+            cpu.vector.set_xmm(n, V128::ZERO);
         }
         if states.contains(Xcr0::AVX) {
-            register[1] = V128::ZERO;
+            cpu.vector.set_upper(n, V128::ZERO);
         }
     }
     if states.contains(Xcr0::PKRU) {

@@ -10,7 +10,7 @@ use crate::exec::{follow, leave_after, stop};
 use crate::exit::Trap;
 use crate::flags::{Condition, Flags};
 use crate::mem::{Fast, Miss, Path, Slow};
-use crate::op::{Next, Op, RIP, Way};
+use crate::op::{Next, Op, RIP, Rest, Way};
 use crate::width::Width;
 
 /// An operation with two inputs, perhaps the carry, one result and flags.
@@ -254,14 +254,14 @@ pub(crate) fn compare_jump<K: Compare, C: Condition, T: Width, S: Source>(
     cpu: &mut Cpu,
     code: &CodeCache,
     op: &Op,
-    rest: &[Op],
+    rest: Rest<'_>,
 ) -> Next {
     let (a, b) = (cpu.reg::<T>(op.dst), S::get::<T>(cpu, op));
     K::flags(&mut cpu.flags, a, b, K::eval(a, b, false), false);
     let taken = K::holds::<C, T>(a, b);
-    match rest {
-        [jcc, ..] => branch(cpu, code, jcc, taken),
-        [] => crate::exec::end_of_slice(cpu, op),
+    match rest.as_slice().first() {
+        Some(jcc) => branch(cpu, code, jcc, taken),
+        None => crate::exec::end_of_slice(cpu, op),
     }
 }
 
@@ -301,12 +301,12 @@ pub(crate) fn compare_mem_jump<M: CompareMem, C: Condition>(
     cpu: &mut Cpu,
     code: &CodeCache,
     op: &Op,
-    rest: &[Op],
+    rest: Rest<'_>,
 ) -> Next {
     match M::compare::<Fast, C>(cpu, op) {
-        Ok(taken) => match rest {
-            [jcc, ..] => branch(cpu, code, jcc, taken),
-            [] => crate::exec::end_of_slice(cpu, op),
+        Ok(taken) => match rest.as_slice().first() {
+            Some(jcc) => branch(cpu, code, jcc, taken),
+            None => crate::exec::end_of_slice(cpu, op),
         },
         Err(Miss) => compare_mem_jump_slow::<M, C>(cpu, code, op, rest),
     }
@@ -321,11 +321,16 @@ enum Compared {
 
 #[cold]
 #[inline(never)]
-fn compare_mem_jump_slow<M: CompareMem, C: Condition>(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: &[Op]) -> Next {
+fn compare_mem_jump_slow<M: CompareMem, C: Condition>(
+    cpu: &mut Cpu,
+    code: &CodeCache,
+    op: &Op,
+    rest: Rest<'_>,
+) -> Next {
     match compare_slow::<M, C>(cpu, op) {
-        Compared::Way(taken) => match rest {
-            [jcc, ..] => branch(cpu, code, jcc, taken),
-            [] => crate::exec::end_of_slice(cpu, op),
+        Compared::Way(taken) => match rest.as_slice().first() {
+            Some(jcc) => branch(cpu, code, jcc, taken),
+            None => crate::exec::end_of_slice(cpu, op),
         },
         Compared::News => leave_after(cpu, op),
         Compared::Stopped(next) => next,

@@ -226,7 +226,7 @@ fn dividend<T: Width>(cpu: &Cpu) -> u128 {
 /// DIV r/m. Flags, all undefined, are left alone.
 pub(crate) struct Div<T, S>(PhantomData<(T, S)>);
 impl<T: Width, S: Operand> Sem for Div<T, S> {
-    #[inline]
+    #[inline(never)]
     fn exec<P: Path>(cpu: &mut Cpu, op: &Op) -> Result<(), P::Stop> {
         let divisor = S::read::<P, T>(cpu, op)?;
         if divisor == T::ZERO {
@@ -251,7 +251,7 @@ impl<T: Width, S: Operand> Sem for Div<T, S> {
 /// IDIV r/m. Flags, all undefined, are left alone.
 pub(crate) struct Idiv<T, S>(PhantomData<(T, S)>);
 impl<T: Width, S: Operand> Sem for Idiv<T, S> {
-    #[inline]
+    #[inline(never)]
     fn exec<P: Path>(cpu: &mut Cpu, op: &Op) -> Result<(), P::Stop> {
         let divisor = signed(S::read::<P, T>(cpu, op)?);
         if divisor == 0 {
@@ -259,8 +259,13 @@ impl<T: Width, S: Operand> Sem for Idiv<T, S> {
         }
         let unused = 128 - 2 * T::BITS;
         let n = (dividend::<T>(cpu) << unused) as i128 >> unused;
-        let (Some(quotient), Some(remainder)) = (n.checked_div(divisor), n.checked_rem(divisor)) else {
-            return Err(Exception::DivideError.into());
+        // The host divides 64 bits by itself, and 128 bits by a loop.
+        let (quotient, remainder) = match (i64::try_from(n), i64::try_from(divisor)) {
+            (Ok(n), Ok(d)) if d != -1 => ((n / d) as i128, (n % d) as i128),
+            _ => match (n.checked_div(divisor), n.checked_rem(divisor)) {
+                (Some(quotient), Some(remainder)) => (quotient, remainder),
+                _ => return Err(Exception::DivideError.into()),
+            },
         };
         let low = T::truncate(quotient as u64);
         if signed(low) != quotient {
@@ -285,6 +290,7 @@ impl<T: Width, S: Operand> Sem for Mulx<T, S> {
 /// ADCX (through CF) and ADOX (through OF).
 pub(crate) struct AddThrough<T, S, const OF: bool>(PhantomData<(T, S)>);
 impl<T: Width, S: Operand, const OF: bool> Sem for AddThrough<T, S, OF> {
+    #[inline(never)]
     fn exec<P: Path>(cpu: &mut Cpu, op: &Op) -> Result<(), P::Stop> {
         let b = S::read::<P, T>(cpu, op)?;
         let flag = if OF { Rflags::OF } else { Rflags::CF };

@@ -177,7 +177,7 @@ impl Scan for Popcnt {
 /// `scan reg, r/m`
 pub(crate) struct ScanOp<C, T, S>(PhantomData<(C, T, S)>);
 impl<C: Scan, T: Width, S: Operand> Sem for ScanOp<C, T, S> {
-    #[inline]
+    #[inline(never)]
     fn exec<P: Path>(cpu: &mut Cpu, op: &Op) -> Result<(), P::Stop> {
         let a = S::read::<P, T>(cpu, op)?;
         let res = C::eval(a);

@@ -14,25 +14,25 @@ use crate::flags::{self, Condition, Flags};
 use crate::int::alu::branch;
 use crate::int::stack::{pop, push};
 use crate::mem::{Fast, Path, Slow};
-use crate::op::{Next, Op, RIP, Way, ZERO};
+use crate::op::{Next, Op, RIP, Rest, Way, ZERO};
 use crate::segment::SegReg;
 use crate::width::Width;
 
 const RSP: usize = 4;
 
 /// Jcc rel
-pub(crate) fn jcc<C: Condition>(cpu: &mut Cpu, code: &CodeCache, op: &Op, _rest: &[Op]) -> Next {
+pub(crate) fn jcc<C: Condition>(cpu: &mut Cpu, code: &CodeCache, op: &Op, _rest: Rest<'_>) -> Next {
     let taken = C::holds(&cpu.flags);
     branch(cpu, code, op, taken)
 }
 
 /// JMP rel, and the hand-over at the end of a block that was cut (which is no instruction).
-pub(crate) fn jmp(cpu: &mut Cpu, code: &CodeCache, op: &Op, _rest: &[Op]) -> Next {
+pub(crate) fn jmp(cpu: &mut Cpu, code: &CodeCache, op: &Op, _rest: Rest<'_>) -> Next {
     branch(cpu, code, op, true)
 }
 
 /// CALL rel in 64-bit mode
-pub(crate) fn call(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: &[Op]) -> Next {
+pub(crate) fn call(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: Rest<'_>) -> Next {
     let start = cpu.gpr[RIP as usize];
     let rsp = cpu.gpr[RSP].wrapping_sub(8);
     match Fast::store(cpu, rsp, SegReg::Ss as u8, start.wrapping_add(op.ip as u64)) {
@@ -55,7 +55,7 @@ impl Ender for CallSlow {
 }
 
 /// RET in 64-bit mode; `imm` more bytes are released.
-pub(crate) fn ret(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: &[Op]) -> Next {
+pub(crate) fn ret(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: Rest<'_>) -> Next {
     let rsp = cpu.gpr[RSP];
     match Fast::load::<u64>(cpu, rsp, SegReg::Ss as u8) {
         Ok(target) if plain(target) => {
@@ -67,7 +67,7 @@ pub(crate) fn ret(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: &[Op]) -> Next
 }
 
 /// JMP r64
-pub(crate) fn jmp_reg(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: &[Op]) -> Next {
+pub(crate) fn jmp_reg(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: Rest<'_>) -> Next {
     let target = cpu.reg::<u64>(op.dst);
     if !plain(target) {
         return crate::dispatch::ender::<JmpIndirect<u64, InReg>>(cpu, code, op, rest);
@@ -76,7 +76,7 @@ pub(crate) fn jmp_reg(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: &[Op]) -> 
 }
 
 /// CALL r64
-pub(crate) fn call_reg(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: &[Op]) -> Next {
+pub(crate) fn call_reg(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: Rest<'_>) -> Next {
     let target = cpu.reg::<u64>(op.dst);
     if !plain(target) {
         return crate::dispatch::ender::<CallIndirect<u64, InReg>>(cpu, code, op, rest);
@@ -93,7 +93,7 @@ pub(crate) fn call_reg(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: &[Op]) ->
 }
 
 /// JMP m64
-pub(crate) fn jmp_mem<A: Addressing>(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: &[Op]) -> Next {
+pub(crate) fn jmp_mem<A: Addressing>(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: Rest<'_>) -> Next {
     let target = match A::linear(cpu, op, 0, 8, Use::Read) {
         Ok(linear) => Fast::load::<u64>(cpu, linear, op.seg).ok(),
         Err(_) => None,
@@ -105,7 +105,21 @@ pub(crate) fn jmp_mem<A: Addressing>(cpu: &mut Cpu, code: &CodeCache, op: &Op, r
 }
 
 /// CALL m64
-pub(crate) fn call_mem<A: Addressing>(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: &[Op]) -> Next {
+pub(crate) fn call_mem<A: Addressing>(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: Rest<'_>) -> Next {
+    let target = match A::linear(cpu, op, 0, 8, Use::Read) {
+        Ok(linear) => Fast::load::<u64>(cpu, linear, op.seg).ok(),
+        Err(_) => None,
+    };
+    if let Some(target) = target
+        && plain(target)
+    {
+        let rsp = cpu.gpr[RSP].wrapping_sub(8);
+        let after = cpu.gpr[RIP as usize].wrapping_add(op.ip as u64);
+        if Fast::store(cpu, rsp, SegReg::Ss as u8, after).is_ok() {
+            cpu.gpr[RSP] = rsp;
+            return jump(cpu, code, target);
+        }
+    }
     crate::dispatch::ender::<CallIndirect<u64, InMem<A>>>(cpu, code, op, rest)
 }
 

@@ -8,6 +8,7 @@ use emu_core::Exception;
 
 use crate::address::{Addressing, Use};
 use crate::cpu::Cpu;
+use crate::fp::operand::Element;
 use crate::mem::Path;
 use crate::op::Op;
 use crate::vector::{Lane, V128, V256};
@@ -34,6 +35,12 @@ pub(crate) trait Form {
     fn set(cpu: &mut Cpu, n: u8, value: Self::Value);
     /// Writes 128 bits to a destination: VEX forms clear the rest.
     fn set_low(cpu: &mut Cpu, n: u8, value: V128);
+    /// Writes `value` to the lowest element of a destination whose other elements come from register `rest`, which is
+    /// the destination itself in legacy forms.
+    #[inline(always)]
+    fn set_lowest<E: Element>(cpu: &mut Cpu, n: u8, rest: u8, value: E::Raw) {
+        Self::set_low(cpu, n, E::put(cpu.vector.xmm(rest), 0, value));
+    }
     fn lanes<O: Lanewise>(a: Self::Value, b: Self::Value, imm: u8) -> Self::Value;
     fn load<P: Path>(cpu: &mut Cpu, linear: u64, seg: u8) -> Result<Self::Value, P::Stop>;
     fn store<P: Path>(cpu: &mut Cpu, linear: u64, seg: u8, value: Self::Value) -> Result<(), P::Stop>;
@@ -50,7 +57,7 @@ pub(crate) struct Vex128;
 pub(crate) struct Vex256;
 
 macro_rules! form128 {
-    ($Form:ty, $aligned:literal, $set:ident) => {
+    ($Form:ty, $aligned:literal, $set:ident $(, $set_lowest:item)?) => {
         impl Form for $Form {
             type Value = V128;
             const BYTES: u64 = 16;
@@ -68,6 +75,7 @@ macro_rules! form128 {
             fn set_low(cpu: &mut Cpu, n: u8, value: V128) {
                 cpu.vector.$set(n, value);
             }
+            $(#[inline(always)] $set_lowest)?
             #[inline(always)]
             fn lanes<O: Lanewise>(a: V128, b: V128, imm: u8) -> V128 {
                 O::eval(a, b, imm)
@@ -92,7 +100,15 @@ macro_rules! form128 {
     };
 }
 
-form128!(Sse, true, set_xmm);
+form128!(
+    Sse,
+    true,
+    set_xmm,
+    fn set_lowest<E: Element>(cpu: &mut Cpu, n: u8, _rest: u8, value: E::Raw) {
+        let old = V128::from_low(cpu.vector.low(n));
+        cpu.vector.set_low(n, E::put(old, 0, value).low());
+    }
+);
 form128!(SseAnywhere, false, set_xmm);
 form128!(Vex128, false, set_xmm_zero_upper);
 

@@ -189,8 +189,8 @@ impl Pure for ZeroUpper {
     fn exec(cpu: &mut Cpu, _op: &Op) {
         // Other modes keep the registers that only 64-bit mode can name.
         let count = if cpu.key.is_64() { 16 } else { 8 };
-        for register in &mut cpu.vector.ymm[..count] {
-            register[1] = V128::ZERO;
+        for n in 0..count {
+            cpu.vector.set_upper(n, V128::ZERO);
         }
     }
 }
@@ -200,6 +200,8 @@ pub(crate) struct ZeroAll;
 impl Pure for ZeroAll {
     fn exec(cpu: &mut Cpu, _op: &Op) {
         let count = if cpu.key.is_64() { 16 } else { 8 };
-        cpu.vector.ymm[..count].fill([V128::ZERO; 2]);
+        for n in 0..count {
+            cpu.vector.set_ymm(n, [V128::ZERO; 2]);
+        }
     }
 }

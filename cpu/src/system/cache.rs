@@ -50,7 +50,7 @@ impl Ender for Invpcid {
         let [pcid, address]: [u64; 2] = Slow::load(cpu, linear, op.seg)?;
         let scope = match kind {
             0 | 1 if pcid >> 12 != 0 || pcid != 0 && !cpu.control.cr4.contains(Cr4::PCIDE) => return Err(gp0()),
-            0 if !cpu.is_canonical(address) => return Err(gp0()),
+            0 if !cpu.model.is_canonical_in_msr(address) => return Err(gp0()),
             0 => Scope::Address { pcid: Pcid::new(pcid as u16), gva: Cpu::gva(address) },
             1 => Scope::Single { pcid: Pcid::new(pcid as u16) },
             2 => Scope::AllWithGlobals,

@@ -6,9 +6,9 @@
 //! Always true: an exit or a fault on the way leaves every register as it was, but for CR2 and DR6, which the
 //! event has changed by being raised. The delivery starts again after an exit and writes the same bytes again.
 
+use emu_core::Exception;
 use emu_core::exception::{ExceptionClass, SelectorError};
 use emu_core::regs::{Dr6, Dr7, Rflags};
-use emu_core::{Exception, cpu_model::Vendor};
 
 use crate::cpu::Cpu;
 use crate::event::{Asked, Event, InterruptShadow, SoftwareKind};
@@ -143,10 +143,8 @@ impl Cpu {
             Event::Exception(Exception::PageFault { gva, .. }) => self.control.cr2 = gva.raw(),
             Event::Exception(Exception::Debug { dr6 }) => {
                 let c = &mut self.control;
-                // AMD: the bits of earlier hits stay until software clears them.
-                if self.model.vendor() == Vendor::Intel {
-                    c.dr6 -= Dr6::B0 | Dr6::B1 | Dr6::B2 | Dr6::B3;
-                }
+                // B0 to B3 say what has hit now; the other bits stay until software clears them.
+                c.dr6 -= Dr6::B0 | Dr6::B1 | Dr6::B2 | Dr6::B3;
                 c.dr6 |= dr6;
                 c.dr7.0 &= !Dr7::GD;
             }

@@ -95,18 +95,14 @@ impl Cpu {
         Segment { selector: selector.0, base, ..Segment::NULL }
     }
 
-    /// After a return to the outer ring `cpl`: data segments that it may not use become null.
+    /// After a return to the outer ring `cpl`: data segments that it may not use become null. Unlike a load of a null
+    /// selector this leaves the bases of FS and GS, which 64-bit mode goes on using, on either vendor's processors.
     pub fn drop_inner_segments(&mut self, cpl: u8) {
         for reg in [SegReg::Es, SegReg::Ds, SegReg::Fs, SegReg::Gs] {
             let segment = *self.segments.get(reg);
             let a = segment.attributes;
             if a.p() && a.dpl() < cpl && !(a.is_code() && a.is_conforming()) {
-                let null = self.null_data(reg, Selector(0));
-                self.segments.regs[reg as usize] = null;
-                // 64-bit mode keeps using the bases of FS and GS, which a null load clears.
-                if self.mode != Mode::Long64 || matches!(reg, SegReg::Fs | SegReg::Gs) {
-                    self.seg_base[reg as usize] = null.base;
-                }
+                self.segments.regs[reg as usize] = Segment { base: segment.base, ..Segment::NULL };
             }
         }
     }

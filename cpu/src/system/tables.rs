@@ -29,7 +29,8 @@ fn load_table(cpu: &mut Cpu, op: &Op) -> Result<DescriptorTable, Trap> {
         let base: u32 = Slow::load(cpu, linear, op.seg)?;
         (if op.aux == 2 { base & 0xff_ffff } else { base }) as u64
     };
-    if wide && !cpu.is_canonical(base) {
+    // Whatever outlives a change of paging mode is judged by the width the processor has, not by CR4.LA57.
+    if wide && !cpu.model.is_canonical_in_msr(base) {
         return Err(gp0());
     }
     Ok(DescriptorTable { base: Gva::new(base), limit })
@@ -124,7 +125,7 @@ fn system_segment(cpu: &mut Cpu, selector: Selector, fits: fn(SystemKind) -> boo
     }
     let segment = descriptor.segment(selector);
     let base = segment.base | upper << 32;
-    if cpu.is_long() && !cpu.is_canonical(base) {
+    if cpu.is_long() && !cpu.model.is_canonical_in_msr(base) {
         return Err(gp(selector));
     }
     Ok(Segment { base, ..segment })

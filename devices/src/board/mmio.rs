@@ -4,10 +4,11 @@ use emu_core::addr::Gpa;
 use emu_core::page::PageSize;
 use emu_core::time::Instant;
 
-use super::{Board, BoardEvents};
+use super::{Board, BoardEvents, TestPorts};
 use crate::bus::{CpuIndex, Width};
 use crate::lapic::regs::decode_xapic;
 use crate::lapic::{ApicMode, Effect, MsrError};
+use crate::testdev;
 
 /// The I/O APIC's window: one page.
 pub const IOAPIC_BASE: Gpa = Gpa::new(0xfec0_0000);
@@ -51,6 +52,9 @@ impl Board {
         if self.is_ram(gpa) {
             return None;
         }
+        if let Some(offset) = self.in_test_memory(gpa) {
+            return Some(self.test.memory_read(offset, width));
+        }
         let value = self.pci.mmio_read(gpa, width, now).unwrap_or(width.mask());
         self.settle();
         Some(value)
@@ -84,8 +88,18 @@ impl Board {
         if self.is_ram(gpa) {
             return None;
         }
+        if let Some(offset) = self.in_test_memory(gpa) {
+            self.test.memory_write(offset, width, value);
+            return Some(BoardEvents::empty());
+        }
         self.pci.mmio_write(gpa, width, value, now);
         Some(self.settle() | BoardEvents::TIMERS)
+    }
+
+    /// Byte within the test device's memory, if the board has that device and `gpa` lies there.
+    fn in_test_memory(&self, gpa: Gpa) -> Option<u64> {
+        let offset = gpa.raw().checked_sub(testdev::MEMORY_BASE.raw())?;
+        (self.config.test_ports == TestPorts::Present && offset < testdev::MEMORY_BYTES).then_some(offset)
     }
 
     const fn is_ram(&self, gpa: Gpa) -> bool {

@@ -20,6 +20,8 @@ const HWCR: u64 = 1 << 0 | 1 << 24;
 const DE_CFG: u64 = 1 << 1;
 /// MTRRcap: 8 variable ranges, fixed ranges, write combining.
 const MTRRCAP: u64 = 8 | 1 << 8 | 1 << 10;
+/// Fast strings, automatic thermal control, SpeedStep, MONITOR, CPUID limit, xTPR messages, XD disable.
+const MISC_ENABLES: u64 = 1 << 0 | 1 << 3 | 1 << 16 | 1 << 18 | 1 << 22 | 1 << 23 | 1 << 34;
 /// MCG_CAP: 4 banks, MCG_CTL there.
 const MCG_CAP: u64 = 4 | 1 << 8;
 
@@ -76,8 +78,8 @@ msrs! {
     MCG_STATUS = 0x17a, With(Feature::Mca), Register(MsrReg::McgStatus), Bits(0b111);
     /// Machine-check enable, a bit a bank.
     MCG_CTL = 0x17b, With(Feature::Mca), Register(MsrReg::McgCtl), Any;
-    /// Miscellaneous enables (Intel). Only fast strings can be switched; the rest stays as it is.
-    MISC_ENABLE = 0x1a0, Only(Vendor::Intel), Register(MsrReg::MiscEnable), Keep(1 << 0);
+    /// Miscellaneous enables (Intel). What the model has can be switched, without effect; the rest stays as it is.
+    MISC_ENABLE = 0x1a0, Only(Vendor::Intel), Register(MsrReg::MiscEnable), Keep(MISC_ENABLES);
     /// Debug control: LBR is stored without effect, BTF single-steps branches.
     DEBUGCTL = 0x1d9, Always, Register(MsrReg::DebugCtl), Bits(0b11);
     /// Last branch and last exception, from and to: never recorded.

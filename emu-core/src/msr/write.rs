@@ -41,7 +41,7 @@ pub enum WriteRule {
     MtrrFixed,
     /// A physical address in steps of 8 MiB; other bits are dropped.
     TopMem,
-    /// CTL takes any value; STATUS, ADDR and MISC take zero.
+    /// CTL takes zero and all ones, STATUS takes zero, ADDR and MISC take any value.
     McBank,
     /// Base within MAXPHYADDR, BSP as it was, and the permitted changes of EN and EXTD.
     ApicBase,
@@ -92,10 +92,11 @@ pub fn validate_write(model: &CpuModel, msr: Msr, old: u64, new: u64) -> Result<
             Ok(new)
         }
         WriteRule::TopMem => Ok(new & model.physical_mask() & !0x7f_ffff),
-        WriteRule::McBank => {
-            let is_control = (msr.0 - entry.first.0).is_multiple_of(4);
-            only_bits(msr, new, if is_control { u64::MAX } else { 0 })
-        }
+        WriteRule::McBank => match (msr.0 - entry.first.0) % 4 {
+            0 if new == u64::MAX => Ok(new),
+            0 | 1 => only_bits(msr, new, 0),
+            _ => Ok(new),
+        },
         WriteRule::ApicBase => apic_base(model, msr, old, new),
     }
 }

@@ -234,3 +234,16 @@ pub(super) fn next_from(chunks: &Chunks, sfn: u64) -> Option<Folio> {
         };
     }
 }
+
+/// The nodes there are, counted one by one: directories of a GiB, and of 2M.
+#[cfg(test)]
+pub(super) fn recount(chunks: &Chunks) -> (usize, usize) {
+    let mut seen = (0, 0);
+    for gib in chunks.iter().flatten().flat_map(|chunk| &chunk.0) {
+        if let Gib::Cut(node) = gib {
+            seen.0 += 1;
+            seen.1 += node.blocks.iter().filter(|block| matches!(block, Block::Small(_))).count();
+        }
+    }
+    seen
+}

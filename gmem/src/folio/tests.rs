@@ -132,6 +132,8 @@ proptest! {
                 }
                 _ => {}
             }
+            let (gibs, smalls) = nodes::recount(&table.chunks);
+            prop_assert_eq!((table.nodes.gibs, table.nodes.smalls), (gibs, smalls));
             let around = model.iter().find(|f| f.head.raw() <= near && near < f.end().raw()).copied();
             prop_assert_eq!(table.get(Sfn::new(near)), around);
             for size in PageSize::ALL {

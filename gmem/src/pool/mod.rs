@@ -52,6 +52,14 @@ impl HugeSize {
         }
     }
 
+    /// Its directory under `/sys/kernel/mm/hugepages`.
+    pub const fn sysfs_name(self) -> &'static str {
+        match self {
+            HugeSize::Size2M => "hugepages-2048kB",
+            HugeSize::Size1G => "hugepages-1048576kB",
+        }
+    }
+
     /// The pool size of a page size; there is none for 4K.
     pub const fn of(size: PageSize) -> Option<HugeSize> {
         match size {
@@ -129,6 +137,19 @@ pub struct PoolStats {
     pub surplus: u64,
     /// `nr_overcommit_hugepages`: the most surplus pages there may be.
     pub overcommit: u64,
+}
+
+impl PoolStats {
+    /// The files of a pool's directory and what they show.
+    pub const fn files(&self) -> [(&'static str, u64); 5] {
+        [
+            ("nr_hugepages", self.nr),
+            ("free_hugepages", self.free),
+            ("resv_hugepages", self.resv),
+            ("surplus_hugepages", self.surplus),
+            ("nr_overcommit_hugepages", self.overcommit),
+        ]
+    }
 }
 
 /// The counters of one node of a pool, under the names of `/sys/devices/system/node/node*/hugepages/*`.

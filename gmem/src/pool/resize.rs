@@ -113,9 +113,9 @@ impl HugePool {
         added
     }
 
-    /// Gives up to `nr_pages` persistent pages that are free and not promised back to the page allocator; the number
-    /// taken from the persistent ones. Pages whose vmemmap cannot be restored stay as surplus.
-    pub fn shrink(&mut self, frames: &mut SystemFrames, nr_pages: u64) -> u64 {
+    /// Gives up to `nr_pages` persistent pages that are free and not promised back to the page allocator. Pages whose
+    /// vmemmap cannot be restored stay; like promised ones they are surplus from then on.
+    fn shrink(&mut self, frames: &mut SystemFrames, nr_pages: u64) {
         let wanted = nr_pages.min(self.available()).min(self.persistent());
         let mut left = wanted;
         let mut nodes = self.online();
@@ -124,17 +124,13 @@ impl HugePool {
                 let at = &self.nodes[node.index()];
                 let here = share.min(at.free.len()).min(at.nr - at.surplus);
                 let released = self.release_run(frames, node, here);
-                // `add_hugetlb_folio` with `adjust_surplus`: what could not be taken apart is no longer persistent.
-                self.nodes[node.index()].surplus += here - released;
-                left -= here;
-                if here < share {
+                left -= released;
+                if released < share {
                     nodes = nodes.without(node);
                 }
             }
         }
         self.next_nid_to_free = advance(wanted - left, self.online(), self.next_nid_to_free);
-        self.max = self.persistent();
-        wanted - left
     }
 
     /// Gives free pages of a node to the page allocator, the highest first; how many, fewer when memory for their

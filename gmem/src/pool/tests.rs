@@ -36,6 +36,17 @@ fn a_terabyte_of_2m_pages_is_reserved_at_once() {
 }
 
 #[test]
+fn statistics_are_those_of_sysfs() {
+    for size in HugeSize::ALL {
+        let name = format!("hugepages-{}kB", size.page_size().bytes() >> 10);
+        assert_eq!(size.sysfs_name(), name);
+    }
+    let stats = PoolStats { nr: 5, free: 4, resv: 3, surplus: 2, overcommit: 1 };
+    let shown: Vec<u64> = stats.files().iter().map(|file| file.1).collect();
+    assert_eq!(shown, [5, 4, 3, 2, 1]);
+}
+
+#[test]
 fn growth_stops_where_memory_does_and_shrinking_spares_promises() {
     let (mut pool, mut frames) = pool_of(4, 2);
     assert_eq!(pool.set_max(&mut frames, 13), 6);

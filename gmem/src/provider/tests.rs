@@ -62,6 +62,24 @@ fn put_all(host: &mut HostMemory, head: Sfn, frames: u64) {
     }
 }
 
+/// The owner puts each part behind a lock of its own; so all may move between threads.
+#[test]
+fn every_part_may_move_between_threads() {
+    fn moves<T: Send + 'static>() -> std::any::TypeId {
+        std::any::TypeId::of::<T>()
+    }
+    let parts = [
+        moves::<HostMemory>(),
+        moves::<crate::vmemmap::SystemFrames>(),
+        moves::<crate::pool::HugePool>(),
+        moves::<crate::cma::CmaArea>(),
+        moves::<crate::folio::FolioTable>(),
+        moves::<crate::directmap::DirectMap>(),
+        moves::<Box<dyn FolioProvider>>(),
+    ];
+    assert!((1..parts.len()).all(|n| !parts[..n].contains(&parts[n])), "each named once");
+}
+
 #[test]
 fn split_and_merge_are_each_others_reverse() {
     let all =

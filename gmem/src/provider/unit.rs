@@ -253,7 +253,7 @@ impl HostMemory {
         let huge = huge.ok_or(ReconstructError::NotABlock { head, size })?;
         let not_split = ReconstructError::NotSplit { head, size };
         let (unit_head, unit) = self.units.around(head).filter(|(_, unit)| unit.size >= size).ok_or(not_split)?;
-        let (source, whole, unit_size) = (unit.source, unit.size == size, unit.size);
+        let (source, whole, parts) = (unit.source, unit.size == size, unit.optimised);
         if self.folios.get(head).is_some_and(|folio| folio.size >= size) {
             return Err(not_split);
         }
@@ -271,16 +271,16 @@ impl HostMemory {
         if let Source::Pool { .. } = source {
             flags |= FolioFlags::HUGETLB;
             let before = self.frames.vmemmap.stats().held;
-            let optimised = match (huge, unit_size) {
-                (HugeSize::Size1G, _) => {
-                    let parts = self.units.around(head).map_or(0, |(_, unit)| unit.optimised);
-                    self.frames.fold(parts)
-                }
-                (HugeSize::Size2M, _) => self.frames.optimise(huge, 1),
+            let optimised = match huge {
+                HugeSize::Size1G => self.frames.fold(parts),
+                HugeSize::Size2M => self.frames.optimise(huge, 1),
             };
             flags.set(FolioFlags::VMEMMAP_OPTIMISED, optimised);
             done.vmemmap_given = before - self.frames.vmemmap.stats().held;
-            if let (true, false, Some((_, unit))) = (optimised, whole, self.units.around_mut(head)) {
+            if optimised
+                && !whole
+                && let Some((_, unit)) = self.units.around_mut(head)
+            {
                 unit.optimised += 1;
             }
         }
