@@ -257,7 +257,9 @@ impl Engine {
     /// Executes exactly one instruction with everything that watches single instructions: TF, breakpoints, shadows.
     fn step(&mut self) -> Next {
         let cpu = &mut self.cpu;
+        // Behind MOV SS an instruction breakpoint is passed over.
         if !cpu.flags.other.contains(Rflags::RF)
+            && cpu.shadow != InterruptShadow::MovSs
             && let Some(hits) = cpu.instruction_breakpoints()
         {
             cpu.event = Some(Event::Exception(Exception::Debug { dr6: hits }));
@@ -347,8 +349,8 @@ impl Engine {
                 cpu.latch.clear();
                 cpu.event = None;
                 cpu.budget -= 1;
-                let held = core::mem::take(&mut cpu.debug_hits);
-                if !held.is_empty() {
+                if matches!(event, Event::Software { .. }) && !cpu.debug_hits.is_empty() {
+                    let held = core::mem::take(&mut cpu.debug_hits);
                     cpu.event = Some(Event::Exception(Exception::Debug { dr6: held }));
                 }
                 Ok(())

@@ -116,3 +116,22 @@ fn a_breakpoint_that_mov_ss_holds_back_comes_in_the_handler_of_int_and_with_int1
         assert_eq!(rip, back);
     }
 }
+
+#[test]
+fn an_instruction_breakpoint_behind_mov_ss_is_passed_over() {
+    // mov ss, [rbx] ; nop ; nop
+    let (mut vcpu, memory) = machine(&[0x8e, 0x13, 0x90, 0x90, 0xeb, 0xfe]);
+    memory.store(Spa::new(0x9000), 0x10_u16).unwrap();
+    let mut state = vcpu.state();
+    state.gpr[3] = 0x9000;
+    (state.dr[0], state.dr[1]) = (0x9000, CODE + 2);
+    // DR0, two bytes, reads and writes; DR1, execution.
+    state.dr7 = Dr7(Dr7::RESET.0 | 1 | 1 << 2 | 0b0111 << 16);
+    vcpu.set_state(&state);
+    assert_eq!(run(&mut vcpu, 6), Exit::Halt);
+    let state = vcpu.state();
+    assert!(at_handler(&vcpu, 1));
+    assert_eq!(state.gpr[4], STACK - 40);
+    assert_eq!(state.dr6 & (Dr6::B0 | Dr6::B1), Dr6::B0);
+    assert_eq!(memory.load::<u64>(Spa::new(STACK - 40)).unwrap(), CODE + 3);
+}

@@ -2,13 +2,13 @@
 //!
 //! [`CmaArea`] is the door. A [claim](CmaArea::claim) sets whole 2M or 1G blocks aside for one inode;
 //! [`CmaArea::take`] and [`CmaArea::give`] move blocks out of and into a claim. What no claim has may be
-//! [lent](CmaArea::lend); a claim calls loans back, and the borrower is told through [`Claimed::recalled`] to move what
-//! it kept there. A [pinned](Hold::Pinned) loan cannot be called back, as `alloc_contig_range` cannot move a pinned page.
+//! [lent](CmaArea::lend) for what can be dropped, as clean page cache can; a claim calls loans back, and the borrower is
+//! told through [`Claimed::recalled`]. A [pinned](Hold::Pinned) loan cannot be called back, as `alloc_contig_range` cannot move a pinned page.
 //!
 //! Always true: claimed blocks, loans and free blocks are disjoint and together are the area; a claim is all or
 //! nothing; a claim's free blocks plus those handed out are its size; it lives until its last block is back.
 //!
-//! Left out: the borrower's contents (it copies them before it lets go), vmemmap optimisation: a block must be returnable
+//! Left out: moving the borrower's contents elsewhere (`migrate_pages`), vmemmap optimisation: a block must be returnable
 //! to borrowers, who need its descriptions.
 
 use std::collections::BTreeMap;
@@ -51,8 +51,8 @@ pub enum CmaError {
 /// Whether a loan can be called back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hold {
-    /// Movable: it can.
-    Movable,
+    /// What it holds can be dropped: it can.
+    Droppable,
     /// Somebody holds its frames where they are: it cannot.
     Pinned,
 }
@@ -143,7 +143,7 @@ impl CmaArea {
     /// Lends a block of `order` that nobody has claimed.
     pub fn lend(&mut self, order: Order) -> Option<Loan> {
         let first = self.buddy.alloc(order)?;
-        self.loans.insert(first.raw(), (order, Hold::Movable));
+        self.loans.insert(first.raw(), (order, Hold::Droppable));
         self.lent += order.frames();
         Some(Loan { first, order })
     }
@@ -171,7 +171,7 @@ impl CmaArea {
     }
 
     /// Sets `nr_blocks` blocks aside (`cma_alloc`, without handing them out). Free blocks come first, then blocks with
-    /// movable loans.
+    /// droppable loans.
     pub fn claim(&mut self, size: HugeSize, nr_blocks: u64) -> Result<Claimed, CmaError> {
         let frames = size.page_size().frames();
         let mut free = ExtentSet::default();
@@ -203,7 +203,7 @@ impl CmaArea {
                 for Loan { first, order } in recalled {
                     let taken = self.buddy.take_block(first, order);
                     assert!(taken, "a loan called back was free");
-                    self.loans.insert(first.raw(), (order, Hold::Movable));
+                    self.loans.insert(first.raw(), (order, Hold::Droppable));
                     self.lent += order.frames();
                 }
                 return Err(CmaError::NoRoom { size: size.page_size(), asked: nr_blocks, found: nr_blocks - left });
@@ -230,7 +230,7 @@ impl CmaArea {
         Ok(Claimed { id: ClaimId(at as u32), recalled })
     }
 
-    /// The aligned block, or larger loan, that is free but for movable loans, with the fewest frames lent; of equals the
+    /// The aligned block, or larger loan, that is free but for droppable loans, with the fewest frames lent; of equals the
     /// lowest. Looked for only where loans are.
     fn find_recallable(&self, frames: u64) -> Option<(u64, u64)> {
         let first = self.buddy.first().raw();
@@ -246,7 +246,7 @@ impl CmaArea {
             }
             let inside = || self.loans.range(start..end).map(|(_, loan)| loan);
             let lent: u64 = inside().map(|(order, _)| order.frames()).sum();
-            if inside().all(|&(_, hold)| hold == Hold::Movable)
+            if inside().all(|&(_, hold)| hold == Hold::Droppable)
                 && lent + self.buddy.free_in(start, end) == end - start
                 && best.is_none_or(|(least, ..)| lent < least)
             {
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_calls_movable_loans_back() {
+    fn a_claim_calls_droppable_loans_back() {
         let mut area = CmaArea::new(NodeId::ZERO, Sfn::new(0), 2 * M2);
         let a = area.lend(order(3)).unwrap();
         let b = area.lend(order(9)).unwrap();
@@ -351,7 +351,7 @@ mod tests {
         let claimed = area.claim(HugeSize::Size2M, 1).unwrap();
         assert_eq!(claimed.recalled, [a]);
         assert!(!area.take_back(a), "the borrower has it no longer");
-        assert!(area.hold(b, Hold::Movable) && area.take_back(b));
+        assert!(area.hold(b, Hold::Droppable) && area.take_back(b));
         let block = area.take(claimed.id).unwrap();
         assert_eq!(area.take(claimed.id), Err(CmaError::UsedUp { size: PageSize::Size2M, blocks: 1 }));
         area.unclaim(claimed.id);
@@ -391,7 +391,7 @@ mod tests {
                         prop_assert!(area.take_back(loan));
                     }
                     2 if !loans.is_empty() => {
-                        let hold = if n % 2 == 0 { Hold::Pinned } else { Hold::Movable };
+                        let hold = if n % 2 == 0 { Hold::Pinned } else { Hold::Droppable };
                         let loan = loans[pick.index(loans.len())];
                         prop_assert!(area.hold(loan, hold));
                     }

@@ -6,7 +6,7 @@
 //! becomes of the vmemmap.
 //!
 //! Always true: the frames of the layout are those free in the page allocator, held by the vmemmap, in the pools, in the
-//! contiguous areas, in the folio table, waiting in split units, or retired.
+//! contiguous areas, in the folio table, waiting in split units, occupied by the rest of the host, or retired.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -121,6 +121,8 @@ pub struct HostStats {
     pub vmemmap: VmemmapStats,
     /// All contiguous areas together.
     pub cma: CmaStats,
+    /// Frames that the rest of the host uses.
+    pub occupied_frames: u64,
     /// Units that are split.
     pub split_units: u64,
     /// Frames of split units that are back and wait for the rest.
@@ -141,6 +143,8 @@ pub struct HostMemory {
     pub(crate) units: UnitTable,
     pub(crate) poisoned: BTreeSet<u64>,
     pub(crate) retired: u64,
+    /// What [`HostMemory::occupy`] took, as `(first, frames)`.
+    occupied: Vec<(Sfn, u64)>,
 }
 
 impl HostMemory {
@@ -182,6 +186,7 @@ impl HostMemory {
             units: UnitTable::default(),
             poisoned: BTreeSet::new(),
             retired: 0,
+            occupied: Vec::new(),
         };
         for (size, wanted, got) in host.resize_pools(&layout.pools) {
             if got < wanted {
@@ -269,6 +274,33 @@ impl HostMemory {
         std::mem::take(&mut self.recalled)
     }
 
+    /// The rest of the host, which is not modelled, comes to use `nr_frames` frames of the page allocator, or all that
+    /// are free: so memory can be made short on purpose. How many it got.
+    pub fn occupy(&mut self, nr_frames: u64) -> u64 {
+        let nodes = MemPolicy::Any.order(0, self.frames.online());
+        let got = nr_frames.min(self.frames.pages.free_frames());
+        let occupied = &mut self.occupied;
+        self.frames.pages.alloc_frames(got, nodes, |first, nr| occupied.push((first, nr)));
+        got
+    }
+
+    /// The rest of the host lets go of up to `nr_frames` frames; how many.
+    pub fn vacate(&mut self, nr_frames: u64) -> u64 {
+        let mut left = nr_frames;
+        while left > 0
+            && let Some((first, nr)) = self.occupied.last_mut()
+        {
+            let given = left.min(*nr);
+            *nr -= given;
+            self.frames.pages.free_frames_from(Sfn::new(first.raw() + *nr), given);
+            left -= given;
+            if *nr == 0 {
+                self.occupied.pop();
+            }
+        }
+        nr_frames - left
+    }
+
     /// The units that are split.
     pub fn units(&self) -> &UnitTable {
         &self.units
@@ -291,6 +323,7 @@ impl HostMemory {
             pools: HugeSize::ALL.map(|size| self.pool(size).stats()),
             vmemmap: self.frames.vmemmap.stats(),
             cma,
+            occupied_frames: self.occupied.iter().map(|run| run.1).sum(),
             split_units: self.units.len() as u64,
             waiting_frames: self.units.waiting_frames(),
             retired_frames: self.retired,

@@ -58,6 +58,7 @@ pub(super) fn check(arguments: &CheckArguments) -> Result<ExitCode, CliError> {
 fn facts(entry: &Entry) -> (&'static str, u64, Option<u64>) {
     match *entry {
         Entry::Linux64 { rip, boot_params, .. } => ("64-bit", rip.raw(), Some(boot_params.raw())),
+        Entry::Linux32 { eip, boot_params, .. } => ("32-bit", u64::from(eip), Some(boot_params.raw())),
         Entry::Elf64 { rip, start_info, .. } => ("64-bit", rip.raw(), Some(start_info.raw())),
         Entry::Flat64 { rip, .. } => ("64-bit", rip.raw(), None),
         Entry::Pvh32 { eip, start_info } | Entry::Elf32 { eip, start_info } => {
@@ -73,6 +74,9 @@ fn describe(entry: &Entry) -> String {
     match *entry {
         Entry::Linux64 { rip, boot_params, .. } => {
             format!("in 64-bit mode at {:#x} with boot_params at {:#x}", rip.raw(), boot_params.raw())
+        }
+        Entry::Linux32 { eip, boot_params, .. } => {
+            format!("in 32-bit mode at {eip:#x} with boot_params at {:#x}", boot_params.raw())
         }
         Entry::Pvh32 { eip, start_info } | Entry::Elf32 { eip, start_info } => {
             format!("in 32-bit mode at {eip:#x} with start_info at {:#x}", start_info.raw())

@@ -1,11 +1,13 @@
-//! bzImage by the 64-bit entry.
+//! bzImage by the 64-bit entry, or by the 32-bit one of a kernel that has no other.
 //!
-//! Modelled: Linux, "The Linux/x86 Boot Protocol", sections "The Real-Mode Kernel Header", "64-bit Boot Protocol", and
-//! "Zero Page" (Documentation/arch/x86/zero-page.rst). The setup code of the image never runs: its header is copied into the zero
-//! page, and the kernel starts at offset 0x200 of its protected-mode part.
+//! Modelled: Linux, "The Linux/x86 Boot Protocol", sections "The Real-Mode Kernel Header", "32-bit Boot Protocol", "64-bit
+//! Boot Protocol", and "Zero Page" (Documentation/arch/x86/zero-page.rst). The setup code of the image never runs: its header is
+//! copied into the zero page, and the kernel starts at offset 0x200 of its protected-mode part, or at its start in 32-bit
+//! mode.
 
 use emu_core::Gpa;
 
+use super::boot_segments::BootSegments;
 use super::bytes::{Record, range, u8_at, u16_at, u32_at, u64_at};
 use super::error::{LoadError, Part};
 use super::long_mode::{FOUR_GIB, LongMode};
@@ -78,8 +80,8 @@ impl SetupHeader {
         if self.version < VERSION_NEEDED {
             return Err(LoadError::ProtocolTooOld { version: self.version });
         }
-        if self.xloadflags & XLF_KERNEL_64 == 0 || self.loadflags & LOADED_HIGH == 0 {
-            return Err(LoadError::NoEntry64 { xloadflags: self.xloadflags, loadflags: self.loadflags });
+        if self.loadflags & LOADED_HIGH == 0 {
+            return Err(LoadError::LoadedLow { loadflags: self.loadflags });
         }
         if self.relocatable_kernel != 0 && !self.kernel_alignment.is_power_of_two() {
             return Err(LoadError::KernelAlignment { alignment: self.kernel_alignment });
@@ -124,8 +126,6 @@ pub(super) fn load(
     let kernel = header.kernel(bytes)?;
     let load_address = place_kernel(&header, kernel.len() as u64, placement)?;
     memory.write(load_address, kernel)?;
-    let rip = load_address.wrapping_add(ENTRY_64);
-
     let mut zero_page = ZeroPage::new(bytes);
     let cmdline = options.checked_cmdline()?;
     let limit = u64::from(header.cmdline_size);
@@ -136,7 +136,14 @@ pub(super) fn load(
     let terminated = [cmdline, &[0]].concat();
     let cmdline_at = placement.put_lowest(memory, Part::CommandLine, &terminated, FOUR_GIB)?;
     zero_page.set_cmdline(cmdline_at);
-    let long_mode = LongMode::build(placement, memory)?;
+    let entry = if header.xloadflags & XLF_KERNEL_64 != 0 {
+        let long_mode = LongMode::build(placement, memory)?;
+        Entry::Linux64 { rip: load_address.wrapping_add(ENTRY_64), boot_params, long_mode }
+    } else {
+        let segments = BootSegments::build(placement, memory)?;
+        // The kernel lies below 4 GiB.
+        Entry::Linux32 { eip: load_address.raw() as u32, boot_params, segments }
+    };
 
     if let Some(initrd) = options.initrd {
         zero_page.set_initrd(place_initrd(&header, initrd, placement, memory)?, initrd.len() as u64);
@@ -146,7 +153,7 @@ pub(super) fn load(
         zero_page.0.put_u64(0x070, rsdp.raw());
     }
     memory.write(boot_params, zero_page.0.as_bytes())?;
-    Ok(Entry::Linux64 { rip, boot_params, long_mode })
+    Ok(entry)
 }
 
 /// The preferred address when RAM allows, else the lowest aligned one from 1 MiB up. The kernel needs `init_size`

@@ -82,11 +82,9 @@ pub enum LoadError {
         /// `setup_header.version`.
         version: u16,
     },
-    /// No 64-bit entry (XLF_KERNEL_64 clear) or a zImage (LOADED_HIGH clear).
-    #[error("bzImage has no 64-bit entry (xloadflags {xloadflags:#x}, loadflags {loadflags:#x})")]
-    NoEntry64 {
-        /// `setup_header.xloadflags`.
-        xloadflags: u16,
+    /// A zImage, which runs below 640 KiB (LOADED_HIGH clear).
+    #[error("bzImage wants to be loaded low (loadflags {loadflags:#x})")]
+    LoadedLow {
         /// `setup_header.loadflags`.
         loadflags: u8,
     },
@@ -276,7 +274,7 @@ impl LoadError {
             | LoadError::TruncatedSegment { .. } => "the file is incomplete: copy or build it again",
             LoadError::Igvm => "give the kernel itself, with --kernel and --initrd",
             LoadError::ProtocolTooOld { .. } => "use Linux 3.8 or later",
-            LoadError::NoEntry64 { .. } => "use a 64-bit kernel (CONFIG_X86_64=y)",
+            LoadError::LoadedLow { .. } => "use a bzImage, not a zImage",
             LoadError::KernelAlignment { .. } | LoadError::SegmentShrinks { .. } => {
                 "the header is damaged: copy or build the image again"
             }

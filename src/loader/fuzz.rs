@@ -82,6 +82,7 @@ fn entry_addresses(entry: &Entry) -> Vec<u64> {
         Entry::Linux64 { rip, boot_params, long_mode } => {
             vec![rip.raw(), boot_params.raw(), long_mode.cr3.raw(), long_mode.gdt.raw()]
         }
+        Entry::Linux32 { eip, boot_params, segments } => vec![eip.into(), boot_params.raw(), segments.gdt.raw()],
         Entry::Pvh32 { eip, start_info } | Entry::Elf32 { eip, start_info } => vec![eip.into(), start_info.raw()],
         Entry::Multiboot32 { eip, info } => vec![eip.into(), info.raw()],
         Entry::Elf64 { rip, start_info, long_mode } => {

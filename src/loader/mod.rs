@@ -12,6 +12,7 @@
 //! Left out on purpose: the 16-bit and 32-bit Linux entries and EFI (the 64-bit entry serves every kernel that is wanted
 //! here), multiboot 2, relocation of ET_DYN files, section headers and symbols. IGVM is recognised and refused.
 
+mod boot_segments;
 mod builtin;
 mod bytes;
 mod bzimage;
@@ -32,6 +33,7 @@ mod tests;
 
 use emu_core::Gpa;
 
+pub use boot_segments::BootSegments;
 pub use builtin::BUILTIN;
 pub use error::{LoadError, Part};
 pub use flat::{FlatMode, FlatPlacement};
@@ -116,6 +118,15 @@ pub enum Entry {
         boot_params: Gpa,
         /// Paging and segments.
         long_mode: LongMode,
+    },
+    /// Linux, 32-bit boot protocol.
+    Linux32 {
+        /// startup_32 of the loaded kernel.
+        eip: u32,
+        /// The zero page, for ESI.
+        boot_params: Gpa,
+        /// Segments.
+        segments: BootSegments,
     },
     /// PVH: 32-bit, EBX is the address of `hvm_start_info`.
     Pvh32 {

@@ -98,11 +98,23 @@ fn linux_finds_its_zero_page() {
     assert_eq!((ramdisk, size), (0x400_0000 - 0x2000, 0x1234));
     assert_eq!(memory.at(ramdisk.into(), 0x1234), initrd);
     assert_eq!(memory.u64(page + 0x70), 0xf_0000);
-    assert_eq!(memory.at(page + 0x1e8, 1), [4]);
+    assert_eq!(memory.at(page + 0x1e8, 1), [5]);
     let last = page + 0x2d0 + 3 * 20;
     assert_eq!((memory.u64(last), memory.u64(last + 8), memory.u32(last + 16)), (0x10_0000, MIB64 - 0x10_0000, 1));
     assert_eq!(memory.u64(long_mode.gdt.raw() + 0x10), LongMode::CODE_DESCRIPTOR);
     assert_eq!(memory.u64(long_mode.cr3.raw()) & !0xfff, long_mode.cr3.raw() + 0x1000);
+}
+
+#[test]
+fn a_kernel_without_a_64_bit_entry_starts_at_its_32_bit_one() {
+    let image = patched(samples::bzimage(), 0x236, &[0]);
+    let (entry, memory) = load_into(&image, MIB64, |o| o.cmdline = "quiet");
+    let Entry::Linux32 { eip, boot_params, segments } = entry.unwrap() else { panic!("not the 32-bit entry") };
+    assert_eq!(eip, 0x100_0000);
+    assert_eq!(memory.text(memory.u32(boot_params.raw() + 0x228).into()), "quiet");
+    assert_eq!(segments.gdt_limit, 31);
+    assert_eq!(memory.u64(segments.gdt.raw() + 0x10), BootSegments::CODE_DESCRIPTOR);
+    assert_eq!(memory.u64(segments.gdt.raw() + 0x18), BootSegments::DATA_DESCRIPTOR);
 }
 
 #[test]
@@ -133,8 +145,7 @@ fn an_initrd_may_lie_high_only_when_the_kernel_says_so() {
 fn linux_headers_that_cannot_work() {
     let with = |at, patch: &[u8]| refusal(&patched(samples::bzimage(), at, patch), MIB64, |_| ());
     assert_eq!(with(0x206, &[0x0b, 2]), LoadError::ProtocolTooOld { version: 0x20b });
-    assert_eq!(with(0x236, &[2]), LoadError::NoEntry64 { xloadflags: 2, loadflags: 1 });
-    assert_eq!(with(0x211, &[0]), LoadError::NoEntry64 { xloadflags: 3, loadflags: 0 });
+    assert_eq!(with(0x211, &[0]), LoadError::LoadedLow { loadflags: 0 });
     assert_eq!(with(0x230, &[3]), LoadError::KernelAlignment { alignment: 0x20_0003 });
     assert!(matches!(with(0x1f4, &[0xff; 4]), LoadError::TruncatedKernel { needs: 0x10_0000_03e1, has: 0x800 }));
     assert!(matches!(with(0x1f1, &[0]), LoadError::TruncatedKernel { .. }));
@@ -169,7 +180,7 @@ fn pvh_finds_its_start_info() {
     assert_eq!(memory.at(memory.u64(modules), memory.u64(modules + 8) as usize), b"initrd");
     assert_eq!(memory.at(memory.u64(modules + 32), memory.u64(modules + 40) as usize), b"second");
     assert_eq!(memory.text(memory.u64(modules + 48)), "two");
-    assert_eq!(memory.u32(info + 48), 4);
+    assert_eq!(memory.u32(info + 48), 5);
     let map = memory.u64(info + 40);
     assert_eq!((memory.u64(map), memory.u64(map + 8), memory.u32(map + 16)), (0, 0x9_fc00, 1));
     assert_eq!(memory.at(0x10_0000, 17), [&[HLT; 16][..], &[0]].concat(), "contents, then zeroed bss");
@@ -205,7 +216,7 @@ fn multiboot_finds_its_information() {
         let (start, end) = (memory.u32(module), memory.u32(module + 4));
         assert!(start >= 0x10_0000);
         assert_eq!(memory.at(start.into(), (end - start) as usize), b"environment");
-        assert_eq!(memory.u32(info + 44), 4 * 24);
+        assert_eq!(memory.u32(info + 44), 5 * 24);
         let map = u64::from(memory.u32(info + 48));
         assert_eq!((memory.u32(map), memory.u64(map + 12), memory.u32(map + 20)), (20, 0x9_fc00, 1));
         assert_eq!(memory.text(memory.u32(info + 64).into()), "bifold");

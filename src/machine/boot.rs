@@ -30,6 +30,11 @@ pub(super) fn enter(vcpu: &mut Vcpu, entry: &Entry) {
             enter_64(&mut state, rip.raw(), long_mode);
             state.gpr[RSI] = boot_params.raw();
         }
+        Entry::Linux32 { eip, boot_params, segments } => {
+            enter_32(&mut state, eip);
+            state.segments.gdtr = DescriptorTable { base: Gva::new(segments.gdt.raw()), limit: segments.gdt_limit };
+            state.gpr[RSI] = boot_params.raw();
+        }
         Entry::Elf64 { rip, start_info, long_mode } => {
             enter_64(&mut state, rip.raw(), long_mode);
             state.gpr[RBX] = start_info.raw();

@@ -48,22 +48,38 @@ impl HugePool {
     /// goes. Shrinking spares pages that are promised or handed out: those turn into surplus and leave as they come
     /// back.
     pub fn set_max(&mut self, frames: &mut SystemFrames, nr_pages: u64) -> u64 {
+        self.set_max_of(frames, nr_pages, self.online())
+    }
+
+    /// Sets the number of persistent pages of one node (a write to the node's `nr_hugepages`); how many it has now.
+    pub fn set_max_on(&mut self, frames: &mut SystemFrames, node: NodeId, nr_pages: u64) -> u64 {
+        let persistent = |pool: &HugePool| pool.nodes.get(node.index()).map_or(0, |at| at.nr - at.surplus);
+        let others = self.persistent() - persistent(self);
+        self.set_max_of(frames, others.saturating_add(nr_pages), NodeMask::only(node).and(self.online()));
+        persistent(self)
+    }
+
+    fn set_max_of(&mut self, frames: &mut SystemFrames, nr_pages: u64, nodes: NodeMask) -> u64 {
         let wanted = nr_pages.saturating_sub(self.persistent());
-        let adopted = self.adjust_surplus(wanted.min(self.surplus()), Adjust::Persist);
-        self.grow(frames, wanted - adopted);
+        let adopted = self.adjust_surplus(wanted.min(self.surplus()), Adjust::Persist, nodes);
+        self.grow_of(frames, wanted - adopted, nodes);
         let needed = self.resv + self.stats().nr - self.stats().free;
         let floor = nr_pages.max(needed);
         let excess = self.persistent().saturating_sub(floor);
-        self.shrink(frames, excess);
+        self.shrink(frames, excess, nodes);
         let excess = self.persistent().saturating_sub(nr_pages);
-        self.adjust_surplus(excess, Adjust::Surplus);
+        self.adjust_surplus(excess, Adjust::Surplus, nodes);
         self.max = self.persistent();
         self.max
     }
 
     /// Adds up to `nr_pages` persistent pages from the nodes in turn; the number added.
     pub fn grow(&mut self, frames: &mut SystemFrames, nr_pages: u64) -> u64 {
-        let mut nodes = self.online().and(frames.online());
+        self.grow_of(frames, nr_pages, self.online())
+    }
+
+    fn grow_of(&mut self, frames: &mut SystemFrames, nr_pages: u64, allowed: NodeMask) -> u64 {
+        let mut nodes = allowed.and(frames.online());
         let mut left = nr_pages;
         while left > 0 && !nodes.is_empty() {
             for (node, share) in deal(left, nodes, self.next_nid_to_alloc) {
@@ -75,7 +91,7 @@ impl HugePool {
             }
         }
         let added = nr_pages - left;
-        self.next_nid_to_alloc = advance(added, self.online(), self.next_nid_to_alloc);
+        self.next_nid_to_alloc = advance(added, allowed, self.next_nid_to_alloc);
         self.max = self.persistent();
         added
     }
@@ -115,10 +131,10 @@ impl HugePool {
 
     /// Gives up to `nr_pages` persistent pages that are free and not promised back to the page allocator. Pages whose
     /// vmemmap cannot be restored stay; like promised ones they are surplus from then on.
-    fn shrink(&mut self, frames: &mut SystemFrames, nr_pages: u64) {
+    fn shrink(&mut self, frames: &mut SystemFrames, nr_pages: u64, allowed: NodeMask) {
         let wanted = nr_pages.min(self.available()).min(self.persistent());
         let mut left = wanted;
-        let mut nodes = self.online();
+        let mut nodes = allowed;
         while left > 0 && !nodes.is_empty() {
             for (node, share) in deal(left, nodes, self.next_nid_to_free) {
                 let at = &self.nodes[node.index()];
@@ -130,7 +146,7 @@ impl HugePool {
                 }
             }
         }
-        self.next_nid_to_free = advance(wanted - left, self.online(), self.next_nid_to_free);
+        self.next_nid_to_free = advance(wanted - left, allowed, self.next_nid_to_free);
     }
 
     /// Gives free pages of a node to the page allocator, the highest first; how many, fewer when memory for their
@@ -176,9 +192,9 @@ impl HugePool {
     }
 
     /// `adjust_pool_surplus`, in turn over the nodes; how many pages changed sides.
-    fn adjust_surplus(&mut self, nr_pages: u64, adjust: Adjust) -> u64 {
+    fn adjust_surplus(&mut self, nr_pages: u64, adjust: Adjust, allowed: NodeMask) -> u64 {
         let mut left = nr_pages;
-        let mut nodes = self.online();
+        let mut nodes = allowed;
         let next = match adjust {
             Adjust::Persist => self.next_nid_to_alloc,
             Adjust::Surplus => self.next_nid_to_free,

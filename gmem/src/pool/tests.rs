@@ -115,6 +115,23 @@ fn nodes_grow_and_shrink_in_turn() {
     assert_eq!(on_one, by_node(&pool)[1].0, "strict allocations stay on their node");
 }
 
+#[test]
+fn a_node_is_set_without_touching_the_others() {
+    let mut frames = two_nodes(8 * M2, VmemmapMode::Off);
+    let mut pool = HugePool::new(HugeSize::Size2M, 2);
+    pool.set_max(&mut frames, 4);
+    let one = NodeId::new(1).unwrap();
+    assert_eq!(pool.set_max_on(&mut frames, one, 7), 7);
+    assert_eq!((by_node(&pool), pool.max()), (vec![(2, 2, 0), (7, 7, 0)], 9));
+    assert_eq!(pool.set_max_on(&mut frames, one, 99), 8, "all that the node has");
+    assert_eq!(pool.set_max_on(&mut frames, one, 0), 0);
+    assert_eq!((by_node(&pool), pool.max()), (vec![(2, 2, 0), (0, 0, 0)], 2));
+    pool.reserve(&mut frames, 2, Surplus::Refused).unwrap();
+    assert_eq!(pool.set_max_on(&mut frames, NodeId::ZERO, 1), 1);
+    assert_eq!(by_node(&pool), [(2, 2, 1), (0, 0, 0)], "promised pages stay as surplus");
+    assert_eq!(pool.set_max_on(&mut frames, NodeId::new(9).unwrap(), 3), 0, "no such node");
+}
+
 /// the promise is the pool's, the page is a node's.
 #[test]
 fn a_promise_does_not_choose_the_node() {
@@ -264,8 +281,11 @@ proptest! {
                 (5, _) => {
                     pool.set_overcommit(nr);
                 }
-                (6, _) => {
+                (6, _) if nr % 2 == 0 => {
                     pool.set_max(&mut frames, nr * 4);
+                }
+                (6, _) => {
+                    pool.set_max_on(&mut frames, NodeId::at(pick.index(2)), nr * 2);
                 }
                 (7, _) if pool.reserve(&mut frames, nr, Surplus::Allowed).is_ok() => {
                     pool.unreserve(&mut frames, nr);

@@ -20,10 +20,15 @@ impl FolioProvider for CmaProvider {
         let size = self.size.page_size();
         let nr_blocks = nr_pages.div_ceil(size.frames());
         let mut refused = ProviderError::NotReserved { size };
-        for (number, area) in (0_u8..).zip(&mut host.cma) {
+        for number in (0_u8..=u8::MAX).take(host.cma.len()) {
+            let area = &mut host.cma[usize::from(number)];
             match area.claim(self.size, nr_blocks) {
                 Ok(claimed) => {
                     self.claim = Some((number, claimed.id));
+                    // What a borrower left behind is not the inode's to see.
+                    for loan in &claimed.recalled {
+                        host.clear(loan.first, loan.order.frames());
+                    }
                     host.recalled.extend(claimed.recalled);
                     return Ok(());
                 }
@@ -46,8 +51,6 @@ impl FolioProvider for CmaProvider {
             return Err(ProviderError::Node { node: area.node() });
         }
         let head = area.take(claim)?;
-        // What a borrower left behind is not the inode's to see.
-        host.clear(head, size.frames());
         let source = Source::Cma { area: number, claim };
         host.begin_use(head, size, FolioKind::Gmem, FolioFlags::empty(), source);
         Ok(FreshFolio { head, size })

@@ -8,7 +8,7 @@
 //!   cache's references, reads as zero, and is not up to date.
 //! - [`split`](FolioProvider::split) and [`reconstruct`](FolioProvider::reconstruct) change the folio table's shape, never
 //!   frames or bytes; when they fail nothing has changed. The caller has taken away what maps the range.
-//! - What was allocated as one is a *unit*, and goes back to its source as one, once all of it is back: see [`unit`].
+//! - What was allocated as one is a *unit*, and goes back to its source as one, once all of it is back: see [`mod@unit`].
 //!   Pieces may outlive the inode and [`unreserve`](FolioProvider::unreserve), because the record of a unit is the host's.
 //! - [`error`](FolioProvider::error) takes 4 KiB away and nothing else; that piece never returns to any source.
 //!
