@@ -6,11 +6,11 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use emu_core::event::Silent;
 use emu_core::memory::SystemMemory;
 use emu_core::regs::Cr0;
+use emu_core::sync::Task;
 use emu_core::{Access, AccessKind, Gpa, Gva, PageSize, Privilege};
-use hypervisor::{FaultInput, PagePolicy, RamLayout, SlotId, SystemMemoryPlan, TdpFormat, Vm, VmConfig};
+use hypervisor::{FaultInput, PagePolicy, RamLayout, SlotId, SystemMemoryPlan, TdpFormat, VcpuId, Vm, VmConfig};
 use mmu::{Asid, Mmu, MmuFault, NestedNx, Npt, PagingChange, PagingFeatures, PagingState, Stage2, Stage2Levels};
 
 /// Guest physical addresses from here are fresh memory above the 4 GiB hole.
@@ -30,9 +30,9 @@ fn guest(page: PageSize) -> Guest {
     let pages = PagePolicy::of(page);
     let plan = SystemMemoryPlan::for_guest(layout.inode_bytes, pages);
     let memory = SystemMemory::flat(plan.arena_bytes).expect("address space");
-    let config = VmConfig { format: TdpFormat::Npt, pages, maxphyaddr: 48, host: plan.host };
-    let mut vm = Vm::new(Arc::clone(&memory), &config).expect("a sound plan");
-    vm.add_ram(&layout, SlotId(0)).expect("the plan has room");
+    let config = VmConfig { format: TdpFormat::Npt, pages, maxphyaddr: 48, nr_vcpus: 1, host: plan.host };
+    let vm = Vm::new(Arc::clone(&memory), &config).expect("a sound plan");
+    vm.add_ram(&layout, SlotId(0), &Task::QUIET).expect("the plan has room");
     let mut mmu = Mmu::new(memory, PagingFeatures::AMD);
     mmu.set_stage2(Stage2::Npt(Npt {
         root: vm.root(),
@@ -62,7 +62,7 @@ impl Guest {
 
     fn resolve(&mut self, fault: &MmuFault) {
         let MmuFault::Nested(fault) = fault else { unreachable!("paging is off: {fault:?}") };
-        black_box(&self.vm.handle_fault(FaultInput::new(fault.gpa, fault.access), &mut Silent));
+        black_box(&self.vm.handle_fault(VcpuId(0), FaultInput::new(fault.gpa, fault.access), &Task::QUIET));
     }
 }
 
