@@ -99,6 +99,11 @@ impl Vm {
         self.mmu.read(task)
     }
 
+    /// The nested tables, unless somebody is changing them with `mmu_lock` held for writing.
+    pub fn try_tables<'a>(&'a self, task: &Task<'a>) -> Option<ReadGuard<'a, Tables>> {
+        self.mmu.try_read(task)
+    }
+
     /// The memslots.
     pub fn memslots<'a>(&'a self, task: &Task<'a>) -> ReadGuard<'a, MemSlots> {
         self.slots.read(task)

@@ -6,7 +6,7 @@ use crate::strategy::{Recorded, Strategy};
 use crate::threads::{Pause, ThreadId, Threads};
 
 /// A run longer than this does not end.
-const TOO_LONG: usize = 20_000;
+const TOO_LONG: usize = 2_000;
 
 /// What a thread does.
 pub type Body = Box<dyn FnOnce(&dyn Schedule)>;

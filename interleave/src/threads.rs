@@ -23,6 +23,8 @@ pub enum Pause {
     At(Point),
     /// It waits for a lock.
     Waiting,
+    /// It will try again when somebody else has done something.
+    GaveWay,
 }
 
 /// What a thread could do next.
@@ -32,6 +34,9 @@ pub enum Status {
     Ready,
     /// Nothing until a lock is given up.
     Blocked(WaitKey),
+    /// Nothing useful until these others, a bit each, have taken a step or cannot. So who tries again and again does not
+    /// keep anybody from running.
+    GaveWay(u64),
     /// Nothing any more.
     Finished,
 }
@@ -39,6 +44,7 @@ pub enum Status {
 enum Yielded {
     At(Point),
     Wait(WaitKey),
+    GiveWay,
 }
 
 /// The schedule as a thread sees it from inside.
@@ -53,6 +59,9 @@ impl Schedule for Inside<'_> {
     }
     fn wait(&self, key: WaitKey) {
         self.yielder.suspend(Yielded::Wait(key));
+    }
+    fn give_way(&self) {
+        self.yielder.suspend(Yielded::GiveWay);
     }
     fn released(&self, key: WaitKey) {
         self.released.borrow_mut().push(key);
@@ -83,9 +92,10 @@ impl Threads {
     /// Adds a thread, which starts at its first step.
     ///
     /// # Panics
-    /// When the host has no memory for a stack, or with the 256th thread.
+    /// When the host has no memory for a stack, or with the 65th thread.
     pub fn spawn(&mut self, body: impl FnOnce(&dyn Schedule) + 'static) -> ThreadId {
-        let id = ThreadId(u8::try_from(self.threads.len()).expect("at most 255 threads"));
+        assert!(self.threads.len() < 64, "at most 64 threads");
+        let id = ThreadId(self.threads.len() as u8);
         let stack = self.spare.pop().unwrap_or_else(|| DefaultStack::new(STACK_BYTES).expect("memory for a stack"));
         let released = Rc::clone(&self.released);
         let coroutine = Coroutine::with_stack(stack, move |yielder: &Yielder<(), Yielded>, ()| {
@@ -110,10 +120,22 @@ impl Threads {
         self.threads.get(usize::from(id.0)).map(|thread| thread.status)
     }
 
-    /// The threads that could run.
+    fn having(&self, wanted: fn(Status) -> bool) -> impl Iterator<Item = ThreadId> + '_ {
+        let having = self.threads.iter().enumerate().filter(move |(_, thread)| wanted(thread.status));
+        having.map(|(n, _)| ThreadId(n as u8))
+    }
+
+    /// A bit for each thread that is ready, but for one.
+    fn ready_but(&self, id: ThreadId) -> u64 {
+        let others = self.having(|status| status == Status::Ready).filter(|&other| other != id);
+        others.fold(0, |mask, other| mask | 1 << other.0)
+    }
+
+    /// The threads that could run. Those that gave way are among them only when nobody else is.
     pub fn ready(&self) -> impl Iterator<Item = ThreadId> + '_ {
-        let ready = self.threads.iter().enumerate().filter(|(_, thread)| thread.status == Status::Ready);
-        ready.map(|(n, _)| ThreadId(n as u8))
+        let ready = || self.having(|status| status == Status::Ready);
+        let patient = ready().next().is_none().then(|| self.having(|status| matches!(status, Status::GaveWay(_))));
+        ready().chain(patient.into_iter().flatten())
     }
 
     /// Whether every thread has finished.
@@ -127,6 +149,9 @@ impl Threads {
     /// What it panicked with.
     pub fn step(&mut self, id: ThreadId) -> Result<Option<Pause>, String> {
         let Some(thread) = self.threads.get_mut(usize::from(id.0)) else { return Ok(None) };
+        if let Status::GaveWay(_) = thread.status {
+            thread.status = Status::Ready;
+        }
         let Some(body) = thread.body.as_mut() else { return Ok(None) };
         // The pipeline's state may be half changed by a panic; whoever gets the error looks at nothing but the message.
         let outcome = catch_unwind(AssertUnwindSafe(|| body.resume(())));
@@ -135,6 +160,11 @@ impl Threads {
             Ok(CoroutineResult::Yield(Yielded::Wait(key))) => {
                 thread.status = Status::Blocked(key);
                 Some(Pause::Waiting)
+            }
+            Ok(CoroutineResult::Yield(Yielded::GiveWay)) => {
+                // Who has to go first is known below.
+                thread.status = Status::GaveWay(0);
+                Some(Pause::GaveWay)
             }
             Ok(CoroutineResult::Return(())) => {
                 thread.status = Status::Finished;
@@ -152,6 +182,18 @@ impl Threads {
                 if thread.status == Status::Blocked(key) {
                     thread.status = Status::Ready;
                 }
+            }
+        }
+        if pause == Some(Pause::GaveWay) {
+            let first = self.ready_but(id);
+            self.threads[usize::from(id.0)].status = Status::GaveWay(first);
+        }
+        let ready = self.ready_but(id);
+        let others = self.threads.iter_mut().enumerate().filter(|(n, _)| *n != usize::from(id.0));
+        for (_, thread) in others {
+            if let Status::GaveWay(first) = thread.status {
+                let left = first & ready;
+                thread.status = if left == 0 { Status::Ready } else { Status::GaveWay(left) };
             }
         }
         Ok(pause)
@@ -206,6 +248,31 @@ mod tests {
         assert_eq!(threads.step(b), Ok(None));
         assert!(threads.all_finished());
         assert_eq!(*lock.lock(&Task::QUIET), 2);
+    }
+
+    #[test]
+    fn who_gives_way_again_and_again_keeps_nobody_from_running() {
+        let done = Rc::new(Cell::new(false));
+        let mut threads = Threads::new();
+        for _ in 0..2 {
+            let done = Rc::clone(&done);
+            threads.spawn(move |schedule| {
+                while !done.get() {
+                    schedule.give_way();
+                }
+            });
+        }
+        let doer = threads.spawn(move |schedule| {
+            schedule.at(Point::F0);
+            done.set(true);
+        });
+        for _ in 0..6 {
+            let first = threads.ready().next().unwrap();
+            threads.step(first).unwrap();
+        }
+        assert_eq!(threads.status(doer), Some(Status::Finished), "chosen last, and yet it ran");
+        let lone = threads.ready().next().unwrap();
+        assert_eq!(threads.step(lone), Ok(None));
     }
 
     #[test]

@@ -104,6 +104,9 @@ mod tests {
             let act = self.while_waiting.borrow_mut().take().expect("waits once");
             act();
         }
+        fn give_way(&self) {
+            self.log.borrow_mut().push("give way");
+        }
         fn released(&self, _: WaitKey) {
             self.log.borrow_mut().push("released");
         }
@@ -118,7 +121,8 @@ mod tests {
         let task = Task::QUIET.under(&told);
         task.at(Point::F5);
         *lock.lock(&task) += 1;
-        assert_eq!(*told.log.borrow(), ["at", "wait", "released"]);
+        task.give_way();
+        assert_eq!(*told.log.borrow(), ["at", "wait", "released", "give way"]);
         assert_eq!(*lock.lock(&Task::QUIET), 2);
     }
 }

@@ -55,6 +55,16 @@ impl<T> ShardedLock<T> {
         ReadGuard { raw, note: Note::new(task, || WaitKey::of(self)) }
     }
 
+    /// Takes the lock for reading if nobody has it for writing: for checks between the steps of a schedule.
+    pub fn try_read<'a>(&'a self, task: &Task<'a>) -> Option<ReadGuard<'a, T>> {
+        let raw = match self.raw.try_read() {
+            Ok(raw) => raw,
+            Err(TryLockError::Poisoned(error)) => error.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        Some(ReadGuard { raw, note: Note::new(task, || WaitKey::of(self)) })
+    }
+
     /// Waits for everybody to be gone.
     pub fn write<'a>(&'a self, task: &Task<'a>) -> WriteGuard<'a, T> {
         let raw = match task.schedule() {

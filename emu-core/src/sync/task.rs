@@ -22,6 +22,8 @@ pub trait Schedule {
     /// The task waits for `key`. Returns when somebody has [released](Schedule::released) it since; it may be taken
     /// again by then.
     fn wait(&self, key: WaitKey);
+    /// The task can do nothing useful until somebody else did something, but waits for no lock.
+    fn give_way(&self);
     /// The task gave `key` up. Must not switch.
     fn released(&self, key: WaitKey);
 }
@@ -77,6 +79,13 @@ impl<'a> Task<'a> {
     pub fn at(&self, point: Point) {
         if let Some(schedule) = self.schedule {
             schedule.at(point);
+        }
+    }
+
+    /// Lets others run first, if anybody decides about that: what a caller does before it tries again.
+    pub fn give_way(&self) {
+        if let Some(schedule) = self.schedule {
+            schedule.give_way();
         }
     }
 
