@@ -1,7 +1,8 @@
 //! The cache of decoded blocks.
 //!
 //! A block is a run of instructions within one 4 KiB page that ends at a branch, at an instruction after which the
-//! world may differ, at the page's end or at a length limit. Its identity is the system-physical address of its first
+//! world may differ, at the page's end or at a length limit; a few conditional branches may lie within, which leave it
+//! when they are taken. Its identity is the system-physical address of its first
 //! byte and the [`ModeKey`]; virtual addresses do not enter it, so that nothing has to be dropped when page tables
 //! change: whoever jumps checks that the target's page is the block's page.
 //!
@@ -26,6 +27,9 @@ const MAX_OPS: usize = 2 << 20;
 /// Numbers given away, to live and dead blocks, before everything is dropped: 64 MiB of block heads.
 const MAX_BLOCKS: usize = 1 << 20;
 
+/// More units than are ever left.
+pub(crate) const NEVER: u16 = u16::MAX;
+
 /// A decoded run of instructions. One cache line: its number becomes its address by a shift, and one miss finds all.
 #[repr(align(64))]
 pub(crate) struct Block {
@@ -34,7 +38,8 @@ pub(crate) struct Block {
     pub run: Handler,
     pub page: CodePage,
     pub key: ModeKey,
-    /// Instructions in it: what entering it costs.
+    /// Instructions in it: what entering it costs. [`NEVER`] if it is dead, so that whoever follows a link need ask
+    /// nothing else.
     pub units: u16,
     /// Offset of its first byte in the page.
     pub offset: u16,
@@ -114,7 +119,7 @@ impl CodeCache {
             run: nowhere,
             page: CodePage::NONE,
             key: ModeKey::DEAD,
-            units: 0,
+            units: NEVER,
             offset: 0,
             sfn: Sfn::new(0),
             lines: LineMask(0),
@@ -202,6 +207,7 @@ impl CodeCache {
                     map.remove(&(block.sfn.base().raw() | block.offset as u64, block.key.raw()));
                 }
                 block.key = ModeKey::DEAD;
+                block.units = NEVER;
                 *ops -= block.ops.len();
                 block.ops = Box::new([]);
                 return false;

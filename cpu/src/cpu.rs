@@ -18,7 +18,7 @@ use crate::flags::Flags;
 use crate::latch::Latch;
 use crate::mode::{Mode, ModeKey};
 use crate::msr::MsrFile;
-use crate::op::{GPR_SLOTS, Op, RIP};
+use crate::op::{GPR_SLOTS, Op, OpenLink, RIP};
 use crate::random::Random;
 use crate::segment::{SegReg, Segments};
 use crate::simd::VectorState;
@@ -78,8 +78,8 @@ pub(crate) struct Cpu {
     pub pending: Pending,
     /// DR6 bits of data breakpoints and single step that fire when the current instruction retires.
     pub debug_hits: Dr6,
-    /// The chain ended at a direct branch whose link is open: (block, way).
-    pub unlinked: Option<(u32, crate::op::Way)>,
+    /// The chain ended at a direct branch whose link is open.
+    pub unlinked: Option<OpenLink>,
     pub latch: Latch,
     pub code_cursor: Cursor,
     /// APIC ID, for CPUID and nothing else.

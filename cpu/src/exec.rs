@@ -21,7 +21,7 @@ use crate::decode;
 use crate::event::{Event, InterruptShadow, SoftwareKind};
 use crate::exit::{Exit, Trap};
 use crate::mode::ModeKey;
-use crate::op::{Next, Op, RIP, Way};
+use crate::op::{Next, Op, OpenLink, RIP};
 use crate::segment::SegReg;
 
 /// Longest instruction (APM vol. 3, "Instruction Encoding").
@@ -29,7 +29,7 @@ pub(crate) const MAX_INSTRUCTION: usize = 15;
 
 /// Units that may run without coming back to the run loop, when hand-overs are jumps. Few enough that even a handler
 /// in which the compiler kept a call could not exhaust the stack of a test's thread.
-const SLICE: u64 = 1 << 13;
+const SLICE: u64 = 1 << 14;
 /// The same when the compiler made calls of them all.
 const SLICE_WITHOUT_TAIL_CALLS: u64 = 1 << 10;
 
@@ -51,25 +51,35 @@ pub(crate) fn enter(cpu: &mut Cpu, code: &CodeCache, block: &Block, rip: u64) ->
     }
 }
 
-/// Follows a direct branch of `op` to `rip`, through its link if it has one.
+/// Follows the direct branch `op` to `rip`, through its link if it has one. Links lead to blocks of the running block's
+/// mode: whether they live and whether there is time for them is one question.
 #[inline(always)]
-pub(crate) fn follow(cpu: &mut Cpu, code: &CodeCache, op: &Op, way: Way, rip: u64) -> Next {
-    if let Some(block) = code.block(op.link(way))
-        && block.key == cpu.key
-    {
-        return enter(cpu, code, block, rip);
+pub(crate) fn follow(cpu: &mut Cpu, code: &CodeCache, op: &Op, rip: u64) -> Next {
+    if let Some(block) = code.block(op.link()) {
+        let budget = cpu.budget - block.units as i64;
+        let mut rest = block.ops.iter();
+        if budget >= 0
+            && let Some(first) = rest.next()
+        {
+            debug_assert!(block.key == cpu.key, "a change of mode ends a block without a link");
+            cpu.gpr[RIP as usize] = rip;
+            cpu.budget = budget;
+            return (block.run)(cpu, code, first, rest);
+        }
     }
-    open_link(cpu, code, op, way, rip)
+    open_link(cpu, code, op, rip)
 }
 
 #[inline(never)]
-fn open_link(cpu: &mut Cpu, code: &CodeCache, op: &Op, way: Way, rip: u64) -> Next {
+fn open_link(cpu: &mut Cpu, code: &CodeCache, op: &Op, rip: u64) -> Next {
     // Another page may be mapped differently next time: links never lead out of their page.
     if (rip ^ cpu.gpr[RIP as usize]) >> 12 != 0 {
         return jump_in_any_mode(cpu, code, rip);
     }
     cpu.gpr[RIP as usize] = rip;
-    cpu.unlinked = Some((op.own_block(), way));
+    let block = op.own_block();
+    let position = code.block(block).and_then(|b| b.ops.iter().position(|one| core::ptr::eq(one, op)));
+    cpu.unlinked = position.map(|op| OpenLink { block, op });
     Next::Unlinked
 }
 
@@ -217,12 +227,13 @@ impl Engine {
         };
         let Some(block) = self.code.block(id) else { return Next::Boundary };
         if block.tail.is_none() {
-            if let Some((from, way)) = unlinked
-                && let Some(branch) = self.code.block(from).filter(|b| b.key == cpu.key && b.page == block.page)
-                && let Some(op) = branch.ops.last()
-                && branch.offset.wrapping_add(op.distance(way)) & 0xfff == block.offset
+            // Something else may have come in between: then the block is not the branch's target.
+            if let Some(from) = unlinked
+                && let Some(branch) = self.code.block(from.block).filter(|b| b.key == cpu.key && b.page == block.page)
+                && let Some(op) = branch.ops.get(from.op)
+                && branch.offset.wrapping_add(op.disp as u16) & 0xfff == block.offset
             {
-                op.set_link(way, id);
+                op.set_link(id);
             } else {
                 cpu.jumps.remember(rip, id);
             }

@@ -38,7 +38,7 @@ pub(crate) type Handler = fn(&mut Cpu, &CodeCache, &Op, Rest<'_>) -> Next;
 #[repr(C)]
 pub(crate) struct Op {
     pub run: Handler,
-    /// Immediate operand; for direct branches the two links (taken in the low half, fall-through in the high half).
+    /// Immediate operand; for direct branches the link.
     pub imm: Cell<u64>,
     /// Displacement of the memory operand; for direct branches the target, relative to the block's first byte.
     pub disp: i32,
@@ -93,33 +93,24 @@ impl Op {
         [self.dst, self.src, self.base, self.index] = id.to_le_bytes();
     }
 
-    /// The link of a direct branch in direction `way`.
+    /// The link of a direct branch: the block it leads to when taken. When not taken the ops go on.
     #[inline]
-    pub fn link(&self, way: Way) -> u32 {
-        (self.imm.get() >> (32 * way as u32)) as u32
-    }
-
-    /// How far from the block's first byte a direct branch leads in direction `way`, modulo the size of a page.
-    pub fn distance(&self, way: Way) -> u16 {
-        match way {
-            Way::Taken => self.disp as u16,
-            Way::FallThrough => self.ip,
-        }
+    pub fn link(&self) -> u32 {
+        self.imm.get() as u32
     }
 
     /// Sets it.
-    pub fn set_link(&self, way: Way, id: u32) {
-        let shift = 32 * way as u32;
-        self.imm.set(self.imm.get() & !(0xffff_ffff << shift) | (id as u64) << shift);
+    pub fn set_link(&self, id: u32) {
+        self.imm.set(id as u64);
     }
 }
 
-/// The two ways out of a conditional branch. An unconditional one is always taken.
+/// A direct branch whose link is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub(crate) enum Way {
-    Taken = 0,
-    FallThrough = 1,
+pub(crate) struct OpenLink {
+    pub block: u32,
+    /// The branch's position among the block's ops.
+    pub op: usize,
 }
 
 const _: () = assert!(size_of::<Op>() == 32, "an op is half a cache line");

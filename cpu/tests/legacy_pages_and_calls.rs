@@ -1,4 +1,5 @@
-//! The PDPTE registers of PAE paging, and SYSENTER and SYSEXIT in every mode, end to end.
+//! What 32-bit code sees of the system: the PDPTE registers of PAE paging, SYSENTER and SYSEXIT in every mode, pushes of
+//! segment registers; end to end.
 
 mod common;
 
@@ -25,8 +26,13 @@ const KERNEL_CS: u16 = 0x08;
 /// 32-bit protected mode of an Intel processor with handlers; CR3 points at a PDPT that maps the low 2 MiB to
 /// themselves, and paging is off.
 fn protected(code: &[u8]) -> (Vcpu, Arc<SystemMemory>) {
+    protected_on(CpuModel::intel_v3(), code)
+}
+
+/// The same on any processor.
+fn protected_on(model: CpuModel, code: &[u8]) -> (Vcpu, Arc<SystemMemory>) {
     let memory = SystemMemory::flat(8 << 20).expect("8 MiB");
-    let config = VcpuConfig { model: CpuModel::intel_v3(), apic_id: 0, cpu_count: 1, seed: Seed(1) };
+    let config = VcpuConfig { model, apic_id: 0, cpu_count: 1, seed: Seed(1) };
     let mut vcpu = Vcpu::new(memory.clone(), &config);
     for (n, d) in [0, 0x00cf_9b00_0000_ffff_u64, 0x00cf_9300_0000_ffff].into_iter().enumerate() {
         memory.store(Spa::new(GDT + 8 * n as u64), d).unwrap();
@@ -207,6 +213,27 @@ fn long_mode_has_sysenter_on_intel_alone() {
         } else {
             // #UD, and no table to deliver it through.
             assert_ne!(vcpu.state().rip, CODE + 0x100);
+        }
+    }
+}
+
+#[test]
+fn a_segment_register_is_pushed_by_two_bytes_on_intel_and_by_four_on_amd() {
+    for (model, pushed, faults) in [(CpuModel::intel_v3(), 0xaaaa_0010_u32, false), (CpuModel::amd_v3(), 0x10, true)] {
+        // push es ; pop ds
+        let (mut vcpu, memory) = protected_on(model, &[0x06, 0x1f, 0xeb, 0xfe]);
+        memory.store(Spa::new(STACK - 4), 0xaaaa_aaaa_u32).unwrap();
+        run(&mut vcpu, 1);
+        assert_eq!(memory.load::<u32>(Spa::new(STACK - 4)).unwrap(), pushed);
+        assert_eq!(vcpu.state().gpr[4], STACK - 4);
+        // The upper two bytes are beyond the segment.
+        let mut state = vcpu.state();
+        state.segments.regs[SegReg::Ss as usize].limit = STACK as u32 - 3;
+        vcpu.set_state(&state);
+        run(&mut vcpu, 4);
+        assert_eq!(faulted(&vcpu, 12), faults);
+        if !faults {
+            assert_eq!((vcpu.state().rip, vcpu.state().gpr[4]), (CODE + 2, STACK));
         }
     }
 }

@@ -89,3 +89,29 @@ fn code_patched_over_and_over_is_decoded_in_place() {
     let decoded = vcpu.blocks_decoded();
     assert!((100..500).contains(&decoded), "decoded anew after each patch, and only what was patched: {decoded}");
 }
+
+#[test]
+fn a_branch_taken_within_a_block_costs_what_was_executed() {
+    // xor ecx, ecx ; 1: inc ecx ; test cl, 1 ; jz 2f ; cmp ecx, 1001 ; jae 3f ; add edx, 1 ; 2: jmp 1b ; 3: jmp .
+    let code = [
+        0x31, 0xc9, 0xff, 0xc1, 0xf6, 0xc1, 0x01, 0x74, 0x0b, 0x81, 0xf9, 0xe9, 0x03, 0, 0, 0x73, 0x05, 0x83, 0xc2,
+        0x01, 0xeb, 0xec, 0xeb, 0xfe,
+    ];
+    // Odd numbers take seven instructions, even ones four, the last one five.
+    let total = 1 + 500 * 7 + 500 * 4 + 5;
+    let (mut whole, _) = long_mode(&code);
+    whole.set_gpr(2, 0);
+    run(&mut whole, total);
+    let state = whole.state();
+    assert_eq!((state.gpr[1], state.gpr[2], state.rip), (1001, 500, CODE + 22));
+    assert_eq!(whole.now().units(), total);
+    for step in [1, 2, 3, 5, 7, 11, 64, 1000] {
+        let (mut vcpu, _) = long_mode(&code);
+        vcpu.set_gpr(2, 0);
+        for _ in 0..total / step {
+            run(&mut vcpu, step);
+        }
+        run(&mut vcpu, total % step);
+        assert_eq!(vcpu.state(), state, "steps of {step}");
+    }
+}

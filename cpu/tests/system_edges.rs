@@ -3,7 +3,7 @@
 mod common;
 
 use common::{CODE, STACK, flat, long_mode, run};
-use cpu::{DescriptorTable, Exit, SegReg, Vcpu};
+use cpu::{DescriptorTable, Exit, SegReg, Segment, Vcpu};
 use emu_core::memory::SystemMemory;
 use emu_core::regs::{Cr4, Dr6, Dr7};
 use emu_core::{Gva, Spa};
@@ -51,12 +51,16 @@ fn a_return_to_ring_3_nulls_kernel_segments_and_leaves_their_bases() {
     state.gpr[4] = STACK - 40;
     state.segments.regs[SegReg::Gs as usize] = flat(0x10, 3, false, 0);
     state.segments.regs[SegReg::Gs as usize].base = 0x9000;
+    state.segments.regs[SegReg::Ds as usize] = Segment { selector: 3, ..Segment::NULL };
+    state.segments.regs[SegReg::Es as usize] = flat(0x1b, 3, false, 3);
     vcpu.set_state(&state);
     run(&mut vcpu, 4);
     let state = vcpu.state();
     assert_eq!((state.rip, state.gpr[0]), (CODE + 13, 0x1234_5678));
     assert_eq!(state.gpr[1], 0, "the selector is null");
     assert!(!state.segments.get(SegReg::Gs).attributes.p());
+    assert_eq!(state.segments.get(SegReg::Ds).selector, 0, "so is a null one of RPL 3");
+    assert_eq!(state.segments.get(SegReg::Es).selector, 0x1b, "ring 3 keeps its own");
 }
 
 #[test]

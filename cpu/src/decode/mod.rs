@@ -40,6 +40,8 @@ use crate::segment::FLAT;
 
 /// Instructions in the longest block.
 const MAX_UNITS: usize = 64;
+/// Conditional branches that a block may go on after. More would save little, and decode more that is never reached.
+const MAX_BRANCHES: usize = 3;
 /// Bytes in the longest block.
 pub(crate) const MAX_BLOCK: usize = MAX_UNITS * MAX_INSTRUCTION;
 
@@ -230,6 +232,7 @@ pub(crate) fn block(request: &Request<'_>, bytes: &[u8]) -> Decoded {
     let mut decoder = decoder(request, bytes);
     let mut lowered: Vec<Lowered> = Vec::with_capacity(16);
     let mut len_bytes = 0;
+    let mut branches_left = if request.key.is_precise() { 0 } else { MAX_BRANCHES };
     while lowered.len() < MAX_UNITS && decoder.can_decode() {
         let insn = decoder.decode();
         if decoder.last_error() == DecoderError::NoMoreBytes {
@@ -238,9 +241,11 @@ pub(crate) fn block(request: &Request<'_>, bytes: &[u8]) -> Decoded {
         let context = Context { insn: &insn, bytes: &bytes[len_bytes..], request, ip: decoder.position() as u16 };
         let one = lower(&context);
         len_bytes = decoder.position();
-        let ends = one.ends;
+        let (ends, conditional) = (one.ends != Ends::No, one.condition.is_some());
         lowered.push(one);
-        if ends != Ends::No {
+        if conditional && branches_left > 0 {
+            branches_left -= 1;
+        } else if ends {
             break;
         }
     }
@@ -271,7 +276,7 @@ fn assemble(request: &Request<'_>, mut lowered: Vec<Lowered>) -> (Vec<Op>, u16) 
         leave_out_dead_flags(&mut lowered);
         fuse(&mut lowered);
     }
-    let open = lowered.last().is_some_and(|l| l.ends == Ends::No);
+    let open = lowered.last().is_some_and(|l| l.ends == Ends::No || l.condition.is_some());
     let end = lowered.last().map_or(0, |l| l.op.ip);
     let mut ops: Vec<Op> = Vec::with_capacity(units + 1);
     for (n, one) in lowered.into_iter().enumerate() {
@@ -328,9 +333,12 @@ fn leave_out_dead_flags(lowered: &mut [Lowered]) {
 }
 
 fn fuse(lowered: &mut [Lowered]) {
-    if let [.., compare, jump] = lowered
-        && let (Some(fused), Some(condition)) = (compare.fuse, jump.condition)
-    {
-        compare.op.run = fused(condition);
+    for n in 1..lowered.len() {
+        let (before, after) = lowered.split_at_mut(n);
+        if let ([.., compare], [jump, ..]) = (before, after)
+            && let (Some(fused), Some(condition)) = (compare.fuse, jump.condition)
+        {
+            compare.op.run = fused(condition);
+        }
     }
 }

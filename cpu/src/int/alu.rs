@@ -10,7 +10,7 @@ use crate::exec::{follow, leave_after, stop};
 use crate::exit::Trap;
 use crate::flags::{Condition, Flags};
 use crate::mem::{Fast, Miss, Path, Slow};
-use crate::op::{Next, Op, RIP, Rest, Way};
+use crate::op::{Next, Op, RIP, Rest, next};
 use crate::width::Width;
 
 /// An operation with two inputs, perhaps the carry, one result and flags.
@@ -237,14 +237,23 @@ impl Compare for Test {
     }
 }
 
-/// The target of a fused or plain conditional jump, and the way to it.
+/// A fused or plain conditional jump: out of the block, whose remaining instructions are not executed, or on in it.
 #[inline(always)]
-pub(crate) fn branch(cpu: &mut Cpu, code: &CodeCache, op: &Op, taken: bool) -> Next {
-    let start = cpu.gpr[RIP as usize];
+pub(crate) fn branch(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: Rest<'_>, taken: bool) -> Next {
     if taken {
-        follow(cpu, code, op, Way::Taken, start.wrapping_add(op.disp as i64 as u64))
-    } else {
-        follow(cpu, code, op, Way::FallThrough, start.wrapping_add(op.ip as u64))
+        cpu.budget += op.left as i64 - 1;
+        let target = cpu.gpr[RIP as usize].wrapping_add(op.disp as i64 as u64);
+        return follow(cpu, code, op, target);
+    }
+    next!(cpu, code, op, rest)
+}
+
+/// What a fused comparison does with its result: the jump is the op after it.
+#[inline(always)]
+fn branch_after(cpu: &mut Cpu, code: &CodeCache, op: &Op, mut rest: Rest<'_>, taken: bool) -> Next {
+    match rest.next() {
+        Some(jcc) => branch(cpu, code, jcc, rest, taken),
+        None => crate::exec::end_of_slice(cpu, op),
     }
 }
 
@@ -259,10 +268,7 @@ pub(crate) fn compare_jump<K: Compare, C: Condition, T: Width, S: Source>(
     let (a, b) = (cpu.reg::<T>(op.dst), S::get::<T>(cpu, op));
     K::flags(&mut cpu.flags, a, b, K::eval(a, b, false), false);
     let taken = K::holds::<C, T>(a, b);
-    match rest.as_slice().first() {
-        Some(jcc) => branch(cpu, code, jcc, taken),
-        None => crate::exec::end_of_slice(cpu, op),
-    }
+    branch_after(cpu, code, op, rest, taken)
 }
 
 /// A memory operand compared with a register or immediate (`MEM_FIRST`) or a register with memory, and the Jcc after it.
@@ -304,10 +310,7 @@ pub(crate) fn compare_mem_jump<M: CompareMem, C: Condition>(
     rest: Rest<'_>,
 ) -> Next {
     match M::compare::<Fast, C>(cpu, op) {
-        Ok(taken) => match rest.as_slice().first() {
-            Some(jcc) => branch(cpu, code, jcc, taken),
-            None => crate::exec::end_of_slice(cpu, op),
-        },
+        Ok(taken) => branch_after(cpu, code, op, rest, taken),
         Err(Miss) => compare_mem_jump_slow::<M, C>(cpu, code, op, rest),
     }
 }
@@ -328,10 +331,7 @@ fn compare_mem_jump_slow<M: CompareMem, C: Condition>(
     rest: Rest<'_>,
 ) -> Next {
     match compare_slow::<M, C>(cpu, op) {
-        Compared::Way(taken) => match rest.as_slice().first() {
-            Some(jcc) => branch(cpu, code, jcc, taken),
-            None => crate::exec::end_of_slice(cpu, op),
-        },
+        Compared::Way(taken) => branch_after(cpu, code, op, rest, taken),
         Compared::News => leave_after(cpu, op),
         Compared::Stopped(next) => next,
     }

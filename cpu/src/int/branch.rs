@@ -14,21 +14,22 @@ use crate::flags::{self, Condition, Flags};
 use crate::int::alu::branch;
 use crate::int::stack::{pop, push};
 use crate::mem::{Fast, Path, Slow};
-use crate::op::{Next, Op, RIP, Rest, Way, ZERO};
+use crate::op::{Next, Op, RIP, Rest, ZERO};
 use crate::segment::SegReg;
 use crate::width::Width;
 
 const RSP: usize = 4;
 
 /// Jcc rel
-pub(crate) fn jcc<C: Condition>(cpu: &mut Cpu, code: &CodeCache, op: &Op, _rest: Rest<'_>) -> Next {
+pub(crate) fn jcc<C: Condition>(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: Rest<'_>) -> Next {
     let taken = C::holds(&cpu.flags);
-    branch(cpu, code, op, taken)
+    branch(cpu, code, op, rest, taken)
 }
 
 /// JMP rel, and the hand-over at the end of a block that was cut (which is no instruction).
 pub(crate) fn jmp(cpu: &mut Cpu, code: &CodeCache, op: &Op, _rest: Rest<'_>) -> Next {
-    branch(cpu, code, op, true)
+    let target = cpu.gpr[RIP as usize].wrapping_add(op.disp as i64 as u64);
+    follow(cpu, code, op, target)
 }
 
 /// CALL rel in 64-bit mode
@@ -39,7 +40,7 @@ pub(crate) fn call(cpu: &mut Cpu, code: &CodeCache, op: &Op, rest: Rest<'_>) -> 
         Ok(()) => {
             cpu.gpr[RSP] = rsp;
             let target = start.wrapping_add(op.disp as i64 as u64);
-            follow(cpu, code, op, Way::Taken, target)
+            follow(cpu, code, op, target)
         }
         Err(_) => crate::dispatch::ender::<CallSlow>(cpu, code, op, rest),
     }

@@ -101,7 +101,8 @@ impl Cpu {
         for reg in [SegReg::Es, SegReg::Ds, SegReg::Fs, SegReg::Gs] {
             let segment = *self.segments.get(reg);
             let a = segment.attributes;
-            if a.p() && a.dpl() < cpl && !(a.is_code() && a.is_conforming()) {
+            // A null segment counts as one of ring 0: whatever RPL its selector had is gone.
+            if a.dpl() < cpl && !(a.is_code() && a.is_conforming()) {
                 self.segments.regs[reg as usize] = Segment { base: segment.base, ..Segment::NULL };
             }
         }
@@ -161,13 +162,24 @@ impl Act for MovFromSeg {
     }
 }
 
+/// Whether PUSH and POP of a segment register move the selector's two bytes alone and step over the other two of a
+/// 32-bit operand: recent Intel processors do, AMD's move all four (Intel SDM vol. 2, "PUSH").
+fn moves_selector_alone(cpu: &Cpu, op: &Op) -> bool {
+    op.aux == 4 && cpu.model.vendor() == Vendor::Intel
+}
+
 /// PUSH Sreg (operand size in `aux`)
 pub(crate) struct PushSeg;
 impl Act for PushSeg {
     fn exec(cpu: &mut Cpu, op: &Op) -> Result<(), Trap> {
         let selector = cpu.segments.get(seg_reg(op.dst)).selector as u64;
         let mut stack = Stack::current(cpu);
-        stack.push(cpu, selector, op.aux as u8)?;
+        if moves_selector_alone(cpu, op) {
+            stack.release(2_u64.wrapping_neg());
+            stack.push(cpu, selector, 2)?;
+        } else {
+            stack.push(cpu, selector, op.aux as u8)?;
+        }
         stack.commit(cpu);
         Ok(())
     }
@@ -175,7 +187,11 @@ impl Act for PushSeg {
 
 fn pop_segment(cpu: &mut Cpu, op: &Op, reg: SegReg) -> Result<(Segment, Stack), Trap> {
     let mut stack = Stack::current(cpu);
-    let value = stack.pop(cpu, op.aux as u8)?;
+    let alone = moves_selector_alone(cpu, op);
+    let value = stack.pop(cpu, if alone { 2 } else { op.aux as u8 })?;
+    if alone {
+        stack.release(2);
+    }
     Ok((cpu.loaded(reg, Selector(value as u16))?, stack))
 }
 
