@@ -3,11 +3,13 @@
 //! - [`config`]: what can be configured, in which limits.
 //! - [`machine`]: the whole computer, built and run.
 //! - [`loader`]: images, and how they get into a guest's memory.
+//! - [`explore`]: races of the memory pipeline, found by machine.
 //! - [`cli`]: the `bifold` command.
 
 #![forbid(unsafe_code)]
 
 pub mod cli;
 pub mod config;
+pub mod explore;
 pub mod loader;
 pub mod machine;

@@ -36,6 +36,37 @@ impl Defect {
         Defect::UnlockDuringInvalidation,
     ];
 
+    /// Its name on a command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Defect::SkipStaleCheck => "skip-stale-check",
+            Defect::SampleAfterLookup => "sample-after-lookup",
+            Defect::IgnoreRangeInProgress => "ignore-range-in-progress",
+            Defect::ResetRangeOnBegin => "reset-range-on-begin",
+            Defect::SkipFlush => "skip-flush",
+            Defect::StoreAttributeAfterEnd => "store-attribute-after-end",
+            Defect::UnlockDuringInvalidation => "unlock-during-invalidation",
+        }
+    }
+
+    /// What is wrong with a pipeline that has it.
+    pub const fn what(self) -> &'static str {
+        match self {
+            Defect::SkipStaleCheck => "a fault installs its entry without asking whether it is stale",
+            Defect::SampleAfterLookup => "a fault samples the sequence after it looked its page up",
+            Defect::IgnoreRangeInProgress => "a fault asks for the sequence alone, not for the range in progress",
+            Defect::ResetRangeOnBegin => "every begin forgets the ranges of invalidations still in progress",
+            Defect::SkipFlush => "entries are zapped and the flush is forgotten",
+            Defect::StoreAttributeAfterEnd => "a conversion ends its invalidation before it stores the attribute",
+            Defect::UnlockDuringInvalidation => "bindings may change between the begin and the end of an invalidation",
+        }
+    }
+
+    /// The defect of this name.
+    pub fn named(name: &str) -> Option<Defect> {
+        Defect::ALL.into_iter().find(|defect| defect.name() == name)
+    }
+
     const fn bit(self) -> u128 {
         1 << self as u8
     }
@@ -74,6 +105,7 @@ mod tests {
     #[test]
     fn each_defect_is_its_own() {
         for one in Defect::ALL {
+            assert_eq!(Defect::named(one.name()), Some(one));
             for other in Defect::ALL {
                 assert_eq!(Defects::only(one).contains(other), one == other);
                 assert!(Defects::only(one).and(other).contains(other));

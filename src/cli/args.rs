@@ -9,6 +9,7 @@ use emu_core::PageSize;
 use emu_core::rng::Seed;
 
 use super::CliError;
+use super::explore::ExploreArguments;
 use crate::config::{
     ConfigError, CpuCount, CpuKind, MemoryArgument, MemorySize, NestedPaging, parse_page_size, parse_seed,
 };
@@ -29,6 +30,8 @@ pub enum Command {
     Run(Box<RunArguments>),
     /// Say what a file is and whether it would load.
     Check(CheckArguments),
+    /// Look for races of the memory pipeline: every order of steps of a few tasks.
+    Explore(ExploreArguments),
 }
 
 /// The flags of `bifold run`, as text.
@@ -204,7 +207,7 @@ mod tests {
         let words = ["bifold", "run"].iter().chain(words);
         match Arguments::try_parse_from(words).expect("clap takes the words").command {
             Command::Run(arguments) => arguments.resolve(),
-            Command::Check(_) => unreachable!("the words begin with run"),
+            Command::Check(_) | Command::Explore(_) => unreachable!("the words begin with run"),
         }
     }
 

@@ -17,6 +17,8 @@ pub enum ExitCode {
     Limit,
     /// The host refused something, memory or a file: 10.
     HostRefused,
+    /// `bifold explore` found an order of steps that breaks an invariant: 12.
+    Broke,
 }
 
 impl ExitCode {
@@ -30,6 +32,7 @@ impl ExitCode {
             ExitCode::Invariant => 6,
             ExitCode::Limit => 8,
             ExitCode::HostRefused => 10,
+            ExitCode::Broke => 12,
         }
     }
 }
@@ -51,6 +54,6 @@ mod tests {
         }
         let ours = [ExitCode::Done, ExitCode::Usage, ExitCode::GuestDied, ExitCode::Invariant, ExitCode::Limit];
         assert_eq!(ours.map(ExitCode::code), [0, 2, 4, 6, 8]);
-        assert_eq!(ExitCode::HostRefused.code(), 10);
+        assert_eq!([ExitCode::HostRefused, ExitCode::Broke].map(ExitCode::code), [10, 12]);
     }
 }

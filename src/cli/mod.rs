@@ -11,6 +11,7 @@ mod check;
 mod console;
 pub mod escape;
 pub mod exit;
+mod explore;
 mod files;
 mod report;
 mod run;
@@ -25,6 +26,7 @@ use crate::machine::{BuildError, RunError};
 use args::{Arguments, Command};
 use exit::ExitCode;
 
+pub use explore::ExploreError;
 pub use run::run;
 
 /// Why a command ended before, or instead of, a guest.
@@ -74,6 +76,9 @@ pub enum CliError {
     /// The run could not go on.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// Nothing to explore.
+    #[error(transparent)]
+    Explore(#[from] ExploreError),
     /// The console's file or terminal.
     #[error("the console failed: {0}")]
     Console(std::io::Error),
@@ -90,6 +95,7 @@ impl CliError {
             CliError::MemoryMap(_) | CliError::HostMemory(_) => "give less with --memory",
             CliError::Build(_) => "a smaller --memory or fewer --cpus may fit",
             CliError::Run(_) => "give the guest less --memory, or another --pages",
+            CliError::Explore(cause) => cause.help(),
             CliError::Console(_) => "give a --serial file that can be written",
         }
     }
@@ -103,6 +109,7 @@ impl CliError {
             | CliError::Pages { .. }
             | CliError::Load { .. }
             | CliError::MemoryMap(_)
+            | CliError::Explore(_)
             | CliError::Build(_) => ExitCode::Usage,
         }
     }
@@ -115,6 +122,7 @@ pub fn main() -> ExitCode {
     let outcome = std::panic::catch_unwind(move || match command {
         Command::Run(arguments) => arguments.resolve().and_then(|config| run(&config)),
         Command::Check(arguments) => check::check(&arguments),
+        Command::Explore(arguments) => explore::explore(&arguments),
     });
     let Ok(outcome) = outcome else {
         let words: Vec<String> = std::env::args().collect();

@@ -88,7 +88,6 @@ pub fn walk(memory: &SystemMemory, format: TdpFormat, register: u64, gpa: Gpa) -
 }
 
 /// Every table that a walk can reach, the root included.
-#[allow(dead_code, reason = "not every test that reads tables counts them")]
 pub fn tables(memory: &SystemMemory, format: TdpFormat, register: u64) -> Vec<Spa> {
     let present = match format {
         TdpFormat::Npt => 1,

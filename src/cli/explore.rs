@@ -1,0 +1,206 @@
+//! `bifold explore`: races of the memory pipeline, found by machine.
+
+use std::io::{self, IsTerminal};
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use emu_core::defect::{Defect, Defects};
+use emu_core::rng::Seed;
+use indicatif::{ProgressBar, ProgressStyle};
+use interleave::{Exhaustive, Finding, Pct, Random, Stopped, Strategy, explore as run_schedules, replay, shrink};
+
+use super::CliError;
+use super::exit::ExitCode;
+use crate::config::parse_seed;
+use crate::explore::choices::NotChoices;
+use crate::explore::{SCENARIOS, Scenario, choices};
+
+/// The flags of `bifold explore`.
+#[derive(Debug, Args)]
+pub struct ExploreArguments {
+    /// The scenario [default: all of them, or the one that shows --defect].
+    #[arg(value_name = "SCENARIO")]
+    pub scenario: Option<String>,
+    /// Say what each scenario and each defect is.
+    #[arg(long)]
+    pub list: bool,
+    /// Put this known bug back in.
+    #[arg(long, value_name = "NAME")]
+    pub defect: Option<String>,
+    /// Who chooses the order of steps.
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = StrategyKind::Random)]
+    pub strategy: StrategyKind,
+    /// Schedules of each scenario, at the most.
+    #[arg(long, value_name = "N", default_value_t = 100_000)]
+    pub schedules: u64,
+    /// Preemptions: the bound of `exhaustive`, the changes of `pct`.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub preemptions: usize,
+    /// What decides every choice [default: 0].
+    #[arg(long, value_name = "N")]
+    pub seed: Option<String>,
+    /// Run one schedule of SCENARIO, as a finding printed it.
+    #[arg(long, value_name = "STEPS", requires = "scenario")]
+    pub replay: Option<String>,
+}
+
+/// Who chooses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StrategyKind {
+    /// The running task goes on, and now and then another does.
+    Random,
+    /// Random priorities with a few changes.
+    Pct,
+    /// Every schedule up to a number of preemptions.
+    Exhaustive,
+}
+
+impl StrategyKind {
+    fn strategy(self, seed: Seed, preemptions: usize) -> Box<dyn Strategy> {
+        match self {
+            StrategyKind::Random => Box::new(Random::new(seed)),
+            StrategyKind::Pct => Box::new(Pct::new(seed, preemptions)),
+            StrategyKind::Exhaustive => Box::new(Exhaustive::new(preemptions)),
+        }
+    }
+}
+
+/// What cannot be explored.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ExploreError {
+    /// No such scenario.
+    #[error("there is no scenario {name:?}")]
+    Scenario {
+        /// What was asked for.
+        name: String,
+    },
+    /// No such defect.
+    #[error("there is no defect {name:?}")]
+    Defect {
+        /// What was asked for.
+        name: String,
+    },
+    /// A schedule that says nothing.
+    #[error("--replay: {0}")]
+    Replay(#[from] NotChoices),
+}
+
+impl ExploreError {
+    /// What would have been right.
+    pub const fn help(&self) -> &'static str {
+        match self {
+            ExploreError::Scenario { .. } | ExploreError::Defect { .. } => "`bifold explore --list` names them all",
+            ExploreError::Replay(_) => "give the steps as a finding prints them, like 0x12,1x3,0",
+        }
+    }
+}
+
+/// Explores, and prints what it found on standard output.
+pub(super) fn explore(arguments: &ExploreArguments) -> Result<ExitCode, CliError> {
+    if arguments.list {
+        list();
+        return Ok(ExitCode::Done);
+    }
+    let defect = arguments.defect.as_deref().map(named_defect).transpose()?;
+    let defects = defect.map_or(Defects::NONE, Defects::only);
+    let scenarios: Vec<&Scenario> = match (&arguments.scenario, defect) {
+        (Some(name), _) => {
+            vec![Scenario::named(name).ok_or_else(|| ExploreError::Scenario { name: name.clone() })?]
+        }
+        (None, Some(defect)) => Scenario::showing(defect).into_iter().collect(),
+        (None, None) => SCENARIOS.iter().collect(),
+    };
+    let seed = arguments.seed.as_deref().map_or(Ok(0), parse_seed);
+    let seed = Seed(seed.map_err(|cause| CliError::Flag { flag: "--seed", cause })?);
+    // A task that panics is a finding, and is told as one.
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut broke = false;
+    for scenario in scenarios {
+        let finding = match &arguments.replay {
+            Some(steps) => {
+                let choices = choices::read(steps).map_err(ExploreError::Replay)?;
+                let outcome = replay(&|| scenario.start(defects), choices);
+                println!("{}: {}", scenario.name, if outcome.is_ok() { "nothing broke" } else { "it broke again" });
+                outcome.err()
+            }
+            None => search(scenario, defects, seed, arguments),
+        };
+        if let Some(finding) = finding {
+            broke = true;
+            tell(scenario, defect, &finding);
+        }
+    }
+    Ok(if broke { ExitCode::Broke } else { ExitCode::Done })
+}
+
+fn named_defect(name: &str) -> Result<Defect, ExploreError> {
+    Defect::named(name).ok_or_else(|| ExploreError::Defect { name: name.to_owned() })
+}
+
+fn list() {
+    println!("scenarios");
+    for scenario in &SCENARIOS {
+        println!("  {:18} {}", scenario.name, scenario.what);
+    }
+    println!("defects");
+    for defect in Defect::ALL {
+        let shown_by = Scenario::showing(defect).map_or("-", |scenario| scenario.name);
+        println!("  {:27} {} (shown by {shown_by})", defect.name(), defect.what());
+    }
+}
+
+/// Runs schedules until one breaks something, which is then made short.
+fn search(scenario: &Scenario, defects: Defects, seed: Seed, arguments: &ExploreArguments) -> Option<Finding> {
+    let mut strategy = arguments.strategy.strategy(seed, arguments.preemptions);
+    let bar = bar(arguments.schedules, scenario.name);
+    let start = || scenario.start(defects);
+    let stopped = run_schedules(&start, &mut *strategy, &mut |n| {
+        if n.is_multiple_of(256) {
+            bar.set_position(n);
+        }
+        n < arguments.schedules
+    });
+    bar.finish_and_clear();
+    match stopped {
+        Stopped::Enough { schedules } => {
+            println!("{}: nothing broke in {schedules} schedules", scenario.name);
+            None
+        }
+        Stopped::Exhausted { schedules } => {
+            let bound = arguments.preemptions;
+            println!(
+                "{}: nothing breaks in any of the {schedules} schedules with at most {bound} preemptions",
+                scenario.name
+            );
+            None
+        }
+        Stopped::Broke { schedules, finding } => {
+            let before = finding.preemptions();
+            let short = shrink(&start, finding);
+            println!(
+                "{}: broke in schedule {schedules}, {} preemptions of {before} are needed",
+                scenario.name,
+                short.preemptions()
+            );
+            Some(short)
+        }
+    }
+}
+
+fn bar(schedules: u64, name: &'static str) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} schedules, {per_sec}, {eta} left")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::new(schedules).with_message(name).with_style(style);
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+fn tell(scenario: &Scenario, defect: Option<Defect>, finding: &Finding) {
+    let defects = defect.map_or(Defects::NONE, Defects::only);
+    println!("\n{}", scenario.picture(defects, finding));
+    let defect = defect.map_or(String::new(), |defect| format!(" --defect {}", defect.name()));
+    println!("  again:\n  bifold explore {}{defect} --replay {}", scenario.name, choices::write(&finding.choices()));
+}

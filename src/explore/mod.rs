@@ -1,0 +1,110 @@
+//! Races of the memory pipeline, found by machine.
+//!
+//! [`SCENARIOS`] are a few tasks each: processors that fault, and a host that punches, converts and withdraws meanwhile.
+//! [`interleave`] runs them under every order of their steps that a strategy chooses, and after each step the
+//! pipeline's invariants are looked at. [`Defect`]s are known bugs that can be put back in; [`Scenario::shows`] says
+//! which of them a scenario must bring to light. Without a defect no order may break anything.
+//!
+//! - [`world`]: the VM, its processors' TLBs, and the invariants.
+//! - [`programs`]: the scenarios' tasks.
+//! - [`words`]: what a step means, for the reader of a timeline.
+//! - [`choices`]: an interleaving as a line of text.
+
+pub mod choices;
+mod programs;
+pub mod words;
+mod world;
+
+use emu_core::defect::{Defect, Defects};
+use interleave::{Finding, Program, timeline};
+
+/// A few tasks whose steps interleave.
+#[derive(Clone, Copy)]
+pub struct Scenario {
+    /// Its name on a command line.
+    pub name: &'static str,
+    /// What happens at the same time, in a line.
+    pub what: &'static str,
+    /// The known bugs that it brings to light.
+    pub shows: &'static [Defect],
+    start: fn(Defects) -> Program,
+}
+
+impl Scenario {
+    /// A fresh program for a pipeline with these defects.
+    pub fn start(&self, defects: Defects) -> Program {
+        (self.start)(defects)
+    }
+
+    /// The scenario of this name.
+    pub fn named(name: &str) -> Option<&'static Scenario> {
+        SCENARIOS.iter().find(|scenario| scenario.name == name)
+    }
+
+    /// The scenario that shows `defect`.
+    pub fn showing(defect: Defect) -> Option<&'static Scenario> {
+        SCENARIOS.iter().find(|scenario| scenario.shows.contains(&defect))
+    }
+
+    /// A finding as columns of steps in words, one column a task.
+    pub fn picture(&self, defects: Defects, finding: &Finding) -> String {
+        let program = self.start(defects);
+        let names: Vec<&str> = program.threads.iter().map(|thread| thread.0).collect();
+        timeline::render(finding, &names, &|pause| words::of(pause).to_owned())
+    }
+}
+
+/// Every scenario.
+pub const SCENARIOS: [Scenario; 6] = [
+    Scenario {
+        name: "fault-punch",
+        what: "a processor touches a page while it is punched out",
+        shows: &[Defect::SkipStaleCheck, Defect::SampleAfterLookup, Defect::IgnoreRangeInProgress],
+        start: programs::fault_and_punch,
+    },
+    Scenario {
+        name: "tlb-punch",
+        what: "a processor reads a page again and again while it is punched out: translations must go with it",
+        shows: &[Defect::SkipFlush],
+        start: programs::tlb_and_punch,
+    },
+    Scenario {
+        name: "fault-two-punches",
+        what: "two inodes are punched at once, and a processor touches the first",
+        shows: &[Defect::ResetRangeOnBegin],
+        start: programs::fault_and_two_punches,
+    },
+    Scenario {
+        name: "fault-convert",
+        what: "the host makes shared what a processor touches as private",
+        shows: &[Defect::StoreAttributeAfterEnd],
+        start: programs::private_fault_and_conversion,
+    },
+    Scenario {
+        name: "unbind-punch",
+        what: "a memslot is deleted while pages it shows are punched out, and a processor touches them",
+        shows: &[Defect::UnlockDuringInvalidation],
+        start: programs::unbind_and_punch,
+    },
+    Scenario {
+        name: "two-faults-punch",
+        what: "two processors touch the same pages while they are punched out",
+        shows: &[],
+        start: programs::two_faults,
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_defect_has_a_scenario_and_names_are_unique() {
+        for defect in Defect::ALL {
+            assert!(Scenario::showing(defect).is_some(), "{defect:?}");
+        }
+        for scenario in &SCENARIOS {
+            assert_eq!(SCENARIOS.iter().filter(|other| other.name == scenario.name).count(), 1);
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! The tasks of each scenario.
+
+use emu_core::defect::Defects;
+use emu_core::sync::Task;
+use hypervisor::{Shareability, SlotId};
+use interleave::Program;
+
+use super::world::{PAGE, World};
+
+fn punch(inode: usize, first: u64, nr_pages: u64) -> impl Fn(&World, &Task<'_>) {
+    move |world, task| {
+        world
+            .vm
+            .punch_hole(world.gmems[inode], first * PAGE, nr_pages * PAGE, task)
+            .expect("the range lies in the inode")
+    }
+}
+
+fn convert(first: u64, nr_pages: u64, to: Shareability) -> impl Fn(&World, &Task<'_>) {
+    move |world, task| {
+        world.vm.convert(world.gmems[0], first * PAGE, nr_pages * PAGE, to, task).expect("nobody holds a page")
+    }
+}
+
+const SHARED: Shareability = Shareability::SHARED;
+const PRIVATE: Shareability = Shareability::PRIVATE;
+
+/// A processor touches a page while it is punched out.
+pub(super) fn fault_and_punch(defects: Defects) -> Program {
+    let world = World::new(defects, SHARED);
+    let threads = vec![("vcpu", world.vcpu(0, SHARED, &[3])), ("puncher", world.host(punch(0, 2, 4)))];
+    world.program(threads)
+}
+
+/// A processor reads a page again and again while it is punched out: translations must go with it.
+pub(super) fn tlb_and_punch(defects: Defects) -> Program {
+    let world = World::new(defects, SHARED);
+    let threads = vec![("vcpu", world.vcpu(0, SHARED, &[3, 3, 3])), ("puncher", world.host(punch(0, 3, 1)))];
+    world.program(threads)
+}
+
+/// Holes in two inodes at once, and a processor in the first.
+pub(super) fn fault_and_two_punches(defects: Defects) -> Program {
+    let world = World::new(defects, SHARED);
+    let threads = vec![
+        ("vcpu", world.vcpu(0, SHARED, &[1])),
+        ("puncher 1", world.host(punch(0, 0, 4))),
+        ("puncher 2", world.host(punch(1, 10, 2))),
+    ];
+    world.program(threads)
+}
+
+/// The host makes shared what a processor touches as private.
+pub(super) fn private_fault_and_conversion(defects: Defects) -> Program {
+    let world = World::new(defects, PRIVATE);
+    let threads = vec![("vcpu", world.vcpu(0, PRIVATE, &[5])), ("converter", world.host(convert(4, 4, SHARED)))];
+    world.program(threads)
+}
+
+/// A slot goes while pages it shows are punched out, and a processor touches them.
+pub(super) fn unbind_and_punch(defects: Defects) -> Program {
+    let world = World::new(defects, SHARED);
+    let threads = vec![
+        ("vcpu", world.vcpu(0, SHARED, &[3])),
+        ("puncher", world.host(punch(0, 2, 4))),
+        ("unbinder", world.host(|world, task| world.vm.remove_memslot(SlotId(0), task).expect("it is there"))),
+    ];
+    world.program(threads)
+}
+
+/// Two processors touch one page.
+pub(super) fn two_faults(defects: Defects) -> Program {
+    let world = World::new(defects, SHARED);
+    let threads = vec![
+        ("vcpu 0", world.vcpu(0, SHARED, &[7, 8])),
+        ("vcpu 1", world.vcpu(1, SHARED, &[7, 8])),
+        ("puncher", world.host(punch(0, 7, 2))),
+    ];
+    world.program(threads)
+}

@@ -1,0 +1,209 @@
+//! The VM that scenarios run on, and what must hold between any two steps.
+//!
+//! Two inodes of a few 4K pages, each shown by a memslot; processors whose TLBs are kept here, so that it can be seen what
+//! they would still translate. Looked at, by the names of the invariants that KVM's pipeline is held to: a present leaf
+//! shows the page that its inode holds (B4), nobody executes with a translation of a page that is gone (E6), a leaf was
+//! made for what the page still is, private or shared (C8), begins and ends balance (E1).
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use emu_core::defect::Defects;
+use emu_core::event::{Event, EventSink};
+use emu_core::memory::SystemMemory;
+use emu_core::sync::{Point, Schedule, Task};
+use emu_core::{AccessKind, Gfn, Gpa, PageSize, Sfn};
+use gmem::{GuestMemfd, PageIndex};
+use hypervisor::tdp::{Entry, Level, Spte};
+use hypervisor::{
+    Action, FaultInput, FlushRequest, GmemFlags, GmemId, HostConfig, MemSlotSpec, PagePolicy, Resumed, Shareability,
+    SlotFlags, SlotId, TdpFormat, VcpuId, Vm, VmConfig, VmError,
+};
+use interleave::{Body, Program, Progress};
+
+use crate::machine::BuildError;
+
+const QUIET: &Task<'static> = &Task::QUIET;
+/// Bytes of a page.
+pub(super) const PAGE: u64 = PageSize::Size4K.bytes();
+const INODE_PAGES: u64 = 16;
+/// Guest frames from here show the second inode.
+const SECOND: u64 = 32;
+
+/// A virtual processor's TLB, and whether it executes the guest.
+#[derive(Default)]
+struct Cpu {
+    tlb: RefCell<BTreeMap<u64, Sfn>>,
+    in_guest: Cell<bool>,
+}
+
+/// What every task of a program shares.
+pub(super) struct World {
+    pub(super) vm: Vm,
+    /// Two inodes, each shown by the slot of its number.
+    pub(super) gmems: [GmemId; 2],
+    defects: Defects,
+    cpus: [Cpu; 2],
+    /// For each guest frame mapped now, what the guest meant when it was.
+    mapped_as: RefCell<BTreeMap<u64, Shareability>>,
+}
+
+/// The event sink of one task.
+struct Watch<'w> {
+    world: &'w World,
+    meant: Cell<Shareability>,
+}
+
+impl EventSink for Watch<'_> {
+    fn report(&self, event: Event) {
+        let mut mapped_as = self.world.mapped_as.borrow_mut();
+        match event {
+            Event::Mapped { gfn, .. } => drop(mapped_as.insert(gfn.raw(), self.meant.get())),
+            Event::Zapped { gfn, .. } => drop(mapped_as.remove(&gfn.raw())),
+            _ => {}
+        }
+    }
+}
+
+impl World {
+    /// A fresh VM whose pages are all `initial`.
+    pub(super) fn new(defects: Defects, initial: Shareability) -> Rc<World> {
+        World::build(defects, initial).map(Rc::new).expect("a VM of this size can be had")
+    }
+
+    fn build(defects: Defects, initial: Shareability) -> Result<World, BuildError> {
+        let pages = PagePolicy::of(PageSize::Size4K);
+        let memory = SystemMemory::flat(64 * PAGE)?;
+        let host = HostConfig { first: Sfn::new(1), nr_frames: 63, pools: vec![] };
+        let config = VmConfig { format: TdpFormat::Npt, pages, maxphyaddr: 36, nr_vcpus: 2, host };
+        let vm = Vm::new(memory, &config)?;
+        let flags = if initial.is_private() { GmemFlags::empty() } else { GmemFlags::INIT_SHARED };
+        let show = |id: u16, first: u64| -> Result<GmemId, VmError> {
+            let gmem = vm.create_guest_memfd(INODE_PAGES * PAGE, flags.bits(), QUIET)?;
+            let (gpa, len_bytes) = (Gpa::new(first * PAGE), INODE_PAGES * PAGE);
+            let flags = SlotFlags::empty();
+            vm.add_memslot(&MemSlotSpec { id: SlotId(id), gpa, len_bytes, flags, gmem, offset_bytes: 0 }, QUIET)?;
+            Ok(gmem)
+        };
+        let gmems = [show(0, 0)?, show(1, SECOND)?];
+        Ok(World { vm, gmems, defects, cpus: Default::default(), mapped_as: RefCell::default() })
+    }
+
+    /// What a processor's nested walk finds, without any lock.
+    fn walk(&self, gfn: Gfn) -> Option<Sfn> {
+        let (mut table, mut level) = (self.vm.root(), Level::ROOT);
+        loop {
+            let entry = table.wrapping_add(8 * level.slot(gfn));
+            let spte = Spte::from_raw(self.vm.memory().load(entry).ok()?);
+            match self.vm.format().read(spte, level) {
+                Entry::Table(next) => (table, level) = (next, level.below()?),
+                Entry::Leaf { sfn, .. } => return Some(Sfn::new(sfn.raw() + gfn.raw() - level.base(gfn).raw())),
+                Entry::Absent | Entry::Frozen => return None,
+            }
+        }
+    }
+
+    fn page(&self, gfn: u64) -> (Arc<GuestMemfd>, PageIndex) {
+        let inode = self.vm.gmem(self.gmems[usize::from(gfn >= SECOND)], QUIET).expect("the inode stays");
+        (inode, PageIndex(gfn % SECOND))
+    }
+
+    fn backing(&self, gfn: u64) -> Option<Sfn> {
+        let (inode, index) = self.page(gfn);
+        inode.peek(index, QUIET).map(|backed| backed.sfn)
+    }
+
+    /// The invariants that hold between any two steps.
+    fn check(&self, progress: Progress) -> Result<(), String> {
+        for (n, cpu) in self.cpus.iter().enumerate().filter(|(_, cpu)| cpu.in_guest.get()) {
+            for (&gfn, &sfn) in cpu.tlb.borrow().iter() {
+                if self.backing(gfn) != Some(sfn) {
+                    return Err(format!("E6: vCPU {n} executes with frame {gfn:#x} at {sfn:?}, which is not its page"));
+                }
+            }
+        }
+        // While somebody changes them, the tables need not agree with anything.
+        let Some(_unchanging) = self.vm.try_tables(QUIET) else { return Ok(()) };
+        let covered = self.vm.invalidation().range();
+        for gfn in (0..INODE_PAGES).chain(SECOND..SECOND + INODE_PAGES) {
+            let frame = Gfn::new(gfn);
+            let Some(sfn) = self.walk(frame) else { continue };
+            if covered.is_some_and(|(from, to)| from <= frame && frame < to) {
+                continue;
+            }
+            if self.backing(gfn) != Some(sfn) {
+                return Err(format!("B4: guest frame {gfn:#x} is mapped to {sfn:?}, which is not its page"));
+            }
+            let meant = self.mapped_as.borrow().get(&gfn).copied();
+            let (inode, index) = self.page(gfn);
+            let is = inode.attribute(index, QUIET);
+            if meant != Some(is) {
+                return Err(format!("C8: guest frame {gfn:#x} is mapped as {meant:?} and is {is:?}"));
+            }
+        }
+        if progress == Progress::Finished && self.vm.invalidation().in_progress() != 0 {
+            return Err("E1: an invalidation was begun and never ended".to_owned());
+        }
+        Ok(())
+    }
+
+    /// A processor that reads each of `frames`, until it has read it or the fault leaves to the VMM.
+    pub(super) fn vcpu(self: &Rc<World>, n: u16, meaning: Shareability, frames: &'static [u64]) -> Body {
+        let world = Rc::clone(self);
+        Box::new(move |schedule| {
+            let watch = Watch { world: &world, meant: Cell::new(meaning) };
+            let task = Task::reporting(&watch).under(schedule).with(world.defects).on_lane(n as u8);
+            for &gfn in frames {
+                while !world.read_in_guest(n, gfn, &task) {
+                    let input =
+                        FaultInput { privacy: meaning, ..FaultInput::new(Gpa::new(gfn * PAGE), AccessKind::Read) };
+                    match world.vm.handle_fault(VcpuId(n), input, &task).expect("memory is enough") {
+                        Action::Resume(Resumed::Retry) => task.give_way(),
+                        Action::Resume(_) => {}
+                        Action::MemoryFault(_) | Action::Mmio { .. } => break,
+                        Action::RomWrite { .. } => panic!("a read is no write to ROM"),
+                    }
+                }
+            }
+        })
+    }
+
+    fn read_in_guest(&self, n: u16, gfn: u64, task: &Task<'_>) -> bool {
+        let cpu = &self.cpus[usize::from(n)];
+        let (inside, flush) = self.vm.enter_guest(VcpuId(n), task).expect("the vCPU exists");
+        match flush {
+            None => {}
+            Some(FlushRequest::All) => cpu.tlb.borrow_mut().clear(),
+            Some(FlushRequest::Range { first, nr_pages }) => {
+                cpu.tlb.borrow_mut().retain(|&gfn, _| gfn.wrapping_sub(first.raw()) >= nr_pages);
+            }
+        }
+        cpu.in_guest.set(true);
+        let found = cpu.tlb.borrow().get(&gfn).copied().or_else(|| self.walk(Gfn::new(gfn)));
+        task.at(Point::T1);
+        // The walk may be old by now; the processor fills its TLB from it all the same.
+        let found = found.filter(|_| !inside.is_kicked());
+        if let Some(sfn) = found {
+            cpu.tlb.borrow_mut().insert(gfn, sfn);
+            task.at(Point::T1);
+        }
+        cpu.in_guest.set(false);
+        found.is_some()
+    }
+
+    /// A task of the host.
+    pub(super) fn host(self: &Rc<World>, act: impl Fn(&World, &Task<'_>) + 'static) -> Body {
+        let world = Rc::clone(self);
+        Box::new(move |schedule: &dyn Schedule| {
+            let watch = Watch { world: &world, meant: Cell::new(Shareability::SHARED) };
+            act(&world, &Task::reporting(&watch).under(schedule).with(world.defects).on_lane(7));
+        })
+    }
+
+    /// These tasks, with the invariants between their steps.
+    pub(super) fn program(self: Rc<World>, threads: Vec<(&'static str, Body)>) -> Program {
+        Program { threads, check: Box::new(move |progress| self.check(progress)) }
+    }
+}

@@ -1,0 +1,99 @@
+//! Races of the pipeline, found by machine: each known mistake, put back in, must break an invariant in some interleaving,
+//! and without it none may in any.
+#![forbid(unsafe_code)]
+
+mod guests;
+
+use std::time::Duration;
+
+use bifold::explore::{SCENARIOS, Scenario, choices};
+use emu_core::defect::{Defect, Defects};
+use emu_core::rng::Seed;
+use guests::bifold;
+use interleave::{Exhaustive, Pct, Random, Stopped, Strategy, explore, replay, shrink};
+
+/// Nothing broke, or the picture says how.
+fn sound(scenario: &Scenario, stopped: Stopped) {
+    if let Stopped::Broke { finding, schedules } = stopped {
+        let short = shrink(&|| scenario.start(Defects::NONE), finding);
+        panic!("{}, schedule {schedules}:\n{}", scenario.name, scenario.picture(Defects::NONE, &short));
+    }
+}
+
+#[test]
+fn every_defect_is_found_shrunk_and_replayed() {
+    for defect in Defect::ALL {
+        let scenario = Scenario::showing(defect).expect("every defect has its scenario");
+        let start = || scenario.start(Defects::only(defect));
+        let strategies: [Box<dyn Strategy>; 3] =
+            [Box::new(Random::new(Seed(7))), Box::new(Pct::new(Seed(7), 3)), Box::new(Exhaustive::new(3))];
+        for mut strategy in strategies {
+            let stopped = explore(&start, &mut *strategy, &mut |n| n < 100_000);
+            let Stopped::Broke { finding, .. } = stopped else { panic!("{defect:?} was not found") };
+            let short = shrink(&start, finding.clone());
+            assert!(short.preemptions() <= finding.preemptions());
+            let written = choices::write(&short.choices());
+            let again = replay(&start, choices::read(&written).expect("what was written reads back"));
+            assert_eq!(again, Err(short.clone()), "it replays");
+            let healthy = replay(&|| scenario.start(Defects::NONE), short.choices());
+            assert!(healthy.is_ok(), "the defect is what broke it");
+        }
+    }
+}
+
+#[test]
+fn without_a_defect_nothing_breaks() {
+    for scenario in &SCENARIOS {
+        let start = || scenario.start(Defects::NONE);
+        sound(scenario, explore(&start, &mut Exhaustive::new(2), &mut |n| n < 10_000));
+        for seed in 0..4 {
+            sound(scenario, explore(&start, &mut Random::new(Seed(seed)), &mut |n| n < 2_000));
+            sound(scenario, explore(&start, &mut Pct::new(Seed(seed), 3), &mut |n| n < 2_000));
+        }
+    }
+}
+
+const LIMIT: Duration = Duration::from_secs(120);
+const BROKE: i32 = 12;
+
+#[test]
+fn a_finding_comes_with_the_command_that_repeats_it() {
+    let words = "explore fault-punch --defect skip-stale-check --strategy pct --seed 3 --schedules 20000";
+    let found = bifold(words.split(' '), LIMIT);
+    assert_eq!(found.code, Some(BROKE), "{found:?}");
+    assert!(found.stdout.contains("=> B4") && found.stdout.contains("puncher"), "{found:?}");
+    let line = found.stdout.lines().find(|line| line.trim_start().starts_with("bifold explore"));
+    let line = line.expect("the command that repeats it").trim();
+    let again = bifold(line.split(' ').skip(1), LIMIT);
+    assert_eq!(again.code, Some(BROKE), "{again:?}");
+    assert!(again.stdout.contains("=> B4"), "{again:?}");
+}
+
+#[test]
+fn nothing_is_found_where_nothing_is_wrong() {
+    let ended = bifold("explore --schedules 300 --seed 9".split(' '), LIMIT);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let listed = bifold(["explore", "--list"], LIMIT);
+    for scenario in &SCENARIOS {
+        assert!(ended.stdout.contains(scenario.name) && listed.stdout.contains(scenario.what), "{}", scenario.name);
+    }
+    for defect in Defect::ALL {
+        assert!(listed.stdout.contains(defect.name()), "{defect:?}");
+    }
+}
+
+#[test]
+fn nonsense_is_refused() {
+    for (words, what) in [
+        ("explore no-such-race", "no scenario \"no-such-race\""),
+        ("explore --defect no-such-defect", "no defect \"no-such-defect\""),
+        ("explore fault-punch --replay 0xy", "\"0xy\" is not a task and its steps"),
+        ("explore --replay 0x3", "--replay"),
+        ("explore --strategy guess", ""),
+        ("explore --seed minus", "is not a seed"),
+    ] {
+        let ended = bifold(words.split(' '), LIMIT);
+        assert_eq!(ended.code, Some(2), "{words}: {ended:?}");
+        assert!(ended.stderr.starts_with("error: ") && ended.stderr.contains(what), "{words}: {}", ended.stderr);
+    }
+}
