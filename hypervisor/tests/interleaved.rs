@@ -1,0 +1,343 @@
+//! Random tasks at the same time, in random orders of their steps: faults, holes, conversions, slot changes, zaps and the
+//! host's own accesses overlap in every way the locks allow, over small and huge folios. After each step whatever is not
+//! being changed must be consistent, and at the end everything.
+
+mod reader;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use emu_core::memory::SystemMemory;
+use emu_core::rng::Seed;
+use emu_core::sync::{Point, Task};
+use emu_core::{AccessKind, Gfn, PageSize, Sfn};
+use gmem::PageIndex;
+use gmem::folio::FolioKind;
+use hypervisor::*;
+use interleave::{Body, Pct, Program, Progress, Random, Stopped, Strategy as Chooser, explore, shrink, timeline};
+use proptest::prelude::*;
+
+const QUIET: &Task<'static> = &Task::QUIET;
+const M2: u64 = PageSize::Size2M.frames();
+const INODE_PAGES: u64 = 3 * M2;
+const CPUS: usize = 2;
+
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    /// A processor accesses a frame until it can, or until the access leaves to the VMM.
+    Access {
+        gfn: u64,
+        write: bool,
+        private: bool,
+    },
+    Punch {
+        first: u64,
+        nr_pages: u64,
+    },
+    Convert {
+        first: u64,
+        nr_pages: u64,
+        private: bool,
+    },
+    Zap {
+        first: u64,
+        nr_pages: u64,
+    },
+    ZapAll,
+    Delete {
+        slot: u16,
+    },
+    Create {
+        slot: u16,
+        first: u64,
+    },
+    HostWrite {
+        gfn: u64,
+    },
+    HostRead {
+        gfn: u64,
+    },
+}
+
+/// One processor's translations: first guest frame, first system frame, size.
+#[derive(Default)]
+struct Cpu {
+    tlb: RefCell<BTreeMap<u64, (Sfn, PageSize)>>,
+    in_guest: Cell<bool>,
+}
+
+struct World {
+    vm: Vm,
+    gmem: GmemId,
+    cpus: [Cpu; CPUS],
+}
+
+/// The two slots: each shows half of the inode, at frames congruent with it.
+fn slot(id: u16, first: u64, gmem: GmemId) -> MemSlotSpec {
+    let (offset, nr_pages) = if id == 0 { (0, M2 + M2 / 2) } else { (M2 + M2 / 2, M2 + M2 / 2) };
+    MemSlotSpec {
+        id: SlotId(id),
+        gpa: Gfn::new(first + offset).base(),
+        len_bytes: nr_pages << 12,
+        flags: SlotFlags::empty(),
+        gmem,
+        offset_bytes: offset << 12,
+    }
+}
+
+impl World {
+    fn new(format: TdpFormat, pages: PagePolicy) -> Rc<World> {
+        let plan = SystemMemoryPlan::for_guest(INODE_PAGES << 12, pages);
+        let memory = SystemMemory::flat(plan.arena_bytes).unwrap();
+        let config = VmConfig { format, pages, maxphyaddr: 40, nr_vcpus: CPUS as u16, host: plan.host };
+        let vm = Vm::new(memory, &config).unwrap();
+        let gmem = vm.create_guest_memfd(INODE_PAGES << 12, GmemFlags::INIT_SHARED.bits(), QUIET).unwrap();
+        for id in 0..2 {
+            vm.add_memslot(&slot(id, 0, gmem), QUIET).unwrap();
+        }
+        Rc::new(World { vm, gmem, cpus: Default::default() })
+    }
+
+    fn walk(&self, gfn: u64) -> Option<reader::Translation> {
+        reader::walk(self.vm.memory(), self.vm.format(), self.vm.root_register(), Gfn::new(gfn).base())
+    }
+
+    fn act(&self, n: usize, act: Act, task: &Task<'_>) {
+        let vm = &self.vm;
+        match act {
+            Act::Access { gfn, write, private } => self.access(n, gfn, write, private, task),
+            Act::Punch { first, nr_pages } => vm.punch_hole(self.gmem, first << 12, nr_pages << 12, task).unwrap(),
+            Act::Convert { first, nr_pages, private } => {
+                let to = if private { Shareability::PRIVATE } else { Shareability::SHARED };
+                let inside = nr_pages.min(INODE_PAGES - first);
+                vm.convert(self.gmem, first << 12, inside << 12, to, task).unwrap();
+            }
+            Act::Zap { first, nr_pages } => vm.zap_range(Gfn::new(first), nr_pages, task).unwrap(),
+            Act::ZapAll => vm.zap_all(task).unwrap(),
+            Act::Delete { slot } => {
+                let gone = vm.remove_memslot(SlotId(slot), task);
+                assert!(gone.is_ok() || gone == Err(MemslotError::NotFound { id: SlotId(slot) }.into()), "{gone:?}");
+            }
+            Act::Create { slot: id, first } => {
+                let made = vm.add_memslot(&slot(id, first, self.gmem), task);
+                assert!(made.is_ok() || matches!(made, Err(VmError::Memslot(_))), "{made:?}");
+            }
+            Act::HostWrite { gfn } => match vm.guest_write(Gfn::new(gfn).base(), &[1], task) {
+                Ok(()) | Err(GuestAccessError::NoSlot { .. } | GuestAccessError::Backing(_)) => {}
+                Err(error) => panic!("{error}"),
+            },
+            Act::HostRead { gfn } => match vm.guest_read(Gfn::new(gfn).base(), &mut [0], task) {
+                Ok(()) | Err(GuestAccessError::NoSlot { .. } | GuestAccessError::Backing(_)) => {}
+                Err(error) => panic!("{error}"),
+            },
+        }
+    }
+
+    fn access(&self, n: usize, gfn: u64, write: bool, private: bool, task: &Task<'_>) {
+        let kind = if write { AccessKind::Write } else { AccessKind::Read };
+        let privacy = if private { Shareability::PRIVATE } else { Shareability::SHARED };
+        while !self.in_guest(n, gfn, task) {
+            let input = FaultInput { privacy, ..FaultInput::new(Gfn::new(gfn).base(), kind) };
+            match self.vm.handle_fault(VcpuId(n as u16), input, task).unwrap() {
+                Action::Resume(Resumed::Retry) => task.give_way(),
+                Action::Resume(_) => {}
+                Action::Mmio { .. } | Action::MemoryFault(_) => return,
+                Action::RomWrite { .. } => panic!("there is no ROM"),
+            }
+        }
+    }
+
+    fn in_guest(&self, n: usize, gfn: u64, task: &Task<'_>) -> bool {
+        let cpu = &self.cpus[n];
+        let (inside, flush) = self.vm.enter_guest(VcpuId(n as u16), task).unwrap();
+        match flush {
+            None => {}
+            Some(FlushRequest::All) => cpu.tlb.borrow_mut().clear(),
+            Some(FlushRequest::Range { first, nr_pages }) => {
+                let (from, to) = (first.raw(), first.raw().saturating_add(nr_pages));
+                cpu.tlb.borrow_mut().retain(|&gfn, (_, size)| gfn + size.frames() <= from || to <= gfn);
+            }
+        }
+        cpu.in_guest.set(true);
+        let hit = cpu.tlb.borrow().range(..=gfn).next_back().is_some_and(|(&at, (_, size))| gfn - at < size.frames());
+        let done = hit || {
+            let leaf = self.walk(gfn);
+            task.at(Point::T1);
+            leaf.filter(|_| !inside.is_kicked()).is_some_and(|leaf| {
+                let at = Gfn::new(gfn).align_down(leaf.size).raw();
+                // A larger or smaller translation of the same frames may be there; the processor may use either.
+                cpu.tlb.borrow_mut().insert(at, (leaf.spa.frame().align_down(leaf.size), leaf.size));
+                true
+            })
+        };
+        task.at(Point::T1);
+        cpu.in_guest.set(false);
+        done
+    }
+
+    /// The inode's page that a guest frame shows now, whatever state its slot is in.
+    fn index(&self, gfn: u64) -> Option<PageIndex> {
+        // While a slot is being published nobody can look; the frames then show what they showed or nothing.
+        let offset = if gfn >= 4 * M2 { gfn - 4 * M2 } else { gfn };
+        (offset < INODE_PAGES).then_some(PageIndex(offset))
+    }
+
+    fn check(&self, progress: Progress) -> Result<(), String> {
+        let inode = self.vm.gmem(self.gmem, QUIET).expect("the inode stays");
+        let backing = |gfn: u64| Some(inode.peek(self.index(gfn)?, QUIET)?.sfn);
+        for (n, cpu) in self.cpus.iter().enumerate().filter(|(_, cpu)| cpu.in_guest.get()) {
+            for (&gfn, &(sfn, size)) in cpu.tlb.borrow().iter() {
+                for at in [0, size.frames() - 1] {
+                    if backing(gfn + at) != Some(Sfn::new(sfn.raw() + at)) {
+                        return Err(format!("E6: vCPU {n} uses {gfn:#x} of {size} at {sfn:?}, which is not its page"));
+                    }
+                }
+            }
+        }
+        let Some(tables) = self.vm.try_tables(QUIET) else { return Ok(()) };
+        let covered = self.vm.invalidation().range();
+        let attributes = inode.attributes(QUIET);
+        for leaf in tables.leaves().unwrap() {
+            let (gfn, frames) = (leaf.gfn.raw(), leaf.size.frames());
+            if covered.is_some_and(|(from, to)| from.raw() < gfn + frames && gfn < to.raw()) {
+                continue;
+            }
+            for at in [0, frames / 2, frames - 1] {
+                if backing(gfn + at) != Some(Sfn::new(leaf.sfn.raw() + at)) {
+                    return Err(format!("B4: {gfn:#x} of {} shows {:?}, which is not its page", leaf.size, leaf.sfn));
+                }
+            }
+            let Some(index) = self.index(gfn) else { return Err(format!("D3: {gfn:#x} is mapped outside a slot")) };
+            if !attributes.is_uniform(index.0, frames) {
+                return Err(format!("D1: the leaf at {gfn:#x} of {} covers pages private and shared", leaf.size));
+            }
+            let folio = inode.peek(index, QUIET).map(|backed| backed.size);
+            if folio.is_none_or(|size| size < leaf.size) {
+                return Err(format!("D2: the leaf at {gfn:#x} of {} is larger than its folio", leaf.size));
+            }
+        }
+        drop((tables, attributes));
+        if progress == Progress::Finished { self.check_books() } else { Ok(()) }
+    }
+
+    /// What holds when nobody is at work.
+    fn check_books(&self) -> Result<(), String> {
+        let stats = self.vm.stats();
+        if self.vm.invalidation().in_progress() != 0 {
+            return Err("E1: an invalidation was begun and never ended".to_owned());
+        }
+        let mut mapped = [0; 3];
+        for leaf in self.vm.tables(QUIET).leaves().unwrap() {
+            mapped[leaf.size.index()] += 1;
+        }
+        if mapped != stats.tables.mapped {
+            return Err(format!("D14: {mapped:?} leaves, {:?} counted", stats.tables.mapped));
+        }
+        let reachable = reader::tables(self.vm.memory(), self.vm.format(), self.vm.root_register());
+        let host = self.vm.host().lock(QUIET);
+        let used: Vec<_> = host.folios().iter().filter(|folio| folio.meta.kind == FolioKind::PageTable).collect();
+        if !reachable.iter().all(|table| used.iter().any(|folio| folio.head.base() == *table)) {
+            return Err("a table that can be walked is not in use".to_owned());
+        }
+        // Each vCPU keeps three at hand.
+        if used.len() > reachable.len() + 3 * CPUS {
+            return Err(format!("{} tables are in use, {} can be walked", used.len(), reachable.len()));
+        }
+        let cached: u64 = stats.folios.iter().sum();
+        let in_use = host.folios().iter().filter(|folio| folio.meta.kind == FolioKind::Gmem).count() as u64;
+        if cached != in_use {
+            return Err(format!("B5: {cached} folios in the cache, {in_use} in use"));
+        }
+        match host.folios().iter().find(|folio| !folio.is_cache_only() && folio.meta.kind == FolioKind::Gmem) {
+            Some(folio) => Err(format!("B5: {folio:?} is held by nobody")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn program(format: TdpFormat, pages: PagePolicy, tasks: &[Vec<Act>]) -> Program {
+    let world = World::new(format, pages);
+    let threads = tasks.iter().enumerate().map(|(n, acts)| {
+        let (world, acts) = (Rc::clone(&world), acts.clone());
+        let body: Body = Box::new(move |schedule| {
+            let task = Task::QUIET.under(schedule).on_lane(n as u8);
+            acts.iter().for_each(|&act| world.act(n.min(CPUS - 1), act, &task));
+        });
+        (["a", "b", "c", "d"][n], body)
+    });
+    Program { threads: threads.collect(), check: Box::new(move |progress| world.check(progress)) }
+}
+
+fn frame() -> impl Strategy<Value = u64> {
+    let near = prop_oneof![Just(0_u64), Just(1), Just(M2 / 2), Just(M2 - 1)];
+    (0..INODE_PAGES / M2, near).prop_map(|(block, near)| block * M2 + near)
+}
+
+fn guest_frame() -> impl Strategy<Value = u64> {
+    (prop::bool::weighted(0.2), frame()).prop_map(|(moved, gfn)| if moved { 4 * M2 + gfn } else { gfn })
+}
+
+fn length() -> impl Strategy<Value = u64> {
+    prop_oneof![Just(1_u64), Just(M2 / 2), Just(M2), Just(2 * M2)]
+}
+
+fn access() -> impl Strategy<Value = Act> {
+    (guest_frame(), any::<bool>(), prop::bool::weighted(0.3)).prop_map(|(gfn, write, private)| Act::Access {
+        gfn,
+        write,
+        private,
+    })
+}
+
+fn host_act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        4 => (frame(), length()).prop_map(|(first, nr_pages)| Act::Punch { first, nr_pages }),
+        4 => (frame(), length(), any::<bool>())
+            .prop_map(|(first, nr_pages, private)| Act::Convert { first, nr_pages, private }),
+        1 => (guest_frame(), length()).prop_map(|(first, nr_pages)| Act::Zap { first, nr_pages }),
+        1 => Just(Act::ZapAll),
+        2 => (0_u16..2).prop_map(|slot| Act::Delete { slot }),
+        2 => (0_u16..2, any::<bool>())
+            .prop_map(|(slot, moved)| Act::Create { slot, first: if moved { 4 * M2 } else { 0 } }),
+        1 => guest_frame().prop_map(|gfn| Act::HostWrite { gfn }),
+        1 => guest_frame().prop_map(|gfn| Act::HostRead { gfn }),
+    ]
+}
+
+/// Two processors and up to two tasks of the host.
+fn tasks() -> impl Strategy<Value = Vec<Vec<Act>>> {
+    let cpu = || prop::collection::vec(access(), 1..4);
+    let host = || prop::collection::vec(host_act(), 1..4);
+    (cpu(), cpu(), prop::collection::vec(host(), 1..3)).prop_map(|(a, b, hosts)| [vec![a, b], hosts].concat())
+}
+
+fn policies() -> impl Strategy<Value = PagePolicy> {
+    prop_oneof![
+        Just(PagePolicy::of(PageSize::Size4K)),
+        Just(PagePolicy::of(PageSize::Size2M)),
+        Just(PagePolicy { folios: FolioPolicy::Buddy { largest: PageSize::Size2M }, max_level: PageSize::Size2M }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #[test]
+    fn tasks_that_overlap_keep_the_invariants(
+        ept in any::<bool>(),
+        pages in policies(),
+        tasks in tasks(),
+        seed in any::<u64>(),
+    ) {
+        let format = if ept { TdpFormat::Ept } else { TdpFormat::Npt };
+        let start = || program(format, pages, &tasks);
+        let choosers: [Box<dyn Chooser>; 2] = [Box::new(Random::new(Seed(seed))), Box::new(Pct::new(Seed(seed), 4))];
+        for mut chooser in choosers {
+            if let Stopped::Broke { finding, .. } = explore(&start, &mut *chooser, &mut |n| n < 24) {
+                let short = shrink(&start, finding);
+                let picture = timeline::render(&short, &["a", "b", "c", "d"][..tasks.len()], &|pause| format!("{pause:?}"));
+                prop_assert!(false, "{}", picture);
+            }
+        }
+    }
+}
