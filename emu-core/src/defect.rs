@@ -22,11 +22,15 @@ pub enum Defect {
     StoreAttributeAfterEnd,
     /// a binding may change between the begin and the end of an invalidation.
     UnlockDuringInvalidation,
+    /// a conversion lets faults on neighbours through that may put a huge leaf over what it changes.
+    NarrowConversion,
+    /// two faults on one huge page both allocate it.
+    AllocateTwice,
 }
 
 impl Defect {
     /// Every one.
-    pub const ALL: [Defect; 7] = [
+    pub const ALL: [Defect; 9] = [
         Defect::SkipStaleCheck,
         Defect::SampleAfterLookup,
         Defect::IgnoreRangeInProgress,
@@ -34,6 +38,8 @@ impl Defect {
         Defect::SkipFlush,
         Defect::StoreAttributeAfterEnd,
         Defect::UnlockDuringInvalidation,
+        Defect::NarrowConversion,
+        Defect::AllocateTwice,
     ];
 
     /// Its name on a command line.
@@ -46,6 +52,8 @@ impl Defect {
             Defect::SkipFlush => "skip-flush",
             Defect::StoreAttributeAfterEnd => "store-attribute-after-end",
             Defect::UnlockDuringInvalidation => "unlock-during-invalidation",
+            Defect::NarrowConversion => "narrow-conversion",
+            Defect::AllocateTwice => "allocate-twice",
         }
     }
 
@@ -59,6 +67,8 @@ impl Defect {
             Defect::SkipFlush => "entries are zapped and the flush is forgotten",
             Defect::StoreAttributeAfterEnd => "a conversion ends its invalidation before it stores the attribute",
             Defect::UnlockDuringInvalidation => "bindings may change between the begin and the end of an invalidation",
+            Defect::NarrowConversion => "a conversion lets a neighbour's fault put a huge leaf over what it changes",
+            Defect::AllocateTwice => "two faults on one huge page both allocate it, one more than was reserved",
         }
     }
 

@@ -135,7 +135,10 @@ pub struct GuestMemfd {
     attributes: ShardedLock<ShareabilityMap>,
     /// Index to folio.
     cache: Mutex<PageMap<Cached>>,
-    /// Serialises the clearing of a folio. A lane serves many folios.
+    /// The largest folio there can be.
+    unit: PageSize,
+    /// Serialises allocation and clearing of what one folio may cover (`hugetlb_fault_mutex_table`, the folio lock). A
+    /// lane serves many.
     folio_locks: Sharded<Mutex<()>>,
     provider: Mutex<Box<dyn FolioProvider>>,
 }
@@ -167,6 +170,7 @@ impl GuestMemfd {
             bindings: ShardedLock::default(),
             attributes: ShardedLock::new(ShareabilityMap::new(nr_pages, initial)),
             cache: Mutex::new(PageMap::new()),
+            unit: policy.folio_size(),
             folio_locks: Sharded::default(),
             provider: Mutex::new(provider),
         })

@@ -6,6 +6,7 @@
 use emu_core::defect::Defect;
 use emu_core::page::PAGE_SIZE;
 use emu_core::sync::{Point, Task};
+use emu_core::{Gfn, PageSize};
 use gmem::{Exclusive, PageIndex, PageRange, Shareability};
 
 use crate::config::VmError;
@@ -29,6 +30,16 @@ enum Begun {
     Nothing,
 }
 
+/// Which faults must retry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reach {
+    /// Those on the pages that change.
+    Pages,
+    /// Those on any page that a leaf could share with one that changes: a neighbour's fault must not put a huge leaf over
+    /// attributes that are about to differ (`kvm_arch_pre_set_memory_attributes` widens for the same reason).
+    Leaves,
+}
+
 impl Vm {
     /// `fallocate(FALLOC_FL_PUNCH_HOLE)`: the pages read as zero from now on, their folios go back to their provider
     /// where they lie in the hole as a whole.
@@ -36,7 +47,7 @@ impl Vm {
         let range = whole_pages(offset_bytes, len_bytes)?;
         let inode = self.inode(id, task)?;
         let mut exclusive = inode.exclusive(task);
-        let begun = self.invalidate_begin(&exclusive, range, task)?;
+        let begun = self.invalidate_begin(&exclusive, range, Reach::Pages, task)?;
         if task.has(Defect::UnlockDuringInvalidation) {
             drop(exclusive);
             task.at(Point::I3);
@@ -69,7 +80,8 @@ impl Vm {
         task.at(Point::C1);
         let Some(conversion) = exclusive.plan_conversion(&self.host, range, to, task)? else { return Ok(()) };
         task.at(Point::C4);
-        let begun = self.invalidate_begin(&exclusive, range, task)?;
+        let reach = if task.has(Defect::NarrowConversion) { Reach::Pages } else { Reach::Leaves };
+        let begun = self.invalidate_begin(&exclusive, range, reach, task)?;
         if task.has(Defect::StoreAttributeAfterEnd) {
             self.invalidate_end(begun, task);
             task.at(Point::I5);
@@ -84,7 +96,13 @@ impl Vm {
     }
 
     /// Announces, zaps and flushes every guest frame that shows pages of `range` (`kvm_gmem_invalidate_begin`).
-    fn invalidate_begin(&self, exclusive: &Exclusive<'_>, range: PageRange, task: &Task<'_>) -> Result<Begun, VmError> {
+    fn invalidate_begin(
+        &self,
+        exclusive: &Exclusive<'_>,
+        range: PageRange,
+        reach: Reach,
+        task: &Task<'_>,
+    ) -> Result<Begun, VmError> {
         let bound = exclusive.bound(range.clipped(exclusive.inode().nr_pages()));
         if bound.is_empty() {
             return Ok(Begun::Nothing);
@@ -95,7 +113,13 @@ impl Vm {
         self.invalidation.begin(task);
         task.at(Point::I1);
         for part in bound {
-            self.invalidation.add_range(part.first, part.nr_pages);
+            let (first, end) = (part.first, Gfn::new(part.first.raw() + part.nr_pages));
+            let unit = match reach {
+                Reach::Pages => PageSize::Size4K,
+                Reach::Leaves => self.pages.max_level,
+            };
+            let from = first.align_down(unit).raw();
+            self.invalidation.add_range(Gfn::new(from), end.raw().next_multiple_of(unit.frames()) - from);
             zapped = zapped.and(tables.zap(part.first, part.nr_pages, &mut owed, task));
         }
         task.at(Point::I2);

@@ -55,7 +55,7 @@ impl Scenario {
 }
 
 /// Every scenario.
-pub const SCENARIOS: [Scenario; 6] = [
+pub const SCENARIOS: [Scenario; 8] = [
     Scenario {
         name: "fault-punch",
         what: "a processor touches a page while it is punched out",
@@ -91,6 +91,18 @@ pub const SCENARIOS: [Scenario; 6] = [
         what: "two processors touch the same pages while they are punched out",
         shows: &[],
         start: programs::two_faults,
+    },
+    Scenario {
+        name: "two-huge-faults",
+        what: "two processors touch one huge page that is reserved once",
+        shows: &[Defect::AllocateTwice],
+        start: programs::two_huge_faults,
+    },
+    Scenario {
+        name: "huge-fault-convert",
+        what: "a processor touches a huge page while another page of it is made private",
+        shows: &[Defect::NarrowConversion],
+        start: programs::huge_fault_and_conversion,
     },
 ];
 

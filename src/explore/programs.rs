@@ -78,3 +78,21 @@ pub(super) fn two_faults(defects: Defects) -> Program {
     ];
     world.program(threads)
 }
+
+/// Two processors touch one huge page that is reserved once.
+pub(super) fn two_huge_faults(defects: Defects) -> Program {
+    let world = World::huge(defects);
+    let threads = vec![
+        ("vcpu 0", world.vcpu(0, SHARED, &[3])),
+        ("vcpu 1", world.vcpu(1, SHARED, &[8])),
+        ("puncher", world.host(punch(0, 2, 1))),
+    ];
+    world.program(threads)
+}
+
+/// A processor touches a huge page while another page of it is made private.
+pub(super) fn huge_fault_and_conversion(defects: Defects) -> Program {
+    let world = World::huge(defects);
+    let threads = vec![("vcpu", world.vcpu(0, SHARED, &[0])), ("converter", world.host(convert(3, 1, PRIVATE)))];
+    world.program(threads)
+}

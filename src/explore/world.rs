@@ -1,6 +1,6 @@
 //! The VM that scenarios run on, and what must hold between any two steps.
 //!
-//! Two inodes of a few 4K pages, each shown by a memslot; processors whose TLBs are kept here, so that it can be seen what
+//! Two inodes of a few 4K pages, or of one huge page, each shown by a memslot; processors whose TLBs are kept here, so that it can be seen what
 //! they would still translate. Looked at, by the names of the invariants that KVM's pipeline is held to: a present leaf
 //! shows the page that its inode holds (B4), nobody executes with a translation of a page that is gone (E6), a leaf was
 //! made for what the page still is, private or shared (C8), begins and ends balance (E1).
@@ -18,8 +18,8 @@ use emu_core::{AccessKind, Gfn, Gpa, PageSize, Sfn};
 use gmem::{GuestMemfd, PageIndex};
 use hypervisor::tdp::{Entry, Level, Spte};
 use hypervisor::{
-    Action, FaultInput, FlushRequest, GmemFlags, GmemId, HostConfig, MemSlotSpec, PagePolicy, Resumed, Shareability,
-    SlotFlags, SlotId, TdpFormat, VcpuId, Vm, VmConfig, VmError,
+    Action, FaultInput, FlushRequest, GmemFlags, GmemId, HostConfig, HugeSize, MemSlotSpec, PagePolicy, Resumed,
+    Shareability, SlotFlags, SlotId, TdpFormat, VcpuId, Vm, VmConfig, VmError,
 };
 use interleave::{Body, Program, Progress};
 
@@ -28,9 +28,10 @@ use crate::machine::BuildError;
 const QUIET: &Task<'static> = &Task::QUIET;
 /// Bytes of a page.
 pub(super) const PAGE: u64 = PageSize::Size4K.bytes();
-const INODE_PAGES: u64 = 16;
+/// Pages of each inode that scenarios touch.
+const TOUCHED: u64 = 16;
 /// Guest frames from here show the second inode.
-const SECOND: u64 = 32;
+const SECOND: u64 = 1024;
 
 /// A virtual processor's TLB, and whether it executes the guest.
 #[derive(Default)]
@@ -70,25 +71,38 @@ impl EventSink for Watch<'_> {
 impl World {
     /// A fresh VM whose pages are all `initial`.
     pub(super) fn new(defects: Defects, initial: Shareability) -> Rc<World> {
-        World::build(defects, initial).map(Rc::new).expect("a VM of this size can be had")
+        World::build(defects, initial, PageSize::Size4K, TOUCHED).expect("a VM of this size can be had")
     }
 
-    fn build(defects: Defects, initial: Shareability) -> Result<World, BuildError> {
-        let pages = PagePolicy::of(PageSize::Size4K);
-        let memory = SystemMemory::flat(64 * PAGE)?;
-        let host = HostConfig { first: Sfn::new(1), nr_frames: 63, pools: vec![] };
+    /// The same over inodes of one 2M page each, reserved in a pool, all shared.
+    pub(super) fn huge(defects: Defects) -> Rc<World> {
+        let size = PageSize::Size2M;
+        World::build(defects, Shareability::SHARED, size, size.frames()).expect("a VM of this size can be had")
+    }
+
+    fn build(
+        defects: Defects,
+        initial: Shareability,
+        page: PageSize,
+        inode_pages: u64,
+    ) -> Result<Rc<World>, BuildError> {
+        let pages = PagePolicy::of(page);
+        let nr_frames = 64 + 4 * page.frames();
+        let memory = SystemMemory::flat(nr_frames * PAGE)?;
+        let pools = if page == PageSize::Size2M { vec![(HugeSize::Size2M, 2)] } else { Vec::new() };
+        let host = HostConfig { first: Sfn::new(1), nr_frames: nr_frames - 1, pools };
         let config = VmConfig { format: TdpFormat::Npt, pages, maxphyaddr: 36, nr_vcpus: 2, host };
         let vm = Vm::new(memory, &config)?;
         let flags = if initial.is_private() { GmemFlags::empty() } else { GmemFlags::INIT_SHARED };
         let show = |id: u16, first: u64| -> Result<GmemId, VmError> {
-            let gmem = vm.create_guest_memfd(INODE_PAGES * PAGE, flags.bits(), QUIET)?;
-            let (gpa, len_bytes) = (Gpa::new(first * PAGE), INODE_PAGES * PAGE);
+            let gmem = vm.create_guest_memfd(inode_pages * PAGE, flags.bits(), QUIET)?;
+            let (gpa, len_bytes) = (Gpa::new(first * PAGE), inode_pages * PAGE);
             let flags = SlotFlags::empty();
             vm.add_memslot(&MemSlotSpec { id: SlotId(id), gpa, len_bytes, flags, gmem, offset_bytes: 0 }, QUIET)?;
             Ok(gmem)
         };
         let gmems = [show(0, 0)?, show(1, SECOND)?];
-        Ok(World { vm, gmems, defects, cpus: Default::default(), mapped_as: RefCell::default() })
+        Ok(Rc::new(World { vm, gmems, defects, cpus: Default::default(), mapped_as: RefCell::default() }))
     }
 
     /// What a processor's nested walk finds, without any lock.
@@ -127,7 +141,7 @@ impl World {
         // While somebody changes them, the tables need not agree with anything.
         let Some(_unchanging) = self.vm.try_tables(QUIET) else { return Ok(()) };
         let covered = self.vm.invalidation().range();
-        for gfn in (0..INODE_PAGES).chain(SECOND..SECOND + INODE_PAGES) {
+        for gfn in (0..TOUCHED).chain(SECOND..SECOND + TOUCHED) {
             let frame = Gfn::new(gfn);
             let Some(sfn) = self.walk(frame) else { continue };
             if covered.is_some_and(|(from, to)| from <= frame && frame < to) {
@@ -136,7 +150,7 @@ impl World {
             if self.backing(gfn) != Some(sfn) {
                 return Err(format!("B4: guest frame {gfn:#x} is mapped to {sfn:?}, which is not its page"));
             }
-            let meant = self.mapped_as.borrow().get(&gfn).copied();
+            let meant = self.mapped_as.borrow().range(..=gfn).next_back().map(|(_, &meant)| meant);
             let (inode, index) = self.page(gfn);
             let is = inode.attribute(index, QUIET);
             if meant != Some(is) {

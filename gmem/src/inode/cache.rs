@@ -1,5 +1,6 @@
 //! The page cache of an inode: finding, populating and removing folios, and the references on them.
 
+use emu_core::defect::Defect;
 use emu_core::event::Event;
 use emu_core::sync::{Point, Task};
 use emu_core::{PageSize, Sfn};
@@ -91,14 +92,21 @@ impl GuestMemfd {
 
     /// Finds the folio at `index` or puts one there; its contents may be stale.
     fn find_or_allocate(&self, host: &Host, index: PageIndex, task: &Task<'_>) -> Result<(Backed, Contents), GetError> {
+        if let Ok(found) = self.find_or_room(index, task) {
+            return Ok(found);
+        }
+        if index.0 >= self.nr_pages {
+            return Err(GetError::BeyondEnd { index, nr_pages: self.nr_pages });
+        }
+        // One allocation at a time for what one folio may cover: two would need more than was reserved, if only for a
+        // moment, and take it from an index that was promised it.
+        let lock = self.folio_locks.lane((index.0 / self.unit.frames()) as usize);
+        let _alone = (!task.has(Defect::AllocateTwice)).then(|| lock.lock(task));
         loop {
             let at_most = match self.find_or_room(index, task) {
                 Ok(found) => return Ok(found),
                 Err(room) => room,
             };
-            if index.0 >= self.nr_pages {
-                return Err(GetError::BeyondEnd { index, nr_pages: self.nr_pages });
-            }
             task.at(Point::A1);
             let (FreshFolio { head, size }, contents) = {
                 let mut provider = self.provider.lock(task);
@@ -115,7 +123,7 @@ impl GuestMemfd {
             let base = index.0 & !(size.frames() - 1);
             let inserted = self.cache.lock(task).insert(base, size, Cached { head, contents });
             if inserted.is_err() {
-                // Another task was faster; its folio is the one.
+                // Another task was faster; its folio is the one. Only without the lock above.
                 host.lock(task).put_page(head, size.frames() as u32);
                 continue;
             }
@@ -128,7 +136,7 @@ impl GuestMemfd {
     /// Clears a folio whose contents are stale, once.
     fn define(&self, host: &Host, index: PageIndex, backed: Backed, task: &Task<'_>) {
         let head = backed.sfn.align_down(backed.size);
-        let _folio = self.folio_locks.lane(head.raw() as usize >> 3).lock(task);
+        let _folio = self.folio_locks.lane((index.0 / self.unit.frames()) as usize).lock(task);
         if matches!(self.find_or_room(index, task), Ok((_, Contents::Stale))) {
             {
                 let mut host = host.lock(task);
