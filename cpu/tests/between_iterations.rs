@@ -2,36 +2,23 @@
 //! the instructions of a shadow.
 
 mod common;
+mod handlers;
 
-use common::{CODE, STACK, long_mode, run};
-use cpu::{DescriptorTable, Event, Exit, Vcpu};
+use common::{CODE, STACK, run};
+use cpu::{Event, Exit, Vcpu};
+use emu_core::Spa;
 use emu_core::memory::SystemMemory;
 use emu_core::regs::{Dr6, Dr7, Rflags};
-use emu_core::{Gva, Spa};
+use handlers::HANDLERS;
 
-const GDT: u64 = 0x3000;
-const IDT: u64 = 0x4000;
-/// Sixteen bytes a vector: HLT, then IRETQ.
-const HANDLERS: u64 = 0x8000;
 const SOURCE: u64 = 0x9000;
 const DESTINATION: u64 = 0xa000;
 const REP_MOVSB: [u8; 4] = [0xf3, 0xa4, 0xeb, 0xfe];
 
-/// `code` with a GDT, an IDT and handlers; RCX is 4, RSI and RDI point to memory.
+/// `code` with handlers; RCX is 4, RSI and RDI point to memory.
 fn machine(code: &[u8], flags: Rflags) -> (Vcpu, std::sync::Arc<SystemMemory>) {
-    let (mut vcpu, memory) = long_mode(code);
-    for (n, d) in [0, 0x00af_9b00_0000_ffff_u64, 0x00cf_9300_0000_ffff].into_iter().enumerate() {
-        memory.store(Spa::new(GDT + 8 * n as u64), d).unwrap();
-    }
-    for vector in 0..256 {
-        let target = HANDLERS + 16 * vector;
-        let gate = target & 0xffff | 8 << 16 | 0x8e << 40;
-        memory.store(Spa::new(IDT + 16 * vector), gate as u128).unwrap();
-        memory.write(Spa::new(target), &[0xf4, 0x48, 0xcf]).unwrap();
-    }
+    let (mut vcpu, memory) = handlers::machine(code);
     let mut state = vcpu.state();
-    state.segments.gdtr = DescriptorTable { base: Gva::new(GDT), limit: 23 };
-    state.segments.idtr = DescriptorTable { base: Gva::new(IDT), limit: 0xfff };
     state.gpr[0] = 0x10;
     state.gpr[1] = 4;
     (state.gpr[6], state.gpr[7]) = (SOURCE, DESTINATION);

@@ -1,38 +1,13 @@
 //! Edges of segmentation, debug registers and address widths, end to end.
 
 mod common;
+mod handlers;
 
-use common::{CODE, STACK, flat, long_mode, run};
-use cpu::{DescriptorTable, Exit, SegReg, Segment, Vcpu};
-use emu_core::memory::SystemMemory;
+use common::{CODE, STACK, flat, run};
+use cpu::{Exit, SegReg, Segment, Vcpu};
+use emu_core::Spa;
 use emu_core::regs::{Cr4, Dr6, Dr7};
-use emu_core::{Gva, Spa};
-
-const GDT: u64 = 0x3000;
-const IDT: u64 = 0x4000;
-/// Sixteen bytes a vector: HLT, then IRETQ.
-const HANDLERS: u64 = 0x8000;
-
-/// `code` in ring 0 with code and data segments of rings 0 and 3 and handlers for everything.
-fn machine(code: &[u8]) -> (Vcpu, std::sync::Arc<SystemMemory>) {
-    let (mut vcpu, memory) = long_mode(code);
-    let kernel = [0, 0x00af_9b00_0000_ffff_u64, 0x00cf_9300_0000_ffff];
-    let user = [0x00cf_f300_0000_ffff, 0x00af_fb00_0000_ffff];
-    for (n, d) in kernel.into_iter().chain(user).enumerate() {
-        memory.store(Spa::new(GDT + 8 * n as u64), d).unwrap();
-    }
-    for vector in 0..256 {
-        let target = HANDLERS + 16 * vector;
-        let gate = target & 0xffff | 8 << 16 | 0x8e << 40;
-        memory.store(Spa::new(IDT + 16 * vector), gate as u128).unwrap();
-        memory.write(Spa::new(target), &[0xf4, 0x48, 0xcf]).unwrap();
-    }
-    let mut state = vcpu.state();
-    state.segments.gdtr = DescriptorTable { base: Gva::new(GDT), limit: 39 };
-    state.segments.idtr = DescriptorTable { base: Gva::new(IDT), limit: 0xfff };
-    vcpu.set_state(&state);
-    (vcpu, memory)
-}
+use handlers::{HANDLERS, machine};
 
 fn at_handler(vcpu: &Vcpu, vector: u64) -> bool {
     vcpu.state().rip == HANDLERS + 16 * vector + 1

@@ -22,14 +22,6 @@ fn whole_pages(offset_bytes: u64, len_bytes: u64) -> Result<PageRange, VmError> 
     Ok(PageRange { first: PageIndex(offset_bytes / PAGE), nr_pages: len_bytes / PAGE })
 }
 
-/// Whether an invalidation was begun: a page that no memslot shows needs none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "what is begun must be ended"]
-enum Begun {
-    Yes,
-    Nothing,
-}
-
 /// Which faults must retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reach {
@@ -47,7 +39,7 @@ impl Vm {
         let range = whole_pages(offset_bytes, len_bytes)?;
         let inode = self.inode(id, task)?;
         let mut exclusive = inode.exclusive(task);
-        let begun = self.invalidate_begin(&exclusive, range, Reach::Pages, task)?;
+        self.invalidate_begin(&exclusive, range, Reach::Pages, task)?;
         if task.has(Defect::UnlockDuringInvalidation) {
             drop(exclusive);
             task.at(Point::I3);
@@ -55,11 +47,7 @@ impl Vm {
         }
         exclusive.remove(&self.host, range, task);
         task.at(Point::I4);
-        let begun = match (task.has(Defect::UnlockDuringInvalidation), exclusive.bound(range).is_empty()) {
-            (true, true) => Begun::Nothing,
-            _ => begun,
-        };
-        self.invalidate_end(begun, task);
+        self.invalidate_end(&exclusive, range, task);
         task.at(Point::I5);
         Ok(())
     }
@@ -81,16 +69,16 @@ impl Vm {
         let Some(conversion) = exclusive.plan_conversion(&self.host, range, to, task)? else { return Ok(()) };
         task.at(Point::C4);
         let reach = if task.has(Defect::NarrowConversion) { Reach::Pages } else { Reach::Leaves };
-        let begun = self.invalidate_begin(&exclusive, range, reach, task)?;
+        self.invalidate_begin(&exclusive, range, reach, task)?;
         if task.has(Defect::StoreAttributeAfterEnd) {
-            self.invalidate_end(begun, task);
+            self.invalidate_end(&exclusive, range, task);
             task.at(Point::I5);
             exclusive.convert(conversion, task);
             return Ok(());
         }
         exclusive.convert(conversion, task);
         task.at(Point::C6);
-        self.invalidate_end(begun, task);
+        self.invalidate_end(&exclusive, range, task);
         task.at(Point::I5);
         Ok(())
     }
@@ -102,10 +90,10 @@ impl Vm {
         range: PageRange,
         reach: Reach,
         task: &Task<'_>,
-    ) -> Result<Begun, VmError> {
-        let bound = exclusive.bound(range.clipped(exclusive.inode().nr_pages()));
+    ) -> Result<(), VmError> {
+        let bound = exclusive.bound(range);
         if bound.is_empty() {
-            return Ok(Begun::Nothing);
+            return Ok(());
         }
         let mut tables = self.mmu.write(task);
         let mut owed = Owed::default();
@@ -130,17 +118,18 @@ impl Vm {
         drop(tables);
         task.at(Point::I3);
         match zapped {
-            Ok(()) => Ok(Begun::Yes),
+            Ok(()) => Ok(()),
             Err(error) => {
-                self.invalidate_end(Begun::Yes, task);
+                self.invalidate_end(exclusive, range, task);
                 Err(error.into())
             }
         }
     }
 
-    /// Lets faults through again (`kvm_gmem_invalidate_end`).
-    fn invalidate_end(&self, begun: Begun, task: &Task<'_>) {
-        if begun == Begun::Yes {
+    /// Lets faults through again (`kvm_gmem_invalidate_end`). Whether there was a begin follows from the bindings, which
+    /// the lock has kept as they were.
+    fn invalidate_end(&self, exclusive: &Exclusive<'_>, range: PageRange, task: &Task<'_>) {
+        if exclusive.shows(range) {
             let _tables = self.mmu.write(task);
             self.invalidation.end();
         }

@@ -54,20 +54,21 @@ impl Vm {
         }
         cache.top_up(&self.host, task)?;
         task.at(Point::F3);
-        let mut fault = back::fault_in(fault, &self.host, task)?;
+        let fault = back::fault_in(fault, &self.host, task)?;
         task.at(Point::F4);
-        if task.has(Defect::SampleAfterLookup) {
-            let admitted = *fault.fault();
-            let late = Unresolved::new(input, &self.invalidation);
-            fault = fault.with(admitted.with(admitted.fault().resampled(late)));
-        } else if unresolved.is_stale(&self.invalidation, task) && !task.has(Defect::SkipStaleCheck) {
+        let sampled = match task.has(Defect::SampleAfterLookup) {
+            true => Unresolved::new(input, &self.invalidation),
+            false => unresolved,
+        };
+        let is_stale = || sampled.is_stale(&self.invalidation, task) && !task.has(Defect::SkipStaleCheck);
+        if is_stale() {
             return Err(RETRY);
         }
         task.at(Point::F5);
         let mut owed = Owed::default();
         let outcome = {
             let tables = self.mmu.read(task);
-            if fault.fault().fault().fault().is_stale(&self.invalidation, task) && !task.has(Defect::SkipStaleCheck) {
+            if is_stale() {
                 return Err(RETRY);
             }
             let fault = level::choose(fault, self.pages.max_level, task);

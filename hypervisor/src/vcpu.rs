@@ -80,9 +80,11 @@ impl Vcpu {
 
     /// What it must forget now.
     pub(crate) fn take_flush(&self, task: &Task<'_>) -> Option<FlushRequest> {
-        if !self.kicked.swap(false, Ordering::AcqRel) {
+        // Most often nothing is owed, and a machine asks every vCPU after every exit.
+        if !self.kicked.load(Ordering::Acquire) {
             return None;
         }
+        self.kicked.store(false, Ordering::Release);
         self.owed.lock(task).take()
     }
 

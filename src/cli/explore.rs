@@ -130,6 +130,7 @@ pub(super) fn explore(arguments: &ExploreArguments) -> Result<ExitCode, CliError
             tell(scenario, defect, &finding);
         }
     }
+    drop(std::panic::take_hook());
     Ok(if broke { ExitCode::Broke } else { ExitCode::Done })
 }
 

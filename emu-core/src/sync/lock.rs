@@ -17,8 +17,7 @@ pub struct MutexGuard<'a, T> {
     note: Note<'a>,
 }
 
-/// Tells a schedule that a lock was given up. Dropped after the lock itself would be too late only if dropping could
-/// switch tasks, which [`Schedule::released`] must not do.
+/// Tells a schedule that a lock was given up. It is the last field of a guard, so the lock is free by then.
 pub(super) struct Note<'a>(Option<(&'a dyn Schedule, WaitKey)>);
 
 impl<'a> Note<'a> {

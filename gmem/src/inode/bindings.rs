@@ -84,16 +84,15 @@ impl Bindings {
         (index.0 < binding.end).then_some(binding.slot)
     }
 
-    /// The parts of memslots that show pages of `range`, ascending.
-    pub(super) fn within(&self, range: PageRange) -> Vec<Bound> {
+    /// The parts of memslots that show pages of `range`, ascending. Bindings are disjoint, so all but the first that
+    /// starts before the end of the range start in it.
+    pub(super) fn reach_into(&self, range: PageRange) -> impl Iterator<Item = Bound> + '_ {
         let (first, end) = (range.first.0, range.end().0);
-        let reaches_in = self.by_first.range(..end).filter(|(_, b)| b.end > first);
-        reaches_in
-            .map(|(&at, b)| {
-                let from = at.max(first);
-                Bound { slot: b.slot, first: Gfn::new(b.gfn.raw() + (from - at)), nr_pages: b.end.min(end) - from }
-            })
-            .filter(|bound| bound.nr_pages > 0)
-            .collect()
+        let before = self.by_first.range(..first).next_back();
+        before.into_iter().chain(self.by_first.range(first..end)).filter_map(move |(&at, b)| {
+            let from = at.max(first);
+            let nr_pages = b.end.min(end).checked_sub(from).filter(|&nr| nr > 0)?;
+            Some(Bound { slot: b.slot, first: Gfn::new(b.gfn.raw() + (from - at)), nr_pages })
+        })
     }
 }

@@ -45,11 +45,6 @@ impl Shared<'_> {
 }
 
 impl Exclusive<'_> {
-    /// The inode.
-    pub const fn inode(&self) -> &GuestMemfd {
-        self.inode
-    }
-
     /// Makes `slot`, from guest frame `first` on, a view of `range` (`kvm_gmem_bind`).
     pub fn bind(&mut self, slot: SlotId, range: PageRange, first: Gfn) -> Result<(), BindError> {
         self.bindings.check(range, self.inode.nr_pages)?;
@@ -67,8 +62,13 @@ impl Exclusive<'_> {
         !self.bindings.is_empty()
     }
 
+    /// Whether any memslot shows a page of `range`.
+    pub fn shows(&self, range: PageRange) -> bool {
+        self.bindings.reach_into(range.clipped(self.inode.nr_pages)).next().is_some()
+    }
+
     /// What the hypervisor must zap before pages of `range` change, ascending.
     pub fn bound(&self, range: PageRange) -> Vec<Bound> {
-        self.bindings.within(range)
+        self.bindings.reach_into(range.clipped(self.inode.nr_pages)).collect()
     }
 }

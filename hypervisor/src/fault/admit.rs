@@ -24,9 +24,6 @@ impl<'s> Admitted<'s> {
     pub const fn rights(&self) -> Rights {
         self.rights
     }
-    pub(crate) fn with(self, fault: InSlot<'s>) -> Admitted<'s> {
-        Admitted { fault, ..self }
-    }
 }
 
 /// Compares what the guest meant with what the page is, then looks at the slot's state, then at the access.

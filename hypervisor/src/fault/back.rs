@@ -23,9 +23,6 @@ impl<'s> Backed<'s> {
     pub const fn folio(&self) -> gmem::Backed {
         self.folio
     }
-    pub(crate) fn with(self, fault: Admitted<'s>) -> Backed<'s> {
-        Backed { fault, ..self }
-    }
 }
 
 /// Finds or allocates the folio (`kvm_gmem_get_pfn`). It may be gone again when the entry is to be written; then the

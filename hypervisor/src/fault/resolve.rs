@@ -25,10 +25,6 @@ impl<'s> InSlot<'s> {
     pub const fn index(&self) -> PageIndex {
         self.slot.info().index_of(self.fault.gfn())
     }
-    /// The same fault, as if it had started now.
-    pub(crate) fn resampled(self, fault: Unresolved) -> InSlot<'s> {
-        InSlot { fault, ..self }
-    }
 }
 
 /// Finds the slot. Without one the access is MMIO, unless the guest meant private memory, which no device has.
