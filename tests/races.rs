@@ -82,6 +82,26 @@ fn nothing_is_found_where_nothing_is_wrong() {
     }
 }
 
+/// `bifold explore --list | head -0`
+#[test]
+fn nobody_reading_is_no_failure() {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_bifold"));
+    let piped = std::process::Stdio::piped;
+    let mut child = command.args(["explore", "--list"]).stdout(piped()).stderr(piped()).spawn().expect("it starts");
+    drop(child.stdout.take());
+    let ended = child.wait_with_output().expect("it ends");
+    assert_eq!((ended.status.code(), String::from_utf8_lossy(&ended.stderr).as_ref()), (Some(0), ""));
+}
+
+#[test]
+fn an_output_that_is_full_is_told() {
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("Linux has it");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_bifold"));
+    let ended = command.args(["explore", "--list"]).stdout(full).output().expect("it runs");
+    assert_eq!(ended.status.code(), Some(10));
+    assert!(String::from_utf8_lossy(&ended.stderr).starts_with("error: cannot write to standard output"));
+}
+
 #[test]
 fn nonsense_is_refused() {
     for (words, what) in [

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::args::CheckArguments;
 use super::exit::ExitCode;
-use super::{CliError, files};
+use super::{CliError, files, out};
 use crate::loader::{Entry, GuestMemory, Image, LoadError, LoadOptions, MemoryMap, MemoryRefused, load, probe};
 
 /// Where RAM below 4 GiB ends: the rest belongs to PCI.
@@ -31,13 +31,13 @@ pub(super) fn check(arguments: &CheckArguments) -> Result<ExitCode, CliError> {
     let failed = |cause| CliError::Load { image: name.clone(), cause };
     let kind = probe(&bytes).ok_or(failed(LoadError::Empty))?;
     if !arguments.json {
-        println!("{name}: {kind}, {} bytes", bytes.len());
+        out::line(format_args!("{name}: {kind}, {} bytes", bytes.len()))?;
     }
     let map = MemoryMap::pc(memory.bytes(), LOW_RAM_END)?;
     let entry = load(&Image { name: &name, bytes: &bytes }, &LoadOptions::new(&map), &mut Anything).map_err(failed)?;
     if arguments.json {
         let (mode, start, handed_over) = facts(&entry);
-        println!(
+        out::line(format_args!(
             "{}",
             json!({
                 "schema": 1,
@@ -47,9 +47,9 @@ pub(super) fn check(arguments: &CheckArguments) -> Result<ExitCode, CliError> {
                 "memory_bytes": memory.bytes(),
                 "entry": { "mode": mode, "address": start, "information": handed_over },
             })
-        );
+        ))?;
     } else {
-        println!("{name}: loads into {memory}, starts {}", describe(&entry));
+        out::line(format_args!("{name}: loads into {memory}, starts {}", describe(&entry)))?;
     }
     Ok(ExitCode::Done)
 }

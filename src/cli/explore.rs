@@ -9,8 +9,8 @@ use emu_core::rng::Seed;
 use indicatif::{ProgressBar, ProgressStyle};
 use interleave::{Exhaustive, Finding, Pct, Random, Stopped, Strategy, explore as run_schedules, replay, shrink};
 
-use super::CliError;
 use super::exit::ExitCode;
+use super::{CliError, out};
 use crate::config::parse_seed;
 use crate::explore::choices::NotChoices;
 use crate::explore::{SCENARIOS, Scenario, choices};
@@ -98,7 +98,7 @@ impl ExploreError {
 /// Explores, and prints what it found on standard output.
 pub(super) fn explore(arguments: &ExploreArguments) -> Result<ExitCode, CliError> {
     if arguments.list {
-        list();
+        list()?;
         return Ok(ExitCode::Done);
     }
     let defect = arguments.defect.as_deref().map(named_defect).transpose()?;
@@ -120,14 +120,18 @@ pub(super) fn explore(arguments: &ExploreArguments) -> Result<ExitCode, CliError
             Some(steps) => {
                 let choices = choices::read(steps).map_err(ExploreError::Replay)?;
                 let outcome = replay(&|| scenario.start(defects), choices);
-                println!("{}: {}", scenario.name, if outcome.is_ok() { "nothing broke" } else { "it broke again" });
+                out::line(format_args!(
+                    "{}: {}",
+                    scenario.name,
+                    if outcome.is_ok() { "nothing broke" } else { "it broke again" }
+                ))?;
                 outcome.err()
             }
-            None => search(scenario, defects, seed, arguments),
+            None => search(scenario, defects, seed, arguments)?,
         };
         if let Some(finding) = finding {
             broke = true;
-            tell(scenario, defect, &finding);
+            tell(scenario, defect, &finding)?;
         }
     }
     drop(std::panic::take_hook());
@@ -138,20 +142,26 @@ fn named_defect(name: &str) -> Result<Defect, ExploreError> {
     Defect::named(name).ok_or_else(|| ExploreError::Defect { name: name.to_owned() })
 }
 
-fn list() {
-    println!("scenarios");
+fn list() -> Result<(), CliError> {
+    out::line(format_args!("scenarios"))?;
     for scenario in &SCENARIOS {
-        println!("  {:18} {}", scenario.name, scenario.what);
+        out::line(format_args!("  {:18} {}", scenario.name, scenario.what))?;
     }
-    println!("defects");
+    out::line(format_args!("defects"))?;
     for defect in Defect::ALL {
         let shown_by = Scenario::showing(defect).map_or("-", |scenario| scenario.name);
-        println!("  {:27} {} (shown by {shown_by})", defect.name(), defect.what());
+        out::line(format_args!("  {:27} {} (shown by {shown_by})", defect.name(), defect.what()))?;
     }
+    Ok(())
 }
 
 /// Runs schedules until one breaks something, which is then made short.
-fn search(scenario: &Scenario, defects: Defects, seed: Seed, arguments: &ExploreArguments) -> Option<Finding> {
+fn search(
+    scenario: &Scenario,
+    defects: Defects,
+    seed: Seed,
+    arguments: &ExploreArguments,
+) -> Result<Option<Finding>, CliError> {
     let mut strategy = arguments.strategy.strategy(seed, arguments.preemptions);
     let bar = bar(arguments.schedules, scenario.name);
     let start = || scenario.start(defects);
@@ -164,26 +174,26 @@ fn search(scenario: &Scenario, defects: Defects, seed: Seed, arguments: &Explore
     bar.finish_and_clear();
     match stopped {
         Stopped::Enough { schedules } => {
-            println!("{}: nothing broke in {schedules} schedules", scenario.name);
-            None
+            out::line(format_args!("{}: nothing broke in {schedules} schedules", scenario.name))?;
+            Ok(None)
         }
         Stopped::Exhausted { schedules } => {
             let bound = arguments.preemptions;
-            println!(
+            out::line(format_args!(
                 "{}: nothing breaks in any of the {schedules} schedules with at most {bound} preemptions",
                 scenario.name
-            );
-            None
+            ))?;
+            Ok(None)
         }
         Stopped::Broke { schedules, finding } => {
             let before = finding.preemptions();
             let short = shrink(&start, finding);
-            println!(
+            out::line(format_args!(
                 "{}: broke in schedule {schedules}, {} preemptions of {before} are needed",
                 scenario.name,
                 short.preemptions()
-            );
-            Some(short)
+            ))?;
+            Ok(Some(short))
         }
     }
 }
@@ -199,9 +209,13 @@ fn bar(schedules: u64, name: &'static str) -> ProgressBar {
     bar
 }
 
-fn tell(scenario: &Scenario, defect: Option<Defect>, finding: &Finding) {
+fn tell(scenario: &Scenario, defect: Option<Defect>, finding: &Finding) -> Result<(), CliError> {
     let defects = defect.map_or(Defects::NONE, Defects::only);
-    println!("\n{}", scenario.picture(defects, finding));
+    out::line(format_args!("\n{}", scenario.picture(defects, finding)))?;
     let defect = defect.map_or(String::new(), |defect| format!(" --defect {}", defect.name()));
-    println!("  again:\n  bifold explore {}{defect} --replay {}", scenario.name, choices::write(&finding.choices()));
+    out::line(format_args!(
+        "  again:\n  bifold explore {}{defect} --replay {}",
+        scenario.name,
+        choices::write(&finding.choices())
+    ))
 }

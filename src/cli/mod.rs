@@ -13,6 +13,7 @@ pub mod escape;
 pub mod exit;
 mod explore;
 mod files;
+mod out;
 mod report;
 mod run;
 pub mod terminal;
@@ -79,6 +80,9 @@ pub enum CliError {
     /// Nothing to explore.
     #[error(transparent)]
     Explore(#[from] ExploreError),
+    /// Standard output, where it is ours.
+    #[error("cannot write to standard output: {0}")]
+    Output(std::io::Error),
     /// The console's file or terminal.
     #[error("the console failed: {0}")]
     Console(std::io::Error),
@@ -96,6 +100,7 @@ impl CliError {
             CliError::Build(_) => "a smaller --memory or fewer --cpus may fit",
             CliError::Run(_) => "give the guest less --memory, or another --pages",
             CliError::Explore(cause) => cause.help(),
+            CliError::Output(_) => "give standard output a place with room",
             CliError::Console(_) => "give a --serial file that can be written",
         }
     }
@@ -103,7 +108,9 @@ impl CliError {
     /// How the process ends.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            CliError::Build(BuildError::Memory(_)) | CliError::Run(_) | CliError::Console(_) => ExitCode::HostRefused,
+            CliError::Build(BuildError::Memory(_)) | CliError::Run(_) | CliError::Console(_) | CliError::Output(_) => {
+                ExitCode::HostRefused
+            }
             CliError::Read { .. } | CliError::HostMemory(_) => ExitCode::HostRefused,
             CliError::Flag { .. }
             | CliError::Pages { .. }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::args::{OnReset, Report, RunConfig};
 use super::console::{Console, Wish};
 use super::exit::ExitCode;
-use super::{CliError, files, report};
+use super::{CliError, files, out, report};
 use crate::loader::{BUILTIN, Image};
 use crate::machine::{BuildError, Limits, Machine, Outcome};
 
@@ -49,7 +49,7 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
     let summary = machine.summary();
     match config.report {
         Report::Text => eprintln!("\nbifold: {}\n{summary}", report::sentence(&outcome)),
-        Report::Json => println!("{}", report::json(&outcome, code, &summary)),
+        Report::Json => out::line(format_args!("{}", report::json(&outcome, code, &summary)))?,
     }
     Ok(code)
 }
