@@ -13,6 +13,7 @@
 //!   which page ([`shareability`]).
 //! - [`mm::Mm`] is the address space of a process on the host: anonymous memory, guest_memfd and device memory at user
 //!   addresses, get_user_pages, and the notifiers by which a secondary MMU learns that pages go.
+//! - [`GmemPolicy`] is every decision in which implementations of guest_memfd differ.
 //! - [`Invalidation`] is the sequence by which a fault notices that it raced with a removal.
 //!
 //! Always true:
@@ -35,6 +36,7 @@ pub mod invalidate;
 pub mod mm;
 pub mod numa;
 pub mod pagemap;
+pub mod policy;
 pub mod pool;
 pub mod provider;
 pub mod shareability;
@@ -50,6 +52,9 @@ pub use inode::{
 pub use invalidate::{Invalidation, SeqSample};
 pub use mm::{Kernel, Mm, MmId, MmuNotifier, NoNotifier};
 pub use numa::{MemPolicy, NodeId, NodeMask};
+pub use policy::{
+    BusyPages, Content, Generation, GmemPolicy, OrderRule, PunchPolicy, Quirks, SharedFolios, SlotSpan, SplitPolicy,
+};
 pub use pool::HugeSize;
 pub use provider::{FolioPolicy, FolioProvider};
 pub use shareability::{Shareability, ShareabilityMap};

@@ -30,7 +30,7 @@ fn setup() -> (Arc<SystemMemory>, Host, Mm) {
 
 fn gmem(host: &Host, nr_pages: u64, flags: GmemFlags) -> Arc<GuestMemfd> {
     let policy = FolioPolicy::Buddy { largest: PageSize::Size4K };
-    let info = CreateInfo { size_bytes: nr_pages * PAGE, flags: flags.bits(), policy };
+    let info = CreateInfo { size_bytes: nr_pages * PAGE, flags: flags.bits(), policy, gmem: GmemPolicy::DEFAULT };
     Arc::new(GuestMemfd::create(host, info, QUIET).unwrap())
 }
 
