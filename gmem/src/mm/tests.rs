@@ -12,7 +12,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::folio::FolioKind;
 use crate::{
-    ConvertError, CreateInfo, FolioPolicy, GuestMemfd, HostConfig, HostMemory, PageIndex, PageRange, Shareability,
+    ConvertError, CreateInfo, FolioPolicy, GmemPolicy, GuestMemfd, HostConfig, HostMemory, PageIndex, PageRange,
+    Shareability,
 };
 
 const QUIET: &Task<'static> = &Task::QUIET;
