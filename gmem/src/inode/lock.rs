@@ -19,7 +19,7 @@ pub struct Shared<'a> {
 
 /// Folios may be removed, bindings and attributes changed.
 pub struct Exclusive<'a> {
-    pub(super) inode: &'a GuestMemfd,
+    pub(crate) inode: &'a GuestMemfd,
     bindings: WriteGuard<'a, Bindings>,
 }
 
@@ -48,6 +48,10 @@ impl Exclusive<'_> {
     /// Makes `slot`, from guest frame `first` on, a view of `range` (`kvm_gmem_bind`).
     pub fn bind(&mut self, slot: SlotId, range: PageRange, first: Gfn) -> Result<(), BindError> {
         self.bindings.check(range, self.inode.nr_pages)?;
+        let page = self.inode.unit;
+        if !self.inode.policy.order.binds(range, self.inode.nr_pages, page) {
+            return Err(BindError::Misaligned { range, page });
+        }
         self.bindings.insert(slot, range, first);
         Ok(())
     }
