@@ -15,6 +15,7 @@ use gmem::{CreateInfo, FolioPolicy, GuestMemfd, Host, HostMemory, Invalidation};
 
 use crate::config::{PagePolicy, VmConfig, VmError};
 use crate::flush::{FlushRequest, Owed};
+use crate::kind::VmKind;
 use crate::memslot::{MemSlots, MemslotError};
 use crate::stats::{FaultStats, VmStats};
 use crate::tdp::{AdBit, Tables, TdpFormat};
@@ -38,6 +39,7 @@ pub struct Vm {
     pub(crate) invalidation: Invalidation,
     pub(crate) vcpus: Vec<Vcpu>,
     pub(crate) pages: PagePolicy,
+    pub(crate) kind: VmKind,
     format: TdpFormat,
     root: Spa,
     flushes: AtomicU64,
@@ -65,8 +67,21 @@ impl Vm {
             invalidation: Invalidation::default(),
             vcpus: (0..config.nr_vcpus.max(1)).map(|_| Vcpu::default()).collect(),
             pages: config.pages,
+            kind: VmKind::Default,
             flushes: AtomicU64::new(0),
         })
+    }
+
+    /// The same VM as one of `kind`, before anything runs in it (`KVM_CREATE_VM`'s type; without this call it is
+    /// [`VmKind::Default`]).
+    pub fn of_kind(mut self, kind: VmKind) -> Vm {
+        self.kind = kind;
+        self
+    }
+
+    /// What kind of VM it is.
+    pub const fn kind(&self) -> VmKind {
+        self.kind
     }
 
     /// The root of the nested tables.

@@ -11,7 +11,7 @@ use emu_core::rng::Seed;
 use super::CliError;
 use super::explore::ExploreArguments;
 use crate::config::{
-    ConfigError, CpuCount, CpuKind, MemoryArgument, MemorySize, NestedPaging, parse_page_size, parse_seed,
+    ConfigError, CpuCount, CpuKind, MemoryArgument, MemorySize, NestedPaging, VmChoice, parse_page_size, parse_seed,
 };
 
 /// An x86-64 machine in software whose memory virtualisation is the point.
@@ -64,6 +64,9 @@ pub struct RunArguments {
     /// Nested paging: npt or ept [default: npt].
     #[arg(long, value_name = "KIND")]
     pub mmu: Option<String>,
+    /// Kind of VM: default, or sw-protected[,ram=shared|private][,fault=convert|stop] [default: default].
+    #[arg(long, value_name = "KIND")]
+    pub vm: Option<String>,
     /// What decides every choice of the run; printed with its summary [default: 0].
     #[arg(long, value_name = "N")]
     pub seed: Option<String>,
@@ -135,6 +138,8 @@ pub struct RunConfig {
     pub cpu: CpuKind,
     /// The format of nested tables.
     pub nested: NestedPaging,
+    /// The kind of VM.
+    pub vm: VmChoice,
     /// What decides every choice.
     pub seed: Seed,
     /// End after this many instructions.
@@ -182,6 +187,7 @@ impl RunArguments {
             cpus: value("--cpus", self.cpus.as_deref(), CpuCount::ONE, str::parse)?,
             cpu: value("--cpu", self.cpu.as_deref(), CpuKind::default(), str::parse)?,
             nested: value("--mmu", self.mmu.as_deref(), NestedPaging::default(), str::parse)?,
+            vm: value("--vm", self.vm.as_deref(), VmChoice::default(), str::parse)?,
             seed: Seed(value("--seed", self.seed.as_deref(), 0, parse_seed)?),
             max_instructions: self.max_instructions,
             timeout: self.timeout.map(Duration::from_secs),

@@ -23,6 +23,8 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
             .memory(config.memory.bytes())
             .pages(config.pages)
             .mmu(config.nested)
+            .kind(config.vm.kind, config.vm.ram)
+            .on_memory_fault(config.vm.on_memory_fault)
             .model(config.cpu.model())
             .seed(config.seed)
             .append(&config.cmdline);

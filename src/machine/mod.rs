@@ -30,10 +30,13 @@ use emu_core::sync::Task;
 use emu_core::time::Instant;
 use hypervisor::{GuestAccessError, Vm};
 
+use crate::vmm::Vmm;
+
 /// A whole computer.
 pub struct Machine {
     config: MachineConfig,
     vm: Vm,
+    vmm: Vmm,
     board: Board,
     vcpus: Vec<Processor>,
     now: Instant,
@@ -73,7 +76,6 @@ struct Counters {
     halts: u64,
     interrupts: u64,
     turns: u64,
-    hypercalls: u64,
 }
 
 impl Machine {
