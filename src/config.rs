@@ -55,6 +55,9 @@ pub enum ConfigError {
     /// A property that this kind of VM does not have.
     #[error("a default VM has no private memory, so \"{0}\" means nothing")]
     NoPrivateMemory(String),
+    /// Not a built-in guest.
+    #[error("\"{0}\" is no guest of the program")]
+    Guest(String),
     /// Not a seed.
     #[error("\"{0}\" is not a seed")]
     Seed(String),
@@ -67,6 +70,7 @@ impl ConfigError {
             ConfigError::NotASize(_) => "sizes are like 512M, 2G or 1T; a bare number is MiB",
             ConfigError::MemorySize(_) => "the smallest machine has 1M, the largest 16T",
             ConfigError::MemoryProperty(_) | ConfigError::NoMemorySize => "memory is 2G, or size=2G,pages=2m",
+            ConfigError::Guest(_) => "bifold run --list-guests tells which there are",
             ConfigError::VmKind(_) => "kinds of VM are default and sw-protected",
             ConfigError::VmProperty(_) => "properties are ram=shared, ram=private, fault=convert and fault=stop",
             ConfigError::NoPrivateMemory(_) => "say --vm sw-protected",
