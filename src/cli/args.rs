@@ -246,7 +246,10 @@ mod tests {
     #[test]
     fn nothing_said_means_the_builtin_guest() {
         let config = resolve(&[]).unwrap();
-        assert_eq!((config.image, config.memory, config.cpus), (ImageChoice::Builtin("paging"), MemorySize::DEFAULT, CpuCount::ONE));
+        assert_eq!(
+            (config.image, config.memory, config.cpus),
+            (ImageChoice::Builtin("paging"), MemorySize::DEFAULT, CpuCount::ONE)
+        );
         assert_eq!((config.pages, config.nested, config.seed), (PageSize::Size4K, NestedPaging::Npt, Seed(0)));
         assert_eq!((config.report, config.on_reset), (Report::Text, OnReset::Restart));
     }

@@ -151,10 +151,9 @@ impl Builder {
         };
         let vm_config = VmConfig {
             format,
-            pages: policy,
             maxphyaddr: config.model.maxphyaddr().min(48),
             nr_vcpus: config.cpus,
-            host: plan.host,
+            ..VmConfig::new(policy, plan.host)
         };
         let vm = Vm::new(memory.clone(), &vm_config)?.of_kind(config.kind);
         vm.add_ram(&layout, SlotId(0), &Task::QUIET)?;
