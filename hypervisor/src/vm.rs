@@ -68,17 +68,10 @@ impl Vm {
             invalidation: Invalidation::default(),
             vcpus: (0..config.nr_vcpus.max(1)).map(|_| Vcpu::default()).collect(),
             pages: config.pages,
-            kind: VmKind::Default,
+            kind: config.kind,
             gmem: config.gmem,
             flushes: AtomicU64::new(0),
         })
-    }
-
-    /// The same VM as one of `kind`, before anything runs in it (`KVM_CREATE_VM`'s type; without this call it is
-    /// [`VmKind::Default`]).
-    pub fn of_kind(mut self, kind: VmKind) -> Vm {
-        self.kind = kind;
-        self
     }
 
     /// What kind of VM it is.

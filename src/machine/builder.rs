@@ -153,9 +153,10 @@ impl Builder {
             format,
             maxphyaddr: config.model.maxphyaddr().min(48),
             nr_vcpus: config.cpus,
+            kind: config.kind,
             ..VmConfig::new(policy, plan.host)
         };
-        let vm = Vm::new(memory.clone(), &vm_config)?.of_kind(config.kind);
+        let vm = Vm::new(memory.clone(), &vm_config)?;
         vm.add_ram(&layout, SlotId(0), &Task::QUIET)?;
         add_firmware(&vm, SlotId(layout.ranges.len() as u16))?;
 
