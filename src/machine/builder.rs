@@ -1,5 +1,7 @@
 //! Building a machine: from a configuration and an image to processors ready to run.
 
+use std::sync::Arc;
+
 use cpu::{Vcpu, VcpuConfig};
 use devices::acpi::tables::{AcpiConfig, AcpiImage};
 use devices::board::TestPorts;
@@ -18,7 +20,8 @@ use hypervisor::{
 use mmu::{Asid, Ept, EptExecute, Eptp, NestedNx, Npt, Stage2, Stage2Levels, Vpid};
 
 use super::guest_memory::HostSide;
-use super::{Activity, BuildError, Counters, Machine, Processor, boot, firmware};
+use super::seat::{Activity, Processor};
+use super::{BuildError, Counters, Machine, boot, firmware};
 use crate::config::NestedPaging;
 use crate::loader::{self, Image, LoadOptions, MemoryMap, Module};
 use crate::vmm::hypercall::GpaRange;
@@ -207,14 +210,14 @@ impl Builder {
                 } else {
                     Activity::WaitForSipi
                 };
-                Processor { vcpu, activity, retired: 0 }
+                Processor::new(vcpu, activity)
             })
             .collect();
         let on_memory_fault = config.on_memory_fault;
         let scheduler = config.seed.stream(Consumer::Scheduler);
         Ok(Machine {
             config,
-            vm,
+            vm: Arc::new(vm),
             vmm: Vmm::new(on_memory_fault),
             board,
             vcpus,

@@ -1,6 +1,6 @@
 //! What each exit of a processor leads to.
 
-use cpu::{Completion, Exit, IoAccess, MmioAccess, MmioData, MsrAccess};
+use cpu::{Completion, Exit, IoAccess, MmioAccess, MmioData, MsrAccess, Vcpu};
 use devices::lapic::MsrError;
 use devices::{BoardEvents, CpuIndex, Port, Width};
 use emu_core::sync::Task;
@@ -13,7 +13,7 @@ use crate::vmm::AfterFault;
 use crate::vmm::hypercall::Hypercall;
 
 /// What the board said, or how the run ended.
-type Handled = Result<BoardEvents, Outcome>;
+pub(super) type Handled = Result<BoardEvents, Outcome>;
 
 impl Machine {
     pub(super) fn handle_exit(&mut self, n: usize, exit: Exit) -> Result<Handled, RunError> {
@@ -75,20 +75,14 @@ impl Machine {
         fault: NestedPageFault,
         access: Option<MmioAccess>,
     ) -> Result<Handled, RunError> {
-        let input = FaultInput {
-            cause: match fault.cause {
-                Stage2Cause::FinalAddress => FaultCause::FinalAddress,
-                _ => FaultCause::GuestTable,
-            },
-            entry: match fault.kind {
-                NestedFaultKind::NotPresent { .. } => EntryState::NotPresent,
-                _ => EntryState::Denied,
-            },
-            ..FaultInput::new(fault.gpa, fault.access)
-        };
-        let action = self.vm.handle_fault(VcpuId(n as u16), input, &Task::QUIET)?;
+        let action = self.vm.handle_fault(VcpuId(n as u16), fault_input(&fault), &Task::QUIET)?;
         self.flush_owed();
-        Ok(match action {
+        Ok(self.after_fault(n, action, access))
+    }
+
+    /// What the hypervisor's answer to a nested fault means for processor `n`.
+    pub(super) fn after_fault(&mut self, n: usize, action: Action, access: Option<MmioAccess>) -> Handled {
+        match action {
             Action::Resume(_) => Ok(BoardEvents::empty()),
             Action::Mmio { gpa } => match access {
                 Some(access) => Ok(self.device(n, access)),
@@ -110,18 +104,17 @@ impl Machine {
                     AfterFault::Stop => Err(Outcome::MemoryFault { cpu: n as u16, fault, registers: self.describe(n) }),
                 }
             }
-        })
+        }
     }
 
     /// Makes every processor forget what the hypervisor says it must.
     pub(super) fn flush_owed(&mut self) {
         for (n, processor) in self.vcpus.iter_mut().enumerate() {
-            match self.vm.take_flush(VcpuId(n as u16), &Task::QUIET) {
-                None => {}
-                Some(FlushRequest::All) => processor.vcpu.mmu().flush_all(),
-                Some(FlushRequest::Range { first, nr_pages }) => {
-                    processor.vcpu.mmu().flush_gpa_range(first, nr_pages);
-                }
+            // A processor that is running elsewhere looks for itself before it enters the guest again.
+            if let Some(vcpu) = processor.vcpu.present()
+                && let Some(request) = self.vm.take_flush(VcpuId(n as u16), &Task::QUIET)
+            {
+                forget(vcpu, request);
             }
         }
     }
@@ -200,6 +193,29 @@ impl Machine {
         }
         self.vcpus[n].vcpu.complete(Completion::value(value as u64));
         BoardEvents::REQUESTS
+    }
+}
+
+/// A nested fault in the hypervisor's words.
+pub(super) fn fault_input(fault: &NestedPageFault) -> FaultInput {
+    FaultInput {
+        cause: match fault.cause {
+            Stage2Cause::FinalAddress => FaultCause::FinalAddress,
+            _ => FaultCause::GuestTable,
+        },
+        entry: match fault.kind {
+            NestedFaultKind::NotPresent { .. } => EntryState::NotPresent,
+            _ => EntryState::Denied,
+        },
+        ..FaultInput::new(fault.gpa, fault.access)
+    }
+}
+
+/// Makes a processor forget what the hypervisor says it must.
+pub(super) fn forget(vcpu: &mut Vcpu, request: FlushRequest) {
+    match request {
+        FlushRequest::All => vcpu.mmu().flush_all(),
+        FlushRequest::Range { first, nr_pages } => vcpu.mmu().flush_gpa_range(first, nr_pages),
     }
 }
 
