@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use emu_core::event::Event;
 use emu_core::memory::SystemMemory;
 use emu_core::sync::{Mutex, ReadGuard, ShardedLock, Task};
 use emu_core::{Gfn, PageSize, Spa};
@@ -15,6 +16,7 @@ use gmem::{CreateInfo, FolioPolicy, GmemPolicy, GuestMemfd, Host, HostMemory, In
 
 use crate::config::{PagePolicy, VmConfig, VmError};
 use crate::flush::{FlushRequest, Owed};
+use crate::kind::VmKind;
 use crate::memslot::{MemSlots, MemslotError};
 use crate::stats::{FaultStats, VmStats};
 use crate::tdp::{AdBit, Tables, TdpFormat};
@@ -38,6 +40,7 @@ pub struct Vm {
     pub(crate) invalidation: Invalidation,
     pub(crate) vcpus: Vec<Vcpu>,
     pub(crate) pages: PagePolicy,
+    pub(crate) kind: VmKind,
     pub(crate) gmem: GmemPolicy,
     format: TdpFormat,
     root: Spa,
@@ -66,9 +69,15 @@ impl Vm {
             invalidation: Invalidation::default(),
             vcpus: (0..config.nr_vcpus.max(1)).map(|_| Vcpu::default()).collect(),
             pages: config.pages,
+            kind: config.kind,
             gmem: config.gmem,
             flushes: AtomicU64::new(0),
         })
+    }
+
+    /// What kind of VM it is.
+    pub const fn kind(&self) -> VmKind {
+        self.kind
     }
 
     /// The root of the nested tables.
@@ -190,6 +199,8 @@ impl Vm {
     pub(crate) fn flush(&self, owed: &Owed, task: &Task<'_>) {
         if !owed.is_empty() {
             self.flushes.fetch_add(1, Ordering::Relaxed);
+            let (first, nr_pages) = owed.span();
+            task.report(Event::RemoteTlbFlush { first, nr_pages });
             self.vcpus.iter().for_each(|vcpu| vcpu.flush(owed, task));
         }
     }
@@ -214,10 +225,10 @@ impl Vm {
         let mut tables = self.mmu.write(task);
         let mut owed = Owed::default();
         self.invalidation.begin(task);
-        self.invalidation.add_range(first, nr_pages);
+        self.invalidation.add_range(first, nr_pages, task);
         let zapped = tables.zap(first, nr_pages, &mut owed, task);
         self.flush(&owed, task);
-        self.invalidation.end();
+        self.invalidation.end(task);
         tables.bury(&self.host, task);
         Ok(zapped?)
     }
@@ -227,10 +238,10 @@ impl Vm {
         let mut tables = self.mmu.write(task);
         let mut owed = Owed::default();
         self.invalidation.begin(task);
-        self.invalidation.add_range(Gfn::new(0), u64::MAX);
+        self.invalidation.add_range(Gfn::new(0), u64::MAX, task);
         let zapped = tables.zap_all(&mut owed, task);
         self.flush(&owed, task);
-        self.invalidation.end();
+        self.invalidation.end(task);
         tables.bury(&self.host, task);
         Ok(zapped?)
     }
