@@ -39,6 +39,7 @@ impl Vm {
         let range = whole_pages(offset_bytes, len_bytes)?;
         let inode = self.inode(id, task)?;
         let mut exclusive = inode.exclusive(task);
+        exclusive.check_hole(&self.host, range, task)?;
         self.invalidate_begin(&exclusive, range, Reach::Pages, task)?;
         if task.has(Defect::UnlockDuringInvalidation) {
             drop(exclusive);
@@ -69,18 +70,19 @@ impl Vm {
         let Some(conversion) = exclusive.plan_conversion(&self.host, range, to, task)? else { return Ok(()) };
         task.at(Point::C4);
         let reach = if task.has(Defect::NarrowConversion) { Reach::Pages } else { Reach::Leaves };
-        self.invalidate_begin(&exclusive, range, reach, task)?;
-        if task.has(Defect::StoreAttributeAfterEnd) {
-            self.invalidate_end(&exclusive, range, task);
+        let zap = conversion.zap();
+        self.invalidate_begin(&exclusive, zap, reach, task)?;
+        let converted = if task.has(Defect::StoreAttributeAfterEnd) {
+            self.invalidate_end(&exclusive, zap, task);
             task.at(Point::I5);
-            exclusive.convert(conversion, task);
-            return Ok(());
-        }
-        exclusive.convert(conversion, task);
+            return Ok(exclusive.convert(&self.host, &conversion, task)?);
+        } else {
+            exclusive.convert(&self.host, &conversion, task)
+        };
         task.at(Point::C6);
-        self.invalidate_end(&exclusive, range, task);
+        self.invalidate_end(&exclusive, zap, task);
         task.at(Point::I5);
-        Ok(())
+        Ok(converted?)
     }
 
     /// Announces, zaps and flushes every guest frame that shows pages of `range` (`kvm_gmem_invalidate_begin`).
