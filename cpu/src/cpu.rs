@@ -86,6 +86,8 @@ pub(crate) struct Cpu {
     pub code_cursor: Cursor,
     /// Where it meets the clocks of processors that run at the same time.
     pub meeting_point: Option<Arc<MeetingPoint>>,
+    /// Units by which its clock was moved there.
+    pub skipped: u64,
     /// APIC ID, for CPUID and nothing else.
     pub apic_id: u32,
     /// Number of processors, for CPUID's topology leaves.
@@ -169,7 +171,9 @@ impl Cpu {
     /// Where other processors have come further than `now`, so has this one: its clock moves to theirs.
     pub fn meet_others(&mut self, now: Instant) {
         if let Some(point) = &self.meeting_point {
-            self.until = self.until + point.meet(now).saturating_since(now);
+            let ahead = point.meet(now).saturating_since(now);
+            self.until = self.until + ahead;
+            self.skipped += ahead.units();
         }
     }
 

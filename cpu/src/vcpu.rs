@@ -161,6 +161,7 @@ impl Vcpu {
             apic_id: config.apic_id,
             cpu_count: config.cpu_count,
             meeting_point: None,
+            skipped: 0,
             apic_enabled: true,
         };
         cpu.gpr[RIP as usize] = 0xfff0;
@@ -200,6 +201,11 @@ impl Vcpu {
         let cpu = &mut self.engine.cpu;
         cpu.mmu.fast.set_others(if point.is_some() { Others::Beside } else { Others::InTurn });
         cpu.meeting_point = point;
+    }
+
+    /// Units of time that passed because others had come further, without being executed here.
+    pub fn skipped(&self) -> u64 {
+        self.engine.cpu.skipped
     }
 
     /// Answers the exit that asked for something. Returns whether something was asked.

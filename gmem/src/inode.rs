@@ -13,8 +13,7 @@
 //! folio in the cache carries one reference for each of its pages; bindings are disjoint and lie inside the inode; an
 //! index that was removed reads as zero when it is next used, and bytes outside a removal are never touched.
 //!
-//! Left out: an inode has one view (one VM); a memory failure; the user's mmap, for which [`Shared::get_page`] and
-//! [`GuestMemfd::put_page`] are the references it would take.
+//! Left out: an inode has one view (one VM); a memory failure. The user's mmap is [`crate::mm`]'s.
 
 mod bindings;
 mod cache;
@@ -34,6 +33,7 @@ use emu_core::{PageSize, Sfn};
 use thiserror::Error;
 
 use crate::Host;
+use crate::mm::UserMappings;
 use crate::numa::MemPolicy;
 use crate::policy::{GmemPolicy, SlotSpan};
 use crate::provider::{FolioPolicy, FolioProvider, ProviderError};
@@ -159,6 +159,8 @@ pub struct GuestMemfd {
     mem_policies: ShardedLock<RunMap<MemPolicy>>,
     /// Memory failures so far.
     nr_poisoned: AtomicU64,
+    /// Who maps it.
+    users: UserMappings,
 }
 
 impl GuestMemfd {
@@ -194,6 +196,7 @@ impl GuestMemfd {
             provider: Mutex::new(provider),
             mem_policies: ShardedLock::new(RunMap::new(nr_pages, MemPolicy::Any)),
             nr_poisoned: AtomicU64::new(0),
+            users: UserMappings::default(),
         })
     }
 
@@ -211,6 +214,11 @@ impl GuestMemfd {
     /// Size in 4 KiB pages.
     pub const fn nr_pages(&self) -> u64 {
         self.nr_pages
+    }
+
+    /// Which address spaces map it.
+    pub const fn users(&self) -> &UserMappings {
+        &self.users
     }
 
     /// Flags of creation.

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::args::{OnReset, Report, RunConfig};
+use super::args::{ImageChoice, OnReset, Report, RunConfig, Vcpus};
 use super::console::{Console, Wish};
 use super::exit::ExitCode;
 use super::{CliError, files, out, report};
-use crate::loader::{BUILTIN, Image};
+use crate::loader::{BUILTIN, BUILTINS, BuiltinGuest, Image};
 use crate::machine::{BuildError, Limits, Machine, Outcome};
 
 /// How long to sleep between looks at the clock while the guest waits for a key.
@@ -14,8 +14,14 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Runs what `config` asks for.
 pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
-    let file = config.image.as_deref().map(files::read_named).transpose()?;
-    let image = file.as_ref().map_or(BUILTIN, |(name, bytes)| Image { name, bytes });
+    let file;
+    let image = match &config.image {
+        ImageChoice::File(path) => {
+            file = files::read_named(path)?;
+            Image { name: &file.0, bytes: &file.1 }
+        }
+        ImageChoice::Builtin(name) => BuiltinGuest::named(name).map_or(BUILTIN, |guest| guest.image),
+    };
     let initrd = config.initrd.as_deref().map(files::read).transpose()?;
     let build = || -> Result<Machine, CliError> {
         let mut builder = Machine::builder()
@@ -23,6 +29,8 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
             .memory(config.memory.bytes())
             .pages(config.pages)
             .mmu(config.nested)
+            .kind(config.vm.kind, config.vm.ram)
+            .on_memory_fault(config.vm.on_memory_fault)
             .model(config.cpu.model())
             .seed(config.seed)
             .append(&config.cmdline);
@@ -39,7 +47,7 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
     let deadline = config.timeout.map(|span| Instant::now() + span);
     let limits = Limits { max_instructions: config.max_instructions };
     let outcome = loop {
-        match drive(&mut machine, &mut console, limits, deadline)? {
+        match drive(&mut machine, &mut console, config.vcpus, limits, deadline)? {
             Outcome::Reset if config.on_reset == OnReset::Restart => machine = build()?,
             outcome => break outcome,
         }
@@ -54,10 +62,19 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
     Ok(code)
 }
 
+/// Writes the guests that need no file to standard output.
+pub(super) fn list_guests() -> Result<ExitCode, CliError> {
+    for guest in &BUILTINS {
+        out::line(format_args!("{:14}{}", guest.name, guest.about))?;
+    }
+    Ok(ExitCode::Done)
+}
+
 /// Runs the machine to its end, carrying bytes between it and the console.
 fn drive(
     machine: &mut Machine,
     console: &mut Console,
+    vcpus: Vcpus,
     limits: Limits,
     deadline: Option<Instant>,
 ) -> Result<Outcome, CliError> {
@@ -65,7 +82,7 @@ fn drive(
     let mut failed = None;
     loop {
         let mut wish = Wish::Continue;
-        let outcome = machine.run(limits, |machine| {
+        let attend = |machine: &mut Machine| {
             if let Err(cause) = console.write(&machine.take_serial()) {
                 failed = Some(cause);
             }
@@ -75,7 +92,11 @@ fn drive(
             }
             wish = wanted;
             failed.is_none() && wish == Wish::Continue && !late()
-        })?;
+        };
+        let outcome = match vcpus {
+            Vcpus::InTurns => machine.run(limits, attend)?,
+            Vcpus::Parallel => machine.run_parallel(limits, attend)?,
+        };
         console.write(&machine.take_serial()).map_err(CliError::Console)?;
         if let Some(cause) = failed.take() {
             return Err(CliError::Console(cause));

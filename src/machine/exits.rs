@@ -1,6 +1,6 @@
 //! What each exit of a processor leads to.
 
-use cpu::{Completion, Exit, IoAccess, MmioAccess, MmioData, MsrAccess};
+use cpu::{Completion, Exit, IoAccess, MmioAccess, MmioData, MsrAccess, Vcpu};
 use devices::lapic::MsrError;
 use devices::{BoardEvents, CpuIndex, Port, Width};
 use emu_core::sync::Task;
@@ -9,12 +9,11 @@ use mmu::{NestedFaultKind, NestedPageFault, Stage2Cause};
 
 use super::run::Outcome;
 use super::{Activity, Machine, RunError};
+use crate::vmm::AfterFault;
+use crate::vmm::hypercall::Hypercall;
 
 /// What the board said, or how the run ended.
-type Handled = Result<BoardEvents, Outcome>;
-
-/// What a guest reads that asks for a hypercall we do not have (Linux `KVM_ENOSYS`).
-const NO_SUCH_HYPERCALL: u64 = -1000_i64 as u64;
+pub(super) type Handled = Result<BoardEvents, Outcome>;
 
 impl Machine {
     pub(super) fn handle_exit(&mut self, n: usize, exit: Exit) -> Result<Handled, RunError> {
@@ -32,8 +31,10 @@ impl Machine {
             Exit::Msr(access) => Ok(Ok(self.msr(n, access))),
             Exit::TaskPriority { write } => Ok(Ok(self.task_priority(n, write))),
             Exit::Hypercall => {
-                self.counters.hypercalls += 1;
-                self.vcpus[n].vcpu.set_gpr(0, NO_SUCH_HYPERCALL);
+                let asked = Hypercall::read(&self.vcpus[n].vcpu.state());
+                let answer = self.vmm.hypercall(&self.vm, asked, &Task::QUIET);
+                self.flush_owed();
+                self.vcpus[n].vcpu.set_gpr(0, answer);
                 Ok(Ok(BoardEvents::empty()))
             }
             Exit::TscMoved => {
@@ -74,20 +75,14 @@ impl Machine {
         fault: NestedPageFault,
         access: Option<MmioAccess>,
     ) -> Result<Handled, RunError> {
-        let input = FaultInput {
-            cause: match fault.cause {
-                Stage2Cause::FinalAddress => FaultCause::FinalAddress,
-                _ => FaultCause::GuestTable,
-            },
-            entry: match fault.kind {
-                NestedFaultKind::NotPresent { .. } => EntryState::NotPresent,
-                _ => EntryState::Denied,
-            },
-            ..FaultInput::new(fault.gpa, fault.access)
-        };
-        let action = self.vm.handle_fault(VcpuId(n as u16), input, &Task::QUIET)?;
+        let action = self.vm.handle_fault(VcpuId(n as u16), fault_input(&fault), &Task::QUIET)?;
         self.flush_owed();
-        Ok(match action {
+        Ok(self.after_fault(n, action, access))
+    }
+
+    /// What the hypervisor's answer to a nested fault means for processor `n`.
+    pub(super) fn after_fault(&mut self, n: usize, action: Action, access: Option<MmioAccess>) -> Handled {
+        match action {
             Action::Resume(_) => Ok(BoardEvents::empty()),
             Action::Mmio { gpa } => match access {
                 Some(access) => Ok(self.device(n, access)),
@@ -101,19 +96,25 @@ impl Machine {
                 }
                 None => Err(self.no_memory(n, gpa)),
             },
-            Action::MemoryFault(fault) => Err(self.no_memory(n, fault.gpa)),
-        })
+            Action::MemoryFault(fault) => {
+                let after = self.vmm.memory_fault(&self.vm, &fault, &Task::QUIET);
+                self.flush_owed();
+                match after {
+                    AfterFault::Retry => Ok(BoardEvents::empty()),
+                    AfterFault::Stop => Err(Outcome::MemoryFault { cpu: n as u16, fault, registers: self.describe(n) }),
+                }
+            }
+        }
     }
 
     /// Makes every processor forget what the hypervisor says it must.
     pub(super) fn flush_owed(&mut self) {
         for (n, processor) in self.vcpus.iter_mut().enumerate() {
-            match self.vm.take_flush(VcpuId(n as u16), &Task::QUIET) {
-                None => {}
-                Some(FlushRequest::All) => processor.vcpu.mmu().flush_all(),
-                Some(FlushRequest::Range { first, nr_pages }) => {
-                    processor.vcpu.mmu().flush_gpa_range(first, nr_pages);
-                }
+            // A processor that is running elsewhere looks for itself before it enters the guest again.
+            if let Some(vcpu) = processor.vcpu.present()
+                && let Some(request) = self.vm.take_flush(VcpuId(n as u16), &Task::QUIET)
+            {
+                forget(vcpu, request);
             }
         }
     }
@@ -192,6 +193,29 @@ impl Machine {
         }
         self.vcpus[n].vcpu.complete(Completion::value(value as u64));
         BoardEvents::REQUESTS
+    }
+}
+
+/// A nested fault in the hypervisor's words.
+pub(super) fn fault_input(fault: &NestedPageFault) -> FaultInput {
+    FaultInput {
+        cause: match fault.cause {
+            Stage2Cause::FinalAddress => FaultCause::FinalAddress,
+            _ => FaultCause::GuestTable,
+        },
+        entry: match fault.kind {
+            NestedFaultKind::NotPresent { .. } => EntryState::NotPresent,
+            _ => EntryState::Denied,
+        },
+        ..FaultInput::new(fault.gpa, fault.access)
+    }
+}
+
+/// Makes a processor forget what the hypervisor says it must.
+pub(super) fn forget(vcpu: &mut Vcpu, request: FlushRequest) {
+    match request {
+        FlushRequest::All => vcpu.mmu().flush_all(),
+        FlushRequest::Range { first, nr_pages } => vcpu.mmu().flush_gpa_range(first, nr_pages),
     }
 }
 

@@ -3,8 +3,7 @@
 //! The order is that of the in-place conversion series for guest_memfd, with the folios of the huge page series between:
 //! under the exclusive lock ask whether anything changes and whether it may ([`Exclusive::plan_conversion`], no
 //! effects), then between the begin and the end of an invalidation of [`Conversion::zap`] split, store the attributes and
-//! merge ([`Exclusive::convert`]). All or nothing: what was split for a conversion that fails is merged again. How the
-//! posted series went about it is in [`super::generations`].
+//! merge ([`Exclusive::convert`]). All or nothing: what was split for a conversion that fails is merged again.
 
 use core::ops::ControlFlow;
 
@@ -14,7 +13,7 @@ use thiserror::Error;
 
 use super::lock::Exclusive;
 use super::reshape::{Books, CutFailed, Outlook};
-use super::tree::Run;
+use super::tree::{Place, Run, Unit};
 use super::{PageIndex, PageRange};
 use crate::Host;
 use crate::policy::{BusyPages, Content, Generation, Quirks, SplitPolicy};
@@ -114,8 +113,8 @@ impl Books<'_> {
     }
 
     /// Whether a unit is one folio.
-    pub(super) fn is_whole(&self, unit: super::tree::Unit) -> bool {
-        matches!(self.cache.at(unit.base), super::tree::Place::Folio(backed) if backed.size == unit.size)
+    pub(super) fn is_whole(&self, unit: Unit) -> bool {
+        matches!(self.cache.at(unit.base), Place::Folio(backed) if backed.size == unit.size)
     }
 }
 
@@ -129,6 +128,17 @@ impl Exclusive<'_> {
         to: Shareability,
         task: &Task<'_>,
     ) -> Result<Option<Conversion>, ConvertError> {
+        if !self.changes(range, to, task)? {
+            return Ok(None);
+        }
+        if to.is_private() {
+            self.check_unused(host, range, task)?;
+        }
+        Ok(Some(Conversion { range, to, zap: self.reach(host, range, task) }))
+    }
+
+    /// Whether making `range` `to` is something that can be asked for, and changes anything.
+    pub fn changes(&self, range: PageRange, to: Shareability, task: &Task<'_>) -> Result<bool, ConvertError> {
         let inode = self.inode;
         let generation = inode.policy.generation;
         if !generation.has_inode_attributes() {
@@ -137,16 +147,21 @@ impl Exclusive<'_> {
         if range.nr_pages == 0 || !range.lies_in(inode.nr_pages) {
             return Err(ConvertError::OutOfBounds { range, nr_pages: inode.nr_pages });
         }
-        {
-            let attributes = inode.attributes(task);
-            if attributes.is_uniform(range.first.0, range.nr_pages) && attributes.get(range.first.0) == to {
-                return Ok(None);
-            }
-        }
-        if to.is_private() {
-            self.check_unused(host, range, task)?;
-        }
-        Ok(Some(Conversion { range, to, zap: self.reach(host, range, task) }))
+        let attributes = inode.attributes(task);
+        Ok(!attributes.is_uniform(range.first.0, range.nr_pages) || attributes.get(range.first.0) != to)
+    }
+
+    /// `range` and all of the folios that reach into it: what users must not map when those are to be split.
+    pub fn with_folios(&self, range: PageRange, task: &Task<'_>) -> PageRange {
+        let cache = self.inode.cache.lock(task);
+        let size = |index: u64| match cache.at(index) {
+            Place::Folio(backed) => backed.size,
+            Place::Gone(_) | Place::Vacant(_) => PageSize::Size4K,
+        };
+        let (first, end) = (range.first.0, range.end().0);
+        let from = first & !(size(first).frames() - 1);
+        let to = end.next_multiple_of(size(end.saturating_sub(1)).frames());
+        PageRange { first: PageIndex(from), nr_pages: to - from }
     }
 
     /// Whether no shared page of `range` is held by the host.

@@ -68,7 +68,7 @@ impl Granule {
         let end = base + size.frames();
         self.split == SplitPolicy::Always4K
             || outlook.contains(base, end, Shareability::SHARED)
-                && !(self.shared_may_be_whole && !outlook.contains(base, end, Shareability::PRIVATE))
+                && (!self.shared_may_be_whole || outlook.contains(base, end, Shareability::PRIVATE))
     }
 
     /// The size of pieces of a folio that is split.

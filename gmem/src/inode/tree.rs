@@ -160,7 +160,8 @@ impl PageCache {
 
     /// Puts a whole unit into vacant indices; `false` if they are not.
     pub(super) fn insert(&mut self, base: u64, head: Sfn, size: PageSize) -> bool {
-        let inserted = self.map.insert(base, size, Cached { head, bitmap: NO_BITMAP, pieces: size, unit: size }).is_ok();
+        let inserted =
+            self.map.insert(base, size, Cached { head, bitmap: NO_BITMAP, pieces: size, unit: size }).is_ok();
         self.folios[size.index()] += u64::from(inserted);
         inserted
     }
