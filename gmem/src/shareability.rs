@@ -7,6 +7,8 @@
 
 use crate::runs::RunMap;
 
+use emu_core::event::Sharing;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum State {
     /// Guest only. Rejects: host mappings, host reads and writes, faults that ask for shared memory.
@@ -41,6 +43,15 @@ impl Shareability {
     /// Whether the page is the guest's alone.
     pub const fn is_private(self) -> bool {
         matches!(self.0, State::Private)
+    }
+}
+
+impl From<Shareability> for Sharing {
+    fn from(state: Shareability) -> Sharing {
+        match state.0 {
+            State::Private => Sharing::Private,
+            State::Shared => Sharing::Shared,
+        }
     }
 }
 

@@ -152,12 +152,13 @@ impl GuestMemfd {
                 flags.insert(FolioFlags::UPTODATE);
                 if !zero {
                     host.clear(fresh.head, fresh.size.frames());
+                    task.report(Event::FolioZeroed { sfn: fresh.head, nr_pages: fresh.size.frames() });
                 }
+                host.report_pool(fresh.size, task);
                 fresh
             };
             task.at(Point::A2);
             let Some(backed) = self.publish(host, index, fresh, task)? else { continue };
-            task.report(Event::FolioAllocated { sfn: fresh.head, size: fresh.size });
             task.at(Point::A3);
             return Ok(backed);
         }
@@ -183,8 +184,9 @@ impl GuestMemfd {
         }
         if !needs(base, size) {
             let inserted = self.cache.lock(task).insert(base, head, size);
-            if !inserted {
-                host.lock(task).put_page(head, size.frames() as u32);
+            match inserted {
+                true => task.report(Event::FolioAllocated { ino: self.ino, index: base, sfn: head, size }),
+                false => host.lock(task).put_page(head, size.frames() as u32),
             }
             let sfn = Sfn::new(head.raw() + (index.0 - base));
             return Ok(inserted.then_some(Backed { sfn, size }));
@@ -194,6 +196,7 @@ impl GuestMemfd {
             books.host.put_page(head, size.frames() as u32);
             return Ok(None);
         }
+        task.report(Event::FolioAllocated { ino: self.ino, index: base, sfn: head, size });
         let mut cuts = Vec::new();
         if let Err(failed) = books.split((base, base + size.frames()), granule, &needs, &mut cuts) {
             books.undo(&cuts);
@@ -213,7 +216,7 @@ impl GuestMemfd {
         let mut books = self.books(host, task);
         books.host.reuse(sfn).map_err(|cause| GetError::Hole { index, cause })?;
         books.cache.restore_piece(index.0);
-        task.report(Event::FolioAllocated { sfn, size: PageSize::Size4K });
+        task.report(Event::FolioAllocated { ino: self.ino, index: index.0, sfn, size: PageSize::Size4K });
         Ok(Backed { sfn, size: PageSize::Size4K })
     }
 

@@ -7,6 +7,7 @@
 
 use core::ops::ControlFlow;
 
+use emu_core::event::Event;
 use emu_core::sync::{Point, Task};
 use emu_core::{Errno, PageSize, Sfn};
 use thiserror::Error;
@@ -264,6 +265,8 @@ impl Exclusive<'_> {
             }
         }
         self.inode.attributes.write(task).set(range.first.0, range.nr_pages, to);
+        let (ino, index) = (self.inode.ino, range.first.0);
+        task.report(Event::Converted { ino, index, nr_pages: range.nr_pages, to: to.into() });
     }
 
     /// Merges what the new attributes let be one folio. What somebody holds stays split.

@@ -5,6 +5,7 @@
 //! of the hole reads as zero afterwards, every byte beside it as before; who holds a reference on a page that was
 //! removed as a whole keeps its bytes.
 
+use emu_core::event::Event;
 use emu_core::sync::Task;
 use emu_core::{Errno, PageSize, Sfn};
 use thiserror::Error;
@@ -75,7 +76,9 @@ impl Exclusive<'_> {
     /// Removes the folios of `range`, clipped to the inode, as far as they lie inside it, and what the policy says of the
     /// rest. The caller [asked](Exclusive::check_hole), and zapped and flushed what [`Exclusive::bound`] told.
     pub fn remove(&self, host: &Host, range: PageRange, task: &Task<'_>) {
-        self.inode.remove_range(host, range.clipped(self.inode.nr_pages), task);
+        let inode = self.inode;
+        task.report(Event::Punched { ino: inode.ino, index: range.first.0, nr_pages: range.nr_pages });
+        inode.remove_range(host, range.clipped(inode.nr_pages), task);
     }
 }
 
@@ -91,12 +94,12 @@ impl GuestMemfd {
                 books.remove_unit(unit);
             } else {
                 let part = (first.max(unit.base), end.min(unit.end()));
-                self.remove_part(&mut books, unit, part);
+                self.remove_part(&mut books, unit, part, task);
             }
         }
     }
 
-    fn remove_part(&self, books: &mut Books<'_>, unit: Unit, (first, end): (u64, u64)) {
+    fn remove_part(&self, books: &mut Books<'_>, unit: Unit, (first, end): (u64, u64), task: &Task<'_>) {
         if self.policy.punch == PunchPolicy::SplitAndFree {
             let granule = self.granule();
             let inside = |base: u64, size: PageSize| base < end && first < base + size.frames();
@@ -123,7 +126,9 @@ impl GuestMemfd {
         let host = &books.host;
         books.cache.each_run(first, end, |Run { first: at, nr_pages, sfn, .. }| {
             let (from, to) = (at.max(first), (at + nr_pages).min(end));
-            host.clear(Sfn::new(sfn.raw() + (from - at)), to - from);
+            let sfn = Sfn::new(sfn.raw() + (from - at));
+            host.clear(sfn, to - from);
+            task.report(Event::FolioZeroed { sfn, nr_pages: to - from });
         });
     }
 }

@@ -8,6 +8,7 @@
 //! The caller has zapped what maps the folios to be split, and splits before the attribute becomes visible that needs it;
 //! merging is the reverse.
 
+use emu_core::event::{Event, Ino};
 use emu_core::sync::{MutexGuard, Point, Task};
 use emu_core::{PageSize, Sfn};
 
@@ -112,11 +113,19 @@ pub(super) struct Books<'a> {
     pub(super) provider: MutexGuard<'a, Box<dyn FolioProvider>>,
     pub(super) cache: MutexGuard<'a, PageCache>,
     pub(super) host: MutexGuard<'a, HostMemory>,
+    ino: Ino,
+    task: Task<'a>,
 }
 
 impl GuestMemfd {
     pub(super) fn books<'a>(&'a self, host: &'a Host, task: &Task<'a>) -> Books<'a> {
-        Books { provider: self.provider.lock(task), cache: self.cache.lock(task), host: host.lock(task) }
+        Books {
+            provider: self.provider.lock(task),
+            cache: self.cache.lock(task),
+            host: host.lock(task),
+            ino: self.ino,
+            task: *task,
+        }
     }
 }
 
@@ -157,6 +166,7 @@ impl Books<'_> {
                 .split(&mut self.host, head, target)
                 .map_err(|cause| CutFailed { index: PageIndex(base), cause })?;
             self.cache.split(base, target);
+            self.task.report(Event::FolioSplit { ino: self.ino, index: base, sfn: head, from: size, to: target });
             cuts.push(Cut { base, head, size });
         }
         Ok(())
@@ -166,7 +176,7 @@ impl Books<'_> {
     pub(super) fn undo(&mut self, cuts: &[Cut]) {
         for cut in cuts.iter().rev() {
             if self.provider.reconstruct(&mut self.host, cut.head, cut.size).is_ok() {
-                self.cache.merge(cut.base, cut.size);
+                self.merged(cut.base, cut.head, cut.size);
             }
         }
     }
@@ -209,9 +219,14 @@ impl Books<'_> {
         let merged =
             self.cache.is_complete(base, size) && self.provider.reconstruct(&mut self.host, head, size).is_ok();
         if merged {
-            self.cache.merge(base, size);
+            self.merged(base, head, size);
         }
         merged
+    }
+
+    fn merged(&mut self, base: u64, head: Sfn, size: PageSize) {
+        self.cache.merge(base, size);
+        self.task.report(Event::FolioMerged { ino: self.ino, index: base, sfn: head, size });
     }
 
     /// Takes a unit out of the page cache. What is split is made whole first if nobody holds a piece, so that it goes
@@ -233,7 +248,10 @@ impl Books<'_> {
         let step = run.size.frames();
         for sfn in (run.sfn.raw()..run.sfn.raw() + run.nr_pages).step_by(step as usize) {
             self.host.put_page(Sfn::new(sfn), step as u32);
+            let index = run.first + (sfn - run.sfn.raw());
+            self.task.report(Event::FolioRemoved { ino: self.ino, index, sfn: Sfn::new(sfn), size: run.size });
         }
+        self.host.report_pool(run.size, &self.task);
     }
 }
 
