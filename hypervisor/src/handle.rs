@@ -11,7 +11,8 @@ use crate::fault::{
     Action, EntryState, FaultCause, FaultInput, Resumed, Stop, Unresolved, admit, back, level, resolve,
 };
 use crate::flush::Owed;
-use crate::tdp::{Install, Outcome};
+use crate::params::NxHugePages;
+use crate::tdp::{Install, Outcome, Touch};
 use crate::vcpu::{TableCache, VcpuId};
 use crate::vm::Vm;
 
@@ -73,7 +74,13 @@ impl Vm {
             }
             let fault = level::choose(fault, self.pages.max_level, task);
             task.at(Point::F6);
-            let outcome = tables.install(&fault, &mut Install { cache, owed: &mut owed, task })?;
+            let outcome = tables.install(&fault, &mut Install {
+                cache,
+                owed: &mut owed,
+                touch: Touch::Demand,
+                nx: NxHugePages::Off,
+                task,
+            })?;
             self.flush(&owed, task);
             task.at(Point::F7);
             outcome

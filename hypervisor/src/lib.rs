@@ -26,6 +26,7 @@ mod flush;
 mod handle;
 mod io;
 pub mod memslot;
+mod params;
 pub mod plan;
 mod region;
 mod stats;
@@ -38,6 +39,7 @@ pub use fault::{Action, EntryState, FaultCause, FaultInput, MemoryFault, MemoryF
 pub use flush::FlushRequest;
 pub use io::GuestAccessError;
 pub use memslot::{MemSlot, MemSlotSpec, MemslotError, Slot, SlotFlags, SlotState};
+pub use params::{EagerPageSplit, MmioCaching, MmuParams, NxHugePages};
 pub use plan::{RamLayout, RamRange, SystemMemoryPlan};
 pub use stats::{FaultStats, VmStats};
 pub use tdp::TdpFormat;

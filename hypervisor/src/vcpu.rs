@@ -46,6 +46,19 @@ impl TableCache {
         }
     }
 
+    /// An empty table, if one is left.
+    pub(crate) fn try_take(&mut self) -> Option<Spa> {
+        self.tables.pop()
+    }
+
+    /// Gives what is left back to the host.
+    pub(crate) fn empty(&mut self, host: &Host, task: &Task<'_>) {
+        if !self.tables.is_empty() {
+            let mut host = host.lock(task);
+            self.tables.drain(..).for_each(|table| host.free_table(table));
+        }
+    }
+
     /// Takes back a table in which nothing was written.
     pub(crate) fn put(&mut self, table: Spa) {
         self.tables.push(table);

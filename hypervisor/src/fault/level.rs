@@ -12,6 +12,7 @@ use crate::tdp::Rights;
 pub struct Sized<'s> {
     backed: Backed<'s>,
     size: PageSize,
+    requested: PageSize,
 }
 
 impl Sized<'_> {
@@ -26,6 +27,15 @@ impl Sized<'_> {
     /// Level of the leaf.
     pub const fn size(&self) -> PageSize {
         self.size
+    }
+    /// What it could be but for [`Sized::at_most`].
+    pub const fn requested(&self) -> PageSize {
+        self.requested
+    }
+    /// The same fault with a smaller leaf, which fits wherever a larger one does.
+    #[must_use]
+    pub fn at_most(self, size: PageSize) -> Self {
+        Sized { size: self.size.min(size), ..self }
     }
     /// What the leaf allows.
     pub const fn rights(&self) -> Rights {
@@ -49,7 +59,7 @@ pub fn choose<'s>(backed: Backed<'s>, max_level: PageSize, task: &Task<'_>) -> S
             |size: &PageSize| attributes.is_uniform(fault.index().0 & !(size.frames() - 1), size.frames());
         size = PageSize::ALL[..=size.index()].iter().copied().rfind(one_attribute).unwrap_or(PageSize::Size4K);
     }
-    Sized { backed, size }
+    Sized { backed, size, requested: size }
 }
 
 /// The largest size up to `limit` whose guest frames around `gfn` lie in `slot` and are congruent with the system frames
