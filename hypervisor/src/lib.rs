@@ -21,12 +21,15 @@
 
 mod change;
 mod config;
+pub mod dirty;
 pub mod fault;
 mod flush;
 mod handle;
 mod io;
 pub mod memslot;
+mod nx;
 mod params;
+mod pml;
 pub mod plan;
 mod region;
 mod stats;
@@ -39,7 +42,8 @@ pub use fault::{Action, EntryState, FaultCause, FaultInput, MemoryFault, MemoryF
 pub use flush::FlushRequest;
 pub use io::GuestAccessError;
 pub use memslot::{MemSlot, MemSlotSpec, MemslotError, Slot, SlotFlags, SlotState};
-pub use params::{EagerPageSplit, MmioCaching, MmuParams, NxHugePages};
+pub use params::{DirtyRingConfig, EagerPageSplit, ManualProtect, MmioCaching, MmuParams, NxHugePages, Pml};
+pub use pml::PML_ENTRIES;
 pub use plan::{RamLayout, RamRange, SystemMemoryPlan};
 pub use stats::{FaultStats, VmStats};
 pub use tdp::TdpFormat;

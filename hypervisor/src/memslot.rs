@@ -10,9 +10,10 @@ use std::sync::Arc;
 use bitflags::bitflags;
 use emu_core::page::PAGE_SIZE;
 use emu_core::{Gfn, Gpa};
-use gmem::{BindError, GuestMemfd, PageIndex, PageRange, SlotId};
+use gmem::{BindError, GuestMemfd, PageIndex, PageRange, SlotId, SlotSpan};
 use thiserror::Error;
 
+use crate::dirty::SlotLog;
 use crate::vm::GmemId;
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -60,6 +61,10 @@ impl MemSlot {
     pub const fn index_of(&self, gfn: Gfn) -> PageIndex {
         PageIndex(gfn.raw() - self.first.raw() + self.first_index.0)
     }
+    /// The slot as its inode's view.
+    pub const fn span(&self) -> SlotSpan {
+        SlotSpan { first: self.first, range: self.range() }
+    }
     /// The inode's pages behind the slot.
     pub const fn range(&self) -> PageRange {
         PageRange { first: self.first_index, nr_pages: self.nr_pages }
@@ -81,11 +86,13 @@ pub struct Slot {
     info: MemSlot,
     state: SlotState,
     inode: Arc<GuestMemfd>,
+    /// Present while writes are logged (`KVM_MEM_LOG_DIRTY_PAGES`).
+    log: Option<Arc<SlotLog>>,
 }
 
 impl Slot {
     pub(crate) fn new(info: MemSlot, inode: Arc<GuestMemfd>) -> Slot {
-        Slot { info, state: SlotState::Active, inode }
+        Slot { info, state: SlotState::Active, inode, log: None }
     }
     /// What it is.
     pub const fn info(&self) -> &MemSlot {
@@ -94,6 +101,10 @@ impl Slot {
     /// Whether faults may use it.
     pub const fn state(&self) -> SlotState {
         self.state
+    }
+    /// Where its writes are logged, if they are.
+    pub fn log(&self) -> Option<&Arc<SlotLog>> {
+        self.log.as_ref()
     }
     /// The inode that backs it.
     pub fn inode(&self) -> &GuestMemfd {
@@ -262,6 +273,14 @@ impl MemSlots {
         }
     }
 
+    /// Publishes a slot with or without a log.
+    pub(crate) fn set_log(&mut self, id: SlotId, log: Option<Arc<SlotLog>>) {
+        if let Some(slot) = self.by_gfn.iter_mut().find(|slot| slot.info.id == id) {
+            slot.log = log;
+            self.generation += 1;
+        }
+    }
+
     /// Removes a slot.
     pub(crate) fn withdraw(&mut self, id: SlotId) {
         self.by_gfn.retain(|slot| slot.info.id != id);
@@ -275,7 +294,7 @@ mod tests {
     use emu_core::memory::SystemMemory;
     use emu_core::sync::Task;
     use emu_core::{PageSize, Sfn};
-    use gmem::{CreateInfo, FolioPolicy, Host, HostConfig, HostMemory};
+    use gmem::{CreateInfo, FolioPolicy, GmemPolicy, Host, HostConfig, HostMemory};
 
     fn spec(id: u16, gpa: u64, len_bytes: u64) -> MemSlotSpec {
         MemSlotSpec {
@@ -292,7 +311,7 @@ mod tests {
         let memory = SystemMemory::flat(1 << 20).unwrap();
         let host = HostMemory::new(memory, &HostConfig { first: Sfn::new(1), nr_frames: 255, pools: vec![] }).unwrap();
         let policy = FolioPolicy::Buddy { largest: PageSize::Size4K };
-        let info = CreateInfo { size_bytes: 1 << 20, flags: 0, policy };
+        let info = CreateInfo { size_bytes: 1 << 20, flags: 0, policy, gmem: GmemPolicy::DEFAULT };
         Arc::new(GuestMemfd::create(&Host::new(host), info, &Task::QUIET).unwrap())
     }
 

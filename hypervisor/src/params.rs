@@ -1,5 +1,6 @@
 //! What `kvm`, `kvm_intel` and `kvm_amd` take as module parameters: how the MMU works, not what the VM is.
 
+use crate::dirty::{RingSize, RingWithBitmap};
 use crate::tdp::AdType;
 
 /// `eager_page_split`: whether huge leaves are split when dirty logging starts, or by the first fault on each.
@@ -32,6 +33,37 @@ pub enum MmioCaching {
     Off,
 }
 
+/// `pml`: whether processors log what they write where the tables are in EPT format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Pml {
+    /// They do not: write protection finds it.
+    #[default]
+    Off,
+    /// They do. Whoever runs them hands their buffers to [`crate::Vm::flush_pml_buffer`] when they leave the guest.
+    On,
+}
+
+/// `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum ManualProtect {
+    /// Reading the log protects again and clears.
+    #[default]
+    Off,
+    /// Reading only reads; clearing is a call of its own.
+    On,
+    /// The same, and a log starts with every page dirty (`KVM_DIRTY_LOG_INITIALLY_SET`).
+    InitiallySet,
+}
+
+/// `KVM_CAP_DIRTY_LOG_RING`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DirtyRingConfig {
+    /// Its size.
+    pub size: RingSize,
+    /// `KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP`.
+    pub bitmap: RingWithBitmap,
+}
+
 /// The parameters of a VM's MMU; the default is what Linux has on a processor without flaws.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct MmuParams {
@@ -41,6 +73,12 @@ pub struct MmuParams {
     pub eager_page_split: EagerPageSplit,
     /// What the parameter is when the VM starts.
     pub nx_huge_pages: NxHugePages,
+    /// See [`Pml`].
+    pub pml: Pml,
+    /// See [`ManualProtect`].
+    pub manual_protect: ManualProtect,
+    /// One ring per virtual processor instead of bitmaps.
+    pub dirty_ring: Option<DirtyRingConfig>,
     /// See [`MmioCaching`].
     pub mmio_caching: MmioCaching,
 }

@@ -6,17 +6,18 @@
 //! `invalidate_lock` exclusively takes no memslots: the inode's bindings say which guest frames show its pages.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use emu_core::memory::SystemMemory;
 use emu_core::sync::{Mutex, ReadGuard, ShardedLock, Task};
 use emu_core::{Gfn, PageSize, Spa};
-use gmem::{CreateInfo, FolioPolicy, GuestMemfd, Host, HostMemory, Invalidation};
+use gmem::{CreateInfo, FolioPolicy, GmemPolicy, GuestMemfd, Host, HostMemory, Invalidation};
 
 use crate::config::{PagePolicy, VmConfig, VmError};
 use crate::flush::{FlushRequest, Owed};
 use crate::memslot::{MemSlots, MemslotError};
-use crate::params::MmuParams;
+use crate::dirty::Unlogged;
+use crate::params::{MmuParams, NxHugePages};
 use crate::stats::{FaultStats, VmStats};
 use crate::tdp::{AdBit, Tables, TdpFormat};
 use crate::vcpu::{InGuest, Vcpu, VcpuId};
@@ -41,7 +42,12 @@ pub struct Vm {
     pub(crate) invalidation: Invalidation,
     pub(crate) vcpus: Vec<Vcpu>,
     pub(crate) pages: PagePolicy,
+    pub(crate) gmem: GmemPolicy,
     pub(crate) params: MmuParams,
+    /// Whether leaves above 4K may be executed now.
+    pub(crate) nx: AtomicBool,
+    /// Writes that no log could take.
+    pub(crate) unlogged: Unlogged,
     flushes: AtomicU64,
 }
 
@@ -69,9 +75,12 @@ impl Vm {
             tdp: Arc::clone(&tables),
             mmu: ShardedLock::new(tables),
             invalidation: Invalidation::default(),
-            vcpus: (0..config.nr_vcpus.max(1)).map(|_| Vcpu::default()).collect(),
+            vcpus: (0..config.nr_vcpus.max(1)).map(|_| Vcpu::new(params.dirty_ring)).collect(),
             pages: config.pages,
+            gmem: config.gmem,
             params,
+            nx: AtomicBool::new(params.nx_huge_pages == NxHugePages::On),
+            unlogged: Unlogged::default(),
             flushes: AtomicU64::new(0),
         })
     }
@@ -170,7 +179,7 @@ impl Vm {
         policy: FolioPolicy,
         task: &Task<'_>,
     ) -> Result<GmemId, VmError> {
-        let inode = GuestMemfd::create(&self.host, CreateInfo { size_bytes, flags, policy }, task)?;
+        let inode = GuestMemfd::create(&self.host, CreateInfo { size_bytes, flags, policy, gmem: self.gmem }, task)?;
         let mut gmems = self.gmems.lock(task);
         gmems.push(Some(Arc::new(inode)));
         Ok(GmemId(gmems.len() as u32 - 1))

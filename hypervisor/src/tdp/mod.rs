@@ -14,6 +14,7 @@
 mod fast;
 mod install;
 pub mod leaf;
+mod log;
 pub mod mmio;
 mod nx;
 mod split;
@@ -23,6 +24,7 @@ mod zap;
 
 pub(crate) use fast::{Fast, Logged};
 pub(crate) use install::Install;
+pub(crate) use log::Arm;
 pub(crate) use split::Split;
 pub use install::Outcome;
 pub use leaf::{AdType, HostAccess, NewLeaf, SplitExecute, Touch, WholeExecute, WriteState};

@@ -118,6 +118,11 @@ impl Tables {
         self.format
     }
 
+    /// How leaves record accesses.
+    pub const fn ad(&self) -> AdType {
+        self.ad
+    }
+
     /// What nCR3 (NPT) or the EPTP (EPT) holds.
     pub const fn root_register(&self) -> u64 {
         self.format.root_register(self.root, self.ad)

@@ -61,7 +61,7 @@ impl Tables {
         })
     }
 
-    fn for_each_leaf(&self, first: Gfn, nr_pages: u64, visit: &mut Visit<'_>) -> Result<(), BusError> {
+    pub(super) fn for_each_leaf(&self, first: Gfn, nr_pages: u64, visit: &mut Visit<'_>) -> Result<(), BusError> {
         let top = Level::ROOT.frames() * 512;
         let (from, to) = (first.raw().min(top), first.raw().saturating_add(nr_pages).min(top));
         self.visit_in(self.root, Level::ROOT, from, to, visit)
