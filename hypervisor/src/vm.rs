@@ -8,15 +8,17 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use emu_core::event::Event;
 use emu_core::memory::SystemMemory;
 use emu_core::sync::{Mutex, ReadGuard, ShardedLock, Task};
 use emu_core::{Gfn, PageSize, Spa};
 use gmem::{CreateInfo, FolioPolicy, GmemPolicy, GuestMemfd, Host, HostMemory, Invalidation};
 
 use crate::config::{PagePolicy, VmConfig, VmError};
-use crate::flush::{FlushRequest, Owed};
-use crate::memslot::{MemSlots, MemslotError};
 use crate::dirty::Unlogged;
+use crate::flush::{FlushRequest, Owed};
+use crate::kind::VmKind;
+use crate::memslot::{MemSlots, MemslotError};
 use crate::params::{MmuParams, NxHugePages};
 use crate::stats::{FaultStats, VmStats};
 use crate::tdp::{AdBit, Tables, TdpFormat};
@@ -42,6 +44,7 @@ pub struct Vm {
     pub(crate) invalidation: Invalidation,
     pub(crate) vcpus: Vec<Vcpu>,
     pub(crate) pages: PagePolicy,
+    pub(crate) kind: VmKind,
     pub(crate) gmem: GmemPolicy,
     pub(crate) params: MmuParams,
     /// Whether leaves above 4K may be executed now.
@@ -77,12 +80,18 @@ impl Vm {
             invalidation: Invalidation::default(),
             vcpus: (0..config.nr_vcpus.max(1)).map(|_| Vcpu::new(params.dirty_ring)).collect(),
             pages: config.pages,
+            kind: config.kind,
             gmem: config.gmem,
             params,
             nx: AtomicBool::new(params.nx_huge_pages == NxHugePages::On),
             unlogged: Unlogged::default(),
             flushes: AtomicU64::new(0),
         })
+    }
+
+    /// What kind of VM it is.
+    pub const fn kind(&self) -> VmKind {
+        self.kind
     }
 
     /// The root of the nested tables.
@@ -204,6 +213,8 @@ impl Vm {
     pub(crate) fn flush(&self, owed: &Owed, task: &Task<'_>) {
         if !owed.is_empty() {
             self.flushes.fetch_add(1, Ordering::Relaxed);
+            let (first, nr_pages) = owed.span();
+            task.report(Event::RemoteTlbFlush { first, nr_pages });
             self.vcpus.iter().for_each(|vcpu| vcpu.flush(owed, task));
         }
     }
@@ -228,10 +239,10 @@ impl Vm {
         let tables = self.mmu.write(task);
         let mut owed = Owed::default();
         self.invalidation.begin(task);
-        self.invalidation.add_range(first, nr_pages);
+        self.invalidation.add_range(first, nr_pages, task);
         let zapped = tables.zap(first, nr_pages, &mut owed, task);
         self.flush(&owed, task);
-        self.invalidation.end();
+        self.invalidation.end(task);
         tables.bury(&self.host, task);
         Ok(zapped?)
     }
@@ -241,10 +252,10 @@ impl Vm {
         let tables = self.mmu.write(task);
         let mut owed = Owed::default();
         self.invalidation.begin(task);
-        self.invalidation.add_range(Gfn::new(0), u64::MAX);
+        self.invalidation.add_range(Gfn::new(0), u64::MAX, task);
         let zapped = tables.zap_all(&mut owed, task);
         self.flush(&owed, task);
-        self.invalidation.end();
+        self.invalidation.end(task);
         tables.bury(&self.host, task);
         Ok(zapped?)
     }

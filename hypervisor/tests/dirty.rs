@@ -40,14 +40,7 @@ impl World {
         let pages = PagePolicy::of(page);
         let plan = SystemMemoryPlan::for_guest(layout.inode_bytes, pages);
         let memory = SystemMemory::flat(plan.arena_bytes).unwrap();
-        let config = VmConfig {
-            format,
-            pages,
-            maxphyaddr: 40,
-            nr_vcpus: 1,
-            host: plan.host,
-            gmem: gmem::GmemPolicy::default(),
-        };
+        let config = VmConfig { format, maxphyaddr: 40, ..VmConfig::new(pages, plan.host) };
         let vm = Vm::with_params(memory, &config, params).unwrap();
         vm.add_ram(&layout, SLOT, QUIET).unwrap();
         let logs = format == TdpFormat::Ept && params.pml == Pml::On;
@@ -101,15 +94,16 @@ impl World {
                 self.exit();
                 continue;
             };
-            if write && !leaf.dirty && self.flags != AdType::Disabled {
-                if let Some((page, index)) = self.cpu.pml {
-                    if index >= PML_ENTRIES {
-                        self.exit();
-                        continue;
-                    }
-                    self.vm.memory().store(page.wrapping_add(8 * u64::from(index)), gfn << 12).unwrap();
-                    self.cpu.pml = Some((page, index.wrapping_sub(1)));
+            if write
+                && !leaf.dirty
+                && let Some((page, index)) = self.cpu.pml
+            {
+                if index >= PML_ENTRIES {
+                    self.exit();
+                    continue;
                 }
+                self.vm.memory().store(page.wrapping_add(8 * u64::from(index)), gfn << 12).unwrap();
+                self.cpu.pml = Some((page, index.wrapping_sub(1)));
             }
             if self.flags != AdType::Disabled {
                 let (accessed, dirty) = match self.vm.format() {
@@ -240,7 +234,8 @@ proptest! {
                     let found = world.harvest();
                     prop_assert!(written.is_subset(&found), "written {written:x?}, found {found:x?}");
                     prop_assert!(found.is_subset(&touched), "touched {touched:x?}, found {found:x?}");
-                    (written.clear(), touched.clear());
+                    written.clear();
+ touched.clear();
                 }
                 Step::Exit => world.exit(),
                 Step::Zap { first, nr_pages } => {
@@ -248,16 +243,18 @@ proptest! {
                     world.exit();
                 }
                 Step::Restart => {
+                    // What the processor logged and nobody fetched is lost when logging stops, as in KVM.
+                    world.exit();
                     world.vm.set_dirty_logging(SLOT, DirtyLogging::Off, QUIET).unwrap();
                     world.exit();
                     world.vm.set_dirty_logging(SLOT, DirtyLogging::On, QUIET).unwrap();
                     world.exit();
-                    let pushed = written.clone();
-                    (written.clear(), touched.clear());
-                    if !host_is_logged {
-                        // Entries stay in the ring.
-                        (written.clone_from(&pushed), touched.extend(0..PAGES));
-                    } else if params.manual_protect == ManualProtect::InitiallySet {
+                    if host_is_logged {
+                        // A new bitmap; entries of a ring stay.
+                        written.clear();
+                        touched.clear();
+                    }
+                    if !host_is_logged || params.manual_protect == ManualProtect::InitiallySet {
                         touched.extend(0..PAGES);
                     }
                 }
@@ -315,14 +312,7 @@ fn an_eager_split_makes_leaves_of_a_gigabyte_small() {
     let pages = PagePolicy::of(PageSize::Size1G);
     let plan = SystemMemoryPlan::for_guest(layout.inode_bytes, pages);
     let memory = SystemMemory::flat(plan.arena_bytes).unwrap();
-    let config = VmConfig {
-        format: TdpFormat::Npt,
-        pages,
-        maxphyaddr: 40,
-        nr_vcpus: 1,
-        host: plan.host,
-        gmem: gmem::GmemPolicy::default(),
-    };
+    let config = VmConfig::new(pages, plan.host);
     let vm = Vm::new(memory, &config).unwrap();
     vm.add_ram(&layout, SLOT, QUIET).unwrap();
     vm.handle_fault(CPU, FaultInput::new(Gpa::new(0), AccessKind::Write), QUIET).unwrap();

@@ -102,7 +102,8 @@ impl DirtyBitmap {
 
     /// Every word that is not zero, ascending, with its number. Costs nothing for what nobody marked.
     pub fn words(&self) -> impl Iterator<Item = (u64, u64)> {
-        let in_use = move |chunk: &u64| self.initially == Initially::Dirty || self.chunks[*chunk as usize].get().is_some();
+        let in_use =
+            move |chunk: &u64| self.initially == Initially::Dirty || self.chunks[*chunk as usize].get().is_some();
         (0..self.chunks.len() as u64)
             .filter(in_use)
             .flat_map(|chunk| chunk * CHUNK_WORDS as u64..(chunk + 1) * CHUNK_WORDS as u64)

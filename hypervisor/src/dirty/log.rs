@@ -9,9 +9,9 @@ use emu_core::{Gfn, PageSize};
 use gmem::{OutOfMemory, SlotId};
 use thiserror::Error;
 
+use super::RingWithBitmap;
 use super::bitmap::{DirtyBitmap, Initially, WORD_PAGES};
 use super::ring::{DirtyGfn, DirtyRing};
-use super::RingWithBitmap;
 use crate::config::VmError;
 use crate::fault::level;
 use crate::flush::Owed;
@@ -184,10 +184,8 @@ impl Vm {
         let info = slot.info();
         let may_be = |gfn: Gfn, sfn, size: PageSize| {
             // What is about to change is not put under a leaf that shows it.
-            let changing = self
-                .invalidation
-                .range()
-                .is_some_and(|(from, to)| from.raw() < gfn.raw() + size.frames() && gfn < to);
+            let changing =
+                self.invalidation.range().is_some_and(|(from, to)| from.raw() < gfn.raw() + size.frames() && gfn < to);
             let backed = || slot.inode().peek(info.index_of(gfn), task);
             !changing
                 && size <= self.pages.max_level
@@ -360,7 +358,8 @@ impl Vm {
             let tables = self.mmu.write(task);
             taken.iter().try_for_each(|page| {
                 // A slot that is gone or not logged any more has nothing to arm.
-                let slot = slots.by_id(page.slot).filter(|slot| slot.log().is_some() && page.page < slot.info().nr_pages);
+                let slot =
+                    slots.by_id(page.slot).filter(|slot| slot.log().is_some() && page.page < slot.info().nr_pages);
                 slot.map_or(Ok(()), |slot| {
                     let gfn = Gfn::new(slot.info().first.raw() + page.page);
                     tables.arm_range(gfn, 1, PageSize::Size4K, self.arm(), &mut owed, task)

@@ -11,7 +11,7 @@ use emu_core::{AccessKind, Gfn, PageSize};
 
 use super::leaf::WriteState;
 use super::spte::{Entry, Level, Spte};
-use super::tables::{Lost, Place, Tables};
+use super::tables::{Place, Tables};
 use crate::flush::Owed;
 
 /// How often a walk is repeated that lost its entry to another writer.
@@ -88,9 +88,8 @@ impl Tables {
             }
             task.at(Point::FF2);
             // Rights are only added: nothing can be owed.
-            match self.change(place, old, new, &mut Owed::default(), task)? {
-                Ok(_) => return Ok(Fast::Fixed { size }),
-                Err(Lost) => {}
+            if self.change(place, old, new, &mut Owed::default(), task)?.is_ok() {
+                return Ok(Fast::Fixed { size });
             }
         }
         Ok(Fast::Declined)

@@ -196,9 +196,7 @@ impl TdpFormat {
     pub const fn is_volatile(self, leaf: Spte) -> bool {
         let writable = leaf.raw() & WRITE != 0;
         let withheld = matches!(self.write_state(leaf), Some(WriteState::Withheld));
-        withheld
-            || matches!(self.ad_type(leaf), AdType::Disabled)
-            || writable && leaf.raw() & self.dirty() == 0
+        withheld || matches!(self.ad_type(leaf), AdType::Disabled) || writable && leaf.raw() & self.dirty() == 0
     }
 
     /// Ages a leaf: the accessed flag goes, or the rights do, kept aside for [`TdpFormat::restore_access`]. W is not kept:
@@ -346,7 +344,7 @@ mod tests {
             ] {
                 assert!(format.write_state(altered).is_some(), "{altered:?}");
             }
-            assert_eq!(format.write_state(format.track_write(leaf)).is_some_and(|s| s == WriteState::Writable), false);
+            assert_ne!(format.write_state(format.track_write(leaf)), Some(WriteState::Writable));
         }
     }
 
@@ -363,7 +361,9 @@ mod tests {
                 let restored = format.grant_write(format.restore_access(aged));
                 assert_eq!(restored, format.make(&used), "R and X come back from their place, W from MMU-writable");
                 let level = Level::of_leaf(new.size);
-                assert!(!format.allows(aged, level, AccessKind::Read) && format.allows(restored, level, AccessKind::Read));
+                assert!(
+                    !format.allows(aged, level, AccessKind::Read) && format.allows(restored, level, AccessKind::Read)
+                );
             }
         }
     }

@@ -53,9 +53,7 @@ impl TdpFormat {
         let low = (generation & ((1 << LOW_BITS) - 1)) << LOW_SHIFT;
         let high = generation >> LOW_BITS << HIGH_SHIFT;
         let magic = match self {
-            TdpFormat::Npt => {
-                NPT_MAGIC | npt::USER | if mmio.rights.contains(Rights::WRITE) { WRITE } else { 0 }
-            }
+            TdpFormat::Npt => NPT_MAGIC | npt::USER | if mmio.rights.contains(Rights::WRITE) { WRITE } else { 0 },
             TdpFormat::Ept => EPT_MAGIC,
         };
         Spte::from_raw(magic | mmio.gfn.base().raw() & FRAME | low | high)

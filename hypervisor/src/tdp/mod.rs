@@ -24,11 +24,11 @@ mod zap;
 
 pub(crate) use fast::{Fast, Logged};
 pub(crate) use install::Install;
-pub(crate) use log::Arm;
-pub(crate) use split::Split;
 pub use install::Outcome;
 pub use leaf::{AdType, HostAccess, NewLeaf, SplitExecute, Touch, WholeExecute, WriteState};
+pub(crate) use log::Arm;
 pub use mmio::{MMIO_GENERATION_BITS, MmioGeneration, MmioSpte};
+pub(crate) use split::Split;
 pub use spte::{Entry, Level, Rights, Spte, TdpFormat};
 pub use tables::{LeafView, Tables, TablesStats};
 pub use zap::AdBit;

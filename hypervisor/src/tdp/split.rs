@@ -21,9 +21,7 @@ pub(crate) enum Split {
     /// No huge leaf is left in the range.
     Done,
     /// There was no table left: go on from here with more.
-    NeedsTables {
-        from: Gfn,
-    },
+    NeedsTables { from: Gfn },
 }
 
 /// Whether a leaf of this size, from this guest frame to this system frame, may stand.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use emu_core::event::Event;
+use emu_core::event::{Bits, Event};
 use emu_core::memory::{BusError, SystemMemory};
 use emu_core::sync::{Mutex, Sharded, ShardedLock, Task};
 use emu_core::{Gfn, PageSize, Sfn, Spa};
@@ -219,6 +219,12 @@ impl Tables {
                 target = self.format.inheriting(new, old, seen);
             }
         }
+        task.report_with(|| Event::SpteChanged {
+            gfn,
+            level: level.index() as u8 + 1,
+            old_spte: Bits(current.raw()),
+            new_spte: Bits(target.raw()),
+        });
         self.account(place, before, after, task);
         if self.owes_flush(before, after, current, target) {
             owed.range(gfn, level.frames());
@@ -233,7 +239,8 @@ impl Tables {
             (Entry::Leaf { rights: had, .. }, Entry::Leaf { rights: has, .. }) => {
                 let format = self.format;
                 // By MMU-writable and not by W: who withheld W may not have flushed yet.
-                let may_write = |leaf| matches!(format.write_state(leaf), Some(WriteState::Writable | WriteState::Withheld));
+                let may_write =
+                    |leaf| matches!(format.write_state(leaf), Some(WriteState::Writable | WriteState::Withheld));
                 !has.contains(had)
                     || may_write(old) && !may_write(new)
                     || format.is_accessed(old) && !format.is_accessed(new)
