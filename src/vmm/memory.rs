@@ -19,20 +19,23 @@ pub enum MemoryError {
     /// The VM has no private memory.
     #[error("memory of this kind of VM cannot become private; --vm sw-protected has private memory")]
     NoPrivateMemory,
-    /// Not an address or a length in whole pages.
-    #[error("{len_bytes:#x} bytes at {gpa} are not a positive number of whole 4 KiB pages")]
-    BadRange {
-        /// Its start.
-        gpa: Gpa,
-        /// Its length.
-        len_bytes: u64,
+    /// The VMM itself holds a page that would have to go.
+    #[error("page {} of guest_memfd {} is pinned by the script", index.0, gmem.0)]
+    Pinned {
+        /// The inode.
+        gmem: GmemId,
+        /// The page.
+        index: gmem::PageIndex,
+    },
+    /// `bind` without an `unbind`.
+    #[error("memslot {} was not deleted by the script, so it cannot come back", slot.0)]
+    NotUnbound {
+        /// The number.
+        slot: SlotId,
     },
     /// The hypervisor refused.
     #[error(transparent)]
     Refused(#[from] VmError),
-    /// The host could not access guest memory.
-    #[error(transparent)]
-    Access(#[from] hypervisor::GuestAccessError),
 }
 
 impl MemoryError {
