@@ -21,13 +21,17 @@
 
 mod change;
 mod config;
+pub mod dirty;
 pub mod fault;
 mod flush;
 mod handle;
 mod io;
 mod kind;
 pub mod memslot;
+mod nx;
+mod params;
 pub mod plan;
+mod pml;
 mod region;
 mod stats;
 pub mod tdp;
@@ -40,7 +44,9 @@ pub use flush::FlushRequest;
 pub use io::GuestAccessError;
 pub use kind::VmKind;
 pub use memslot::{MemSlot, MemSlotSpec, MemslotError, Slot, SlotFlags, SlotState};
+pub use params::{DirtyRingConfig, EagerPageSplit, ManualProtect, MmioCaching, MmuParams, NxHugePages, Pml};
 pub use plan::{RamLayout, RamRange, SystemMemoryPlan};
+pub use pml::PML_ENTRIES;
 pub use stats::{FaultStats, VmStats};
 pub use tdp::TdpFormat;
 pub use vcpu::{InGuest, VcpuId};
