@@ -105,6 +105,29 @@ fn actions_come_at_their_moment() {
     assert!(refused("bind 0").is_some_and(|why| why.contains("was not deleted by the script")), "{records:?}");
 }
 
+/// What rounds of the dirty log tell is all that the guest wrote, under every page size and format, also while slots go and
+/// come back.
+#[test]
+fn a_migration_misses_no_write() {
+    let script = [
+        action("{ instructions = 1_000_000 }", "{ log-start = {} }"),
+        action("{ every = 500_000, from = 1_200_000, times = 15 }", "{ log-round = {} }"),
+        action("{ instructions = 4_000_000 }", "{ replug = 0 }"),
+        action("{ instructions = 10_000_000 }", "{ log-stop = {} }"),
+    ]
+    .concat();
+    for (mmu, pages) in [("npt", "4k"), ("ept", "2m"), ("npt", "1g")] {
+        let ended = scripted(&script, &["--memory", "64M", "--mmu", mmu, "--pages", pages]);
+        assert_eq!(ended.code, Some(0), "{mmu} {pages}: {}", ended.tail());
+        let json = ended.json();
+        let records = json["vmm"]["script"].as_array().expect("a list of actions");
+        assert_eq!(records.len(), 18, "{records:?}");
+        assert!(records.iter().all(|record| record["refused"].is_null()), "{mmu} {pages}: {records:?}");
+        let copied: u64 = records.iter().filter(|r| r["what"] == "log-round").filter_map(|r| r["bytes"].as_u64()).sum();
+        assert!(copied > 0, "{mmu} {pages}: {records:?}");
+    }
+}
+
 /// A hole that the guest did not ask for is seen from inside; so is a page that the host will not let go.
 #[test]
 fn a_guest_notices_holes_and_pins() {

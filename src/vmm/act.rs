@@ -11,6 +11,7 @@ use hypervisor::{GmemId, MemSlot, MemSlotSpec, Shareability, SlotFlags, SlotId, 
 
 use super::hypercall::GpaRange;
 use super::memory::{self, MemoryError};
+use super::migrate::Migration;
 use super::script::{Convert, MoveSlot, Range, What};
 
 const PAGE: u64 = PageSize::Size4K.bytes();
@@ -56,6 +57,8 @@ pub struct Holdings {
     unbound: Vec<MemSlotSpec>,
     /// Pages that it holds.
     pins: Vec<Pin>,
+    /// The migration under way.
+    migration: Option<Migration>,
 }
 
 /// A page of an inode with a reference of the host's.
@@ -77,7 +80,12 @@ impl Holdings {
 /// Does it. How many bytes it concerned, where that is a number of interest.
 pub fn perform(vm: &Vm, what: &What, held: &mut Holdings, task: &Task<'_>) -> Result<u64, MemoryError> {
     match what {
-        What::Punch(range) => each(vm, *range, task, |p| vm.punch_hole(p.gmem, p.offset_bytes(), p.len_bytes(), task)),
+        What::Punch(range) => each(vm, *range, task, |p| {
+            if let Some(migration) = &mut held.migration {
+                migration.note_own(p.gmem, p.indices());
+            }
+            vm.punch_hole(p.gmem, p.offset_bytes(), p.len_bytes(), task)
+        }),
         What::Allocate(range) => each(vm, *range, task, |p| {
             let inode = vm.gmem(p.gmem, task).ok_or(VmError::NoSuchGmem { id: p.gmem })?;
             Ok(inode.shared(task).allocate(vm.host(), p.range, task)?)
@@ -98,18 +106,51 @@ pub fn perform(vm: &Vm, what: &What, held: &mut Holdings, task: &Task<'_>) -> Re
         What::Unpin(range) => unpin(vm, *range, held, task),
         What::Unbind(slot) => {
             let spec = spec_of(vm, slot.id(), task)?;
-            vm.remove_memslot(slot.id(), task)?;
+            delete(vm, &spec, held, task)?;
             held.unbound.push(spec);
             Ok(spec.len_bytes)
         }
         What::Bind(slot) => {
             let missing = MemoryError::NotUnbound { slot: slot.id() };
             let at = held.unbound.iter().position(|spec| spec.id == slot.id()).ok_or(missing)?;
-            vm.add_memslot(&held.unbound[at], task)?;
+            let spec = held.unbound[at];
+            add(vm, &spec, held, task)?;
             Ok(held.unbound.remove(at).len_bytes)
         }
-        What::Replug(slot) => replug(vm, slot.id(), task),
-        What::MoveSlot(MoveSlot { slot, to }) => Ok(vm.move_memslot(slot.id(), to.0, task).map(|()| 0)?),
+        What::Replug(slot) => {
+            let spec = spec_of(vm, slot.id(), task)?;
+            delete(vm, &spec, held, task)?;
+            add(vm, &spec, held, task)?;
+            Ok(spec.len_bytes)
+        }
+        What::MoveSlot(MoveSlot { slot, to }) => {
+            let spec = spec_of(vm, slot.id(), task)?;
+            let mut migration = held.migration.as_mut().filter(|_| is_ram(&spec));
+            if let Some(migration) = &mut migration {
+                migration.before_delete(vm, &spec, task)?;
+            }
+            vm.move_memslot(slot.id(), to.0, task)?;
+            if let Some(migration) = migration {
+                migration.after_add(vm, spec.id, task)?;
+            }
+            Ok(spec.len_bytes)
+        }
+        What::LogStart(_) => match held.migration {
+            Some(_) => Err(MemoryError::Migration { running: true }),
+            None => {
+                let (migration, bytes) = Migration::start(vm, task)?;
+                held.migration = Some(migration);
+                Ok(bytes)
+            }
+        },
+        What::LogRound(_) => match &mut held.migration {
+            Some(migration) => migration.round(vm, task),
+            None => Err(MemoryError::Migration { running: false }),
+        },
+        What::LogStop(_) => match held.migration.take() {
+            Some(migration) => migration.stop(vm, task),
+            None => Err(MemoryError::Migration { running: false }),
+        },
     }
 }
 
@@ -161,20 +202,30 @@ struct Saved {
     bytes: Box<[u8]>,
 }
 
-/// The contents of `part`'s pages that have a folio, by page. The range is shared.
+/// The bytes of a page; `None` when it has no folio. Through the inode and not by address: a page that no memslot shows,
+/// and a private one, has contents too.
+pub(super) fn page_bytes(
+    vm: &Vm,
+    gmem: GmemId,
+    index: PageIndex,
+    task: &Task<'_>,
+) -> Result<Option<Box<[u8]>>, MemoryError> {
+    let inode = vm.gmem(gmem, task).ok_or(VmError::NoSuchGmem { id: gmem })?;
+    if inode.peek(index, task).is_none() {
+        return Ok(None);
+    }
+    // Looking it up defines the bytes of a folio that was allocated and never used.
+    let backed = inode.shared(task).get_folio(vm.host(), index, task).map_err(VmError::from)?;
+    let mut bytes = vec![0; PAGE as usize].into_boxed_slice();
+    vm.memory().read(backed.sfn.base(), &mut bytes).map_err(VmError::from)?;
+    Ok(Some(bytes))
+}
+
+/// The contents of `part`'s pages that have a folio.
 fn save(vm: &Vm, part: Pages, task: &Task<'_>) -> Result<Vec<Saved>, MemoryError> {
-    let inode = vm.gmem(part.gmem, task).ok_or(VmError::NoSuchGmem { id: part.gmem })?;
     let mut saved = Vec::new();
     for index in part.indices() {
-        if inode.peek(index, task).is_none() {
-            continue;
-        }
-        // Through the inode and not by address: a page that no memslot shows has contents too. Looking it up defines
-        // the bytes of a folio that was allocated and never used.
-        let backed = inode.shared(task).get_folio(vm.host(), index, task).map_err(VmError::from)?;
-        let mut bytes = vec![0; PAGE as usize].into_boxed_slice();
-        vm.memory().read(backed.sfn.base(), &mut bytes).map_err(VmError::from)?;
-        saved.push(Saved { index, bytes });
+        saved.extend(page_bytes(vm, part.gmem, index, task)?.map(|bytes| Saved { index, bytes }));
     }
     Ok(saved)
 }
@@ -296,13 +347,26 @@ fn spec_of(vm: &Vm, id: SlotId, task: &Task<'_>) -> Result<MemSlotSpec, MemoryEr
 /// The memslots that guests may write.
 pub(super) fn ram(vm: &Vm, task: &Task<'_>) -> Vec<MemSlotSpec> {
     let slots = vm.memslots(task);
-    let writable = |slot: &&MemSlot| !slot.flags.contains(SlotFlags::READONLY);
-    slots.iter().filter(writable).map(spec).collect()
+    slots.iter().map(spec).filter(is_ram).collect()
 }
 
-fn replug(vm: &Vm, id: SlotId, task: &Task<'_>) -> Result<u64, MemoryError> {
-    let spec = spec_of(vm, id, task)?;
-    vm.remove_memslot(id, task)?;
-    vm.add_memslot(&spec, task)?;
-    Ok(spec.len_bytes)
+/// Deletes a memslot; what its log knows is taken first.
+fn delete(vm: &Vm, spec: &MemSlotSpec, held: &mut Holdings, task: &Task<'_>) -> Result<(), MemoryError> {
+    if let Some(migration) = held.migration.as_mut().filter(|_| is_ram(spec)) {
+        migration.before_delete(vm, spec, task)?;
+    }
+    Ok(vm.remove_memslot(spec.id, task)?)
+}
+
+/// Adds a memslot; it is logged if the others are.
+fn add(vm: &Vm, spec: &MemSlotSpec, held: &Holdings, task: &Task<'_>) -> Result<(), MemoryError> {
+    vm.add_memslot(spec, task)?;
+    match held.migration.as_ref().filter(|_| is_ram(spec)) {
+        Some(migration) => migration.after_add(vm, spec.id, task),
+        None => Ok(()),
+    }
+}
+
+const fn is_ram(spec: &MemSlotSpec) -> bool {
+    !spec.flags.contains(SlotFlags::READONLY)
 }

@@ -9,8 +9,9 @@ use emu_core::sync::Task;
 use hypervisor::Vm;
 
 use super::act::{self, Holdings};
+use super::memory::MemoryError;
 use super::random::{Kind, RandomActor};
-use super::script::{Entry, Happening, Script, When};
+use super::script::{Entry, Happening, Script, What, When};
 
 /// Records kept of actions by the script; later ones are counted alone.
 const MOST_RECORDS: usize = 1000;
@@ -120,6 +121,11 @@ impl Agenda {
     #[inline]
     pub fn until_due(&self, done: u64) -> Option<u64> {
         if self.now { Some(0) } else { self.next.map(|at| at.saturating_sub(done)) }
+    }
+
+    /// Does what the guest asked for, with everything that the VMM has going on in mind.
+    pub fn on_request(&mut self, vm: &Vm, what: &What, task: &Task<'_>) -> Result<(), MemoryError> {
+        act::perform(vm, what, &mut self.held, task).map(|_| ())
     }
 
     /// Does everything that is due after `done` instructions. Whether anything was.

@@ -40,6 +40,8 @@ struct World {
     /// The word, and whether the page is private.
     model: Vec<(u64, Shareability)>,
     held: Holdings,
+    /// Steps of the migration under way.
+    rounds: u8,
 }
 
 /// The slots: first address and pages. The second begins in the middle of a large page.
@@ -69,7 +71,7 @@ impl World {
             offset_bytes += len_bytes;
         }
         let nr_pages = SLOTS.iter().map(|(_, pages)| *pages as usize).sum();
-        World { vm, gmem, model: vec![(0, Shareability::SHARED); nr_pages], held: Holdings::default() }
+        World { vm, gmem, model: vec![(0, Shareability::SHARED); nr_pages], held: Holdings::default(), rounds: 0 }
     }
 
     /// A range of one slot, and the pages of the inode behind it.
@@ -90,7 +92,7 @@ impl World {
         let [op, slot, first, len] = step;
         let (range, indices) = Self::range(slot, first, len);
         let at = Range::Gpa(range);
-        let what = match op % 10 {
+        let what = match op % 12 {
             0 => What::Punch(at),
             1 => What::Allocate(at),
             2 => What::Convert(Convert { range: at, to: Shareability::PRIVATE }),
@@ -100,7 +102,9 @@ impl World {
             6 => What::Zap(GpaText(range)),
             7 => What::Replug(SlotText::from(SlotId(u16::from(slot) % SLOTS.len() as u16))),
             8 => return self.touch(range, indices, op, task),
-            _ => What::ZapAll(Nothing {}),
+            9 => What::ZapAll(Nothing {}),
+            10 => return self.migrate(task),
+            _ => What::Replug(SlotText::from(SlotId(0))),
         };
         let done = perform(&self.vm, &what, &mut self.held, task);
         assert!(done.is_ok(), "{what}: {done:?}");
@@ -109,6 +113,18 @@ impl World {
             What::Convert(Convert { to, .. }) => self.model[indices].iter_mut().for_each(|page| page.1 = to),
             _ => {}
         }
+    }
+
+    /// A migration goes one step on.
+    fn migrate(&mut self, task: &Task<'_>) {
+        let what = match self.rounds {
+            0 => What::LogStart(Nothing {}),
+            1 | 2 => What::LogRound(Nothing {}),
+            _ => What::LogStop(Nothing {}),
+        };
+        self.rounds = (self.rounds + 1) % 4;
+        let done = perform(&self.vm, &what, &mut self.held, task);
+        assert!(done.is_ok(), "{what}: {done:?}");
     }
 
     /// Every page of the range is faulted in as a guest would, and gets a word of its own.
@@ -159,6 +175,7 @@ pub fn fuzz_actions(input: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vmm::memory::MemoryError;
     use emu_core::rng::{Consumer, Seed};
 
     fn corpus(target: &str) -> impl Iterator<Item = Vec<u8>> {
@@ -183,6 +200,26 @@ mod tests {
     #[test]
     fn the_corpus_of_actions_loses_no_byte() {
         corpus("actions").for_each(|input| fuzz_actions(&input));
+    }
+
+    #[test]
+    fn a_migration_finds_a_write_that_no_log_saw() {
+        let task = &Task::QUIET;
+        let mut world = World::new(PageSize::Size4K, task);
+        let (range, pages) = World::range(0, 10, 4);
+        world.touch(range, pages.clone(), 1, task);
+        let mut step = |world: &mut World, what: What| perform(&world.vm, &what, &mut world.held, task);
+        assert_eq!(step(&mut world, What::LogStart(Nothing {})), Ok(4 * PAGE), "what was there was copied");
+        assert_eq!(step(&mut world, What::LogRound(Nothing {})), Ok(0), "nobody wrote");
+        world.touch(range, pages.clone(), 2, task);
+        assert_eq!(step(&mut world, What::LogRound(Nothing {})), Ok(4 * PAGE), "every page was written");
+        let inode = world.vm.gmem(world.gmem, task).expect("the inode is there");
+        let index = PageIndex(pages.start as u64 + 1);
+        let frame = inode.peek(index, task).expect("it was touched").sfn;
+        world.vm.memory().write(frame.base(), &[0xee]).expect("a folio lies in system memory");
+        let refused = step(&mut world, What::LogStop(Nothing {})).expect_err("the copy is old");
+        assert_eq!(refused.to_string(), MemoryError::NotLogged { gmem: world.gmem, index }.to_string());
+        assert!(step(&mut world, What::LogStop(Nothing {})).is_err(), "the migration is over");
     }
 
     #[test]

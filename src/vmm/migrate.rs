@@ -34,8 +34,19 @@ pub struct Migration {
 }
 
 impl Migration {
-    /// Starts logging RAM and takes the image.
+    /// Starts logging RAM and takes the image; how many bytes that copied. After an error nothing is logged.
     pub fn start(vm: &Vm, task: &Task<'_>) -> Result<(Migration, u64), MemoryError> {
+        let started = Migration::begin(vm, task);
+        if started.is_err() {
+            for slot in act::ram(vm, task) {
+                // The error that counts is the first.
+                let _ = vm.set_dirty_logging(slot.id, DirtyLogging::Off, task);
+            }
+        }
+        started
+    }
+
+    fn begin(vm: &Vm, task: &Task<'_>) -> Result<(Migration, u64), MemoryError> {
         let mut migration = Migration::default();
         let mut bytes = 0;
         for slot in act::ram(vm, task) {
@@ -51,7 +62,8 @@ impl Migration {
     /// Copies what was written since the last round; how many bytes.
     pub fn round(&mut self, vm: &Vm, task: &Task<'_>) -> Result<u64, MemoryError> {
         let slots = act::ram(vm, task);
-        let mut bytes = slots.iter().try_fold(0, |sum, slot| Ok::<u64, MemoryError>(sum + self.collect(vm, slot, task)?))?;
+        let mut bytes =
+            slots.iter().try_fold(0, |sum, slot| Ok::<u64, MemoryError>(sum + self.collect(vm, slot, task)?))?;
         for place in core::mem::take(&mut self.own) {
             self.copy(vm, place, task)?;
             bytes += PAGE;
@@ -127,7 +139,7 @@ fn populated(vm: &Vm, slot: &MemSlotSpec, task: &Task<'_>) -> Result<Vec<u64>, M
     let inode = vm.gmem(slot.gmem, task).ok_or(VmError::NoSuchGmem { id: slot.gmem })?;
     let (first, end) = (slot.offset_bytes / PAGE, (slot.offset_bytes + slot.len_bytes) / PAGE);
     let folios = inode.list(task).into_iter();
-    let inside = folios.flat_map(|(index, _, size)| (index.0.max(first)..(index.0 + size.frames()).min(end)));
+    let inside = folios.flat_map(|(index, _, size)| index.0.max(first)..(index.0 + size.frames()).min(end));
     Ok(inside.collect())
 }
 

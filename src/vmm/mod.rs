@@ -3,7 +3,7 @@
 //!
 //! Modelled: what a KVM VMM does on `KVM_EXIT_HYPERCALL` and `KVM_EXIT_MEMORY_FAULT`. [`hypercall`] is the guest's side of
 //! the interface, [`memory`] the way from guest physical ranges to inodes, [`Vmm`] decides. By its own will it does what a
-//! script says ([`script`], [`agent`], [`act`]), and at random what the guest must not notice ([`random`]).
+//! script says ([`script`], [`agent`], [`act`], [`migrate`]), and at random what the guest must not notice ([`random`]).
 //!
 //! Always true: it acts while no processor executes the guest, on the machine's own time line, so that what it does is a
 //! function of image, configuration and seed like everything else. Whoever calls it makes processors forget what the
@@ -17,6 +17,7 @@ pub mod agent;
 pub mod fuzz;
 pub mod hypercall;
 pub mod memory;
+mod migrate;
 pub mod random;
 pub mod script;
 
@@ -26,7 +27,7 @@ use hypervisor::{MemoryFault, Vm};
 
 use agent::{Agenda, Deeds};
 use hypercall::{GpaRange, Hypercall, HypercallError, Request};
-use script::{Happening, Script};
+use script::{Happening, Range, Script, What};
 
 /// What the VMM does with a fault that the hypervisor hands to it (`KVM_EXIT_MEMORY_FAULT`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -127,7 +128,7 @@ impl Vmm {
                 self.agenda.note(Happening::Conversion);
                 Ok(())
             }
-            Hypercall::Vmm { request, range } => request_of(vm, request, range, task),
+            Hypercall::Vmm { request, range } => self.request_of(vm, request, range, task),
         });
         match answer {
             Ok(()) => 0,
@@ -152,14 +153,20 @@ impl Vmm {
             },
         }
     }
-}
 
-fn request_of(vm: &Vm, request: Request, range: GpaRange, task: &Task<'_>) -> Result<(), HypercallError> {
-    let done = match request {
-        Request::Punch => memory::punch(vm, range, task),
-        Request::Allocate => memory::allocate(vm, range, task),
-    };
-    done.map_err(|error| error.for_guest())
+    fn request_of(
+        &mut self,
+        vm: &Vm,
+        request: Request,
+        range: GpaRange,
+        task: &Task<'_>,
+    ) -> Result<(), HypercallError> {
+        let what = match request {
+            Request::Punch => What::Punch(Range::Gpa(range)),
+            Request::Allocate => What::Allocate(Range::Gpa(range)),
+        };
+        self.agenda.on_request(vm, &what, task).map_err(|error| error.for_guest())
+    }
 }
 
 #[cfg(test)]

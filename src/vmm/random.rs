@@ -117,6 +117,8 @@ kinds! {
     Age age "age" 2;
     /// A memslot is deleted and comes back.
     Replug replug "replug" 1;
+    /// A migration begins, goes on by a round, or ends with a comparison.
+    Migrate migrate "migrate" 2;
 }
 
 /// Draws actions.
@@ -124,13 +126,15 @@ kinds! {
 pub struct RandomActor {
     config: RandomConfig,
     stream: Stream,
+    /// Rounds until the migration under way ends, if one is.
+    rounds: Option<u64>,
 }
 
 impl RandomActor {
     /// An actor for a run with this seed.
     pub fn new(config: RandomConfig, run: Seed) -> RandomActor {
         let stream = Seed(config.seed.unwrap_or(run.0)).stream(Consumer::Vmm);
-        RandomActor { config, stream }
+        RandomActor { config, stream, rounds: None }
     }
 
     /// Instructions until the next action: 1 to twice the mean.
@@ -148,6 +152,20 @@ impl RandomActor {
             Kind::Zap => What::Zap(GpaText(self.range(&ram)?)),
             Kind::ZapAll => What::ZapAll(Nothing {}),
             Kind::Age => What::Age(GpaText(self.range(&ram)?)),
+            Kind::Migrate => match &mut self.rounds {
+                None => {
+                    self.rounds = Some(1 + self.stream.below(4));
+                    What::LogStart(Nothing {})
+                }
+                Some(0) => {
+                    self.rounds = None;
+                    What::LogStop(Nothing {})
+                }
+                Some(left) => {
+                    *left -= 1;
+                    What::LogRound(Nothing {})
+                }
+            },
             Kind::Replug => {
                 let slot = ram.get(self.stream.below(ram.len() as u64) as usize)?;
                 What::Replug(SlotText::from(slot.id))
@@ -216,7 +234,7 @@ mod tests {
             assert_ne!(actor.kind(true), Some(Kind::Zap));
             assert!(!matches!(actor.kind(false), Some(Kind::Zap | Kind::Toggle)));
         }
-        let none = Weights { balloon: 0, toggle: 1, zap: 0, zap_all: 0, age: 0, replug: 0 };
+        let none = Weights { balloon: 0, toggle: 1, zap: 0, zap_all: 0, age: 0, replug: 0, migrate: 0 };
         assert_eq!(self::actor(1, none).kind(false), None);
         assert_eq!(self::actor(1, none).kind(true), Some(Kind::Toggle));
     }

@@ -163,6 +163,12 @@ pub enum What {
     Bind(SlotText),
     /// A memslot is deleted and comes back at once.
     Replug(SlotText),
+    /// A migration begins: writes to RAM are logged, and an image is taken.
+    LogStart(Nothing),
+    /// What was written since the last round is copied.
+    LogRound(Nothing),
+    /// The last round; the image is compared with RAM.
+    LogStop(Nothing),
     /// A memslot moves to another guest physical address.
     MoveSlot(MoveSlot),
 }
@@ -371,6 +377,9 @@ impl fmt::Display for What {
             What::Unbind(slot) => write!(f, "unbind {}", slot.0),
             What::Bind(slot) => write!(f, "bind {}", slot.0),
             What::Replug(slot) => write!(f, "replug {}", slot.0),
+            What::LogStart(Nothing {}) => write!(f, "log-start"),
+            What::LogRound(Nothing {}) => write!(f, "log-round"),
+            What::LogStop(Nothing {}) => write!(f, "log-stop"),
             What::MoveSlot(MoveSlot { slot, to }) => write!(f, "move-slot {} to {:#x}", slot.0, to.0.raw()),
         }
     }

@@ -53,6 +53,9 @@ fn every_action_is_read_and_says_itself_in_the_words_of_summaries() {
         (r#"{ unbind = 1 }"#, "unbind 1"),
         (r#"{ bind = 1 }"#, "bind 1"),
         (r#"{ replug = 0 }"#, "replug 0"),
+        (r#"{ log-start = {} }"#, "log-start"),
+        (r#"{ log-round = {} }"#, "log-round"),
+        (r#"{ log-stop = {} }"#, "log-stop"),
         (r#"{ move-slot = { slot = 1, to = "8G" } }"#, "move-slot 1 to 0x200000000"),
     ];
     for (text, said) in words {
