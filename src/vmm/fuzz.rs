@@ -208,7 +208,7 @@ mod tests {
         let mut world = World::new(PageSize::Size4K, task);
         let (range, pages) = World::range(0, 10, 4);
         world.touch(range, pages.clone(), 1, task);
-        let mut step = |world: &mut World, what: What| perform(&world.vm, &what, &mut world.held, task);
+        let step = |world: &mut World, what: What| perform(&world.vm, &what, &mut world.held, task);
         assert_eq!(step(&mut world, What::LogStart(Nothing {})), Ok(4 * PAGE), "what was there was copied");
         assert_eq!(step(&mut world, What::LogRound(Nothing {})), Ok(0), "nobody wrote");
         world.touch(range, pages.clone(), 2, task);
