@@ -8,6 +8,7 @@ use gmem::{
 };
 use thiserror::Error;
 
+use crate::follow::{FollowPolicy, PfnError};
 use crate::kind::VmKind;
 use crate::memslot::MemslotError;
 use crate::tdp::TdpFormat;
@@ -52,6 +53,8 @@ pub struct VmConfig {
     pub kind: VmKind,
     /// How guest_memfd behaves.
     pub gmem: GmemPolicy,
+    /// How the hypervisor gets at user memory.
+    pub follow: FollowPolicy,
 }
 
 impl VmConfig {
@@ -65,6 +68,7 @@ impl VmConfig {
             host,
             kind: VmKind::Default,
             gmem: GmemPolicy::DEFAULT,
+            follow: FollowPolicy::DEFAULT,
         }
     }
 }
@@ -125,6 +129,9 @@ pub enum VmError {
         /// How many there are.
         nr_vcpus: usize,
     },
+    /// User memory behind a guest page cannot be had.
+    #[error(transparent)]
+    Follow(#[from] PfnError),
     /// A memslot and its inode disagree about who shows a page (`EIO`).
     #[error("page {} of its guest_memfd is not bound to memslot {}", index.0, slot.0)]
     NotBound {

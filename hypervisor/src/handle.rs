@@ -42,11 +42,11 @@ impl Vm {
         // Held to the end: whoever withdraws a slot waits for the faults that use it.
         let slots = self.slots.read(task);
         task.at(Point::F0);
-        let input = self.kind.meant(input, &slots, task);
+        let input = self.kind.meant(input, || self.attribute_of(&slots, input.gpa.frame(), task));
         let unresolved = Unresolved::new(input, &self.invalidation);
         task.at(Point::F1);
         let fault = resolve::resolve(&slots, unresolved)?;
-        let attribute = fault.slot().inode().attribute(fault.index(), task);
+        let attribute = self.slot_attribute(fault.slot(), unresolved.gfn(), task);
         task.at(Point::F2);
         let fault = admit::admit(attribute, fault)?;
         if unresolved.is_stale(&self.invalidation, task) {
@@ -55,7 +55,7 @@ impl Vm {
         }
         cache.top_up(&self.host, task)?;
         task.at(Point::F3);
-        let fault = back::fault_in(fault, &self.host, task)?;
+        let fault = back::fault_in(fault, self, task)?;
         task.at(Point::F4);
         let sampled = match task.has(Defect::SampleAfterLookup) {
             true => Unresolved::new(input, &self.invalidation),
@@ -72,7 +72,7 @@ impl Vm {
             if is_stale() {
                 return Err(RETRY);
             }
-            let fault = level::choose(fault, self.pages.max_level, task);
+            let fault = level::choose(fault, self, task);
             task.at(Point::F6);
             let outcome = tables.install(&fault, &mut Install { cache, owed: &mut owed, task })?;
             self.flush(&owed, task);
