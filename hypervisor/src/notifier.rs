@@ -7,6 +7,7 @@
 //! Always true: the memslots are read without waiting for whoever changes them, because this may run under an inode's lock
 //! that the faults wait for that such a change waits for.
 
+use emu_core::event::{Bits, Event};
 use emu_core::sync::{Point, Task};
 use emu_core::{Gfn, PageSize};
 use gmem::mm::{HvaRange, NotifyReason};
@@ -41,7 +42,7 @@ impl Vm {
         self.invalidation.begin(task);
         task.at(Point::I1);
         for (first, nr_pages) in shown {
-            self.invalidation.add_range(first, nr_pages);
+            self.invalidation.add_range(first, nr_pages, task);
             // A table that cannot be read is not memory; nothing of it can have been mapped.
             let zapped = tables.zap(first, nr_pages, &mut owed, task);
             assert!(zapped.is_ok(), "nested tables lie in system memory: {zapped:?}");
@@ -57,7 +58,7 @@ impl Vm {
     fn notified_end(&self, range: HvaRange, task: &Task<'_>) {
         if !self.shown_at(range, task).is_empty() {
             let _tables = self.mmu.write(task);
-            self.invalidation.end();
+            self.invalidation.end(task);
         }
     }
 }
@@ -75,6 +76,8 @@ impl MmuNotifier for Vm {
         if mm != self.mm.id() {
             return change(task);
         }
+        let (start, end) = (Bits(range.first.base().raw()), Bits(range.end().base().raw()));
+        task.report(Event::UnmapHvaRange { start, end });
         let _notifying = self.slots.notifying(task);
         self.notified_start(range, task);
         change(task);
@@ -86,6 +89,8 @@ impl MmuNotifier for Vm {
     fn clear_young(&self, mm: MmId, range: HvaRange, task: &Task<'_>) -> bool {
         let mut young = false;
         if mm == self.mm.id() {
+            let (start, end) = (Bits(range.first.base().raw()), Bits(range.end().base().raw()));
+            task.report(Event::AgeHva { start, end });
             for (first, nr_pages) in self.shown_at(range, task) {
                 let found = &mut |_: Gfn, _: PageSize| young = true;
                 let harvested = self.harvest(first, nr_pages, AdBit::Accessed, found, task);
@@ -99,6 +104,7 @@ impl MmuNotifier for Vm {
         if mm != self.mm.id() {
             return false;
         }
+        task.report(Event::TestAgeHva { hva: Bits(range.first.base().raw()) });
         let shown = self.shown_at(range, task);
         let tables = self.mmu.read(task);
         shown.into_iter().any(|(first, nr_pages)| tables.is_young(first, nr_pages).unwrap_or(false))

@@ -6,12 +6,13 @@
 
 use std::sync::Arc;
 
+use emu_core::event::{Bits, Event, SlotChange as Happened};
 use emu_core::page::PAGE_SIZE;
 use emu_core::sync::{MutexGuard, Task};
 use emu_core::{Gpa, Hva};
 use gmem::mm::Prot;
 use gmem::policy::Generation;
-use gmem::{GmemFlags, GuestMemfd, SlotId};
+use gmem::{GmemFlags, GuestMemfd, PageIndex, SlotId};
 
 use crate::config::VmError;
 use crate::flush::Owed;
@@ -46,7 +47,9 @@ impl Vm {
                 Ok(SlotChange::Move)
             }
             (Wanted::FlagsOnly, Some(old)) => {
-                self.slots.publish(Publication::Put(old.with_flags(request.flags)), &changes, task);
+                let changed = old.with_flags(request.flags);
+                report(changed.info(), Happened::Flags, task);
+                self.slots.publish(Publication::Put(changed), &changes, task);
                 Ok(SlotChange::FlagsOnly)
             }
             (Wanted::Nothing, Some(_)) => Ok(SlotChange::Nothing),
@@ -118,12 +121,13 @@ impl Vm {
             bind(&info, &file, task)?;
             inode = Some(file);
         }
-        self.publish_new(Slot::new(info, inode), changes, task);
+        self.publish_new(Slot::new(info, inode), Happened::Create, changes, task);
         Ok(())
     }
 
     /// Publishes a slot that is new at its place.
-    fn publish_new(&self, slot: Slot, changes: &SlotsLock<'_>, task: &Task<'_>) {
+    fn publish_new(&self, slot: Slot, happened: Happened, changes: &SlotsLock<'_>, task: &Task<'_>) {
+        report(slot.info(), happened, task);
         self.slots.publish(Publication::Put(slot), changes, task);
     }
 
@@ -153,6 +157,7 @@ impl Vm {
         let &MemSlot { space, id, .. } = old.info();
         self.slots.publish(Publication::Remove(space, id), changes, task);
         self.unbind(old, task);
+        report(&MemSlot { flags: SlotFlags::empty(), ..*old.info() }, Happened::Delete, task);
         zapped
     }
 
@@ -175,7 +180,7 @@ impl Vm {
             bind(&info, &file, task)?;
             inode = Some(file);
         }
-        self.publish_new(Slot::new(info, inode), changes, task);
+        self.publish_new(Slot::new(info, inode), Happened::Move, changes, task);
         zapped
     }
 
@@ -193,6 +198,7 @@ impl Vm {
     fn unbind(&self, old: &Slot, task: &Task<'_>) {
         if let (Some(inode), Some(view)) = (old.inode(), old.info().gmem) {
             inode.exclusive(task).unbind(view.first_index);
+            task.report(Event::GmemUnbound { ino: inode.ino(), index: view.first_index.0 });
         }
     }
 
@@ -237,6 +243,13 @@ fn serves(inode: &GuestMemfd) -> GmemServes {
 fn bind(info: &MemSlot, inode: &GuestMemfd, task: &Task<'_>) -> Result<(), MemslotError> {
     if let Some(range) = info.range() {
         inode.exclusive(task).bind(info.binding_id(), range, info.first)?;
+        let (slot, PageIndex(index), gfn) = (info.id.0, range.first, info.first);
+        task.report(Event::GmemBound { ino: inode.ino(), slot, index, nr_pages: range.nr_pages, gfn });
     }
     Ok(())
+}
+
+fn report(info: &MemSlot, change: Happened, task: &Task<'_>) {
+    let &MemSlot { id: SlotId(slot), first, nr_pages, flags, .. } = info;
+    task.report(Event::SetMemoryRegion { slot, first, nr_pages, change, flags: Bits(flags.bits().into()) });
 }
