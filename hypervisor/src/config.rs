@@ -8,6 +8,7 @@ use gmem::{
 };
 use thiserror::Error;
 
+use crate::dirty::DirtyLogError;
 use crate::follow::{FollowPolicy, PfnError};
 use crate::kind::VmKind;
 use crate::memslot::MemslotError;
@@ -129,6 +130,9 @@ pub enum VmError {
         /// How many there are.
         nr_vcpus: usize,
     },
+    /// Writes to a memslot cannot be logged.
+    #[error(transparent)]
+    DirtyLog(#[from] DirtyLogError),
     /// User memory behind a guest page cannot be had.
     #[error(transparent)]
     Follow(#[from] PfnError),

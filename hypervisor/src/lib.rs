@@ -22,6 +22,7 @@
 pub mod attributes;
 mod change;
 mod config;
+pub mod dirty;
 pub mod fault;
 mod flush;
 pub mod follow;
@@ -30,7 +31,10 @@ mod io;
 mod kind;
 pub mod memslot;
 mod notifier;
+mod nx;
+mod params;
 pub mod plan;
+mod pml;
 mod region;
 mod stats;
 pub mod tdp;
@@ -46,7 +50,9 @@ pub use kind::VmKind;
 pub use memslot::{
     MemFd, MemSlot, MemSlotSpec, MemslotError, Slot, SlotChange, SlotFlags, SlotState, UserMemoryRegion2,
 };
+pub use params::{DirtyRingConfig, EagerPageSplit, ManualProtect, MmioCaching, MmuParams, NxHugePages, Pml};
 pub use plan::{RamLayout, RamRange, SystemMemoryPlan};
+pub use pml::PML_ENTRIES;
 pub use stats::{FaultStats, VmStats};
 pub use tdp::TdpFormat;
 pub use vcpu::{InGuest, VcpuId};

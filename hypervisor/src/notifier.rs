@@ -37,7 +37,7 @@ impl Vm {
         if shown.is_empty() {
             return;
         }
-        let mut tables = self.mmu.write(task);
+        let tables = self.mmu.write(task);
         let mut owed = Owed::default();
         self.invalidation.begin(task);
         task.at(Point::I1);

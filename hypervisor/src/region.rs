@@ -15,6 +15,7 @@ use gmem::policy::Generation;
 use gmem::{GmemFlags, GuestMemfd, PageIndex, SlotId};
 
 use crate::config::VmError;
+use crate::dirty::DirtyLogging;
 use crate::flush::Owed;
 use crate::memslot::{
     GmemServes, GmemView, MemFd, MemSlot, MemSlotSpec, MemslotError, Publication, Request, Slot, SlotChange, SlotFlags,
@@ -47,9 +48,9 @@ impl Vm {
                 Ok(SlotChange::Move)
             }
             (Wanted::FlagsOnly, Some(old)) => {
-                let changed = old.with_flags(request.flags);
-                report(changed.info(), Happened::Flags, task);
-                self.slots.publish(Publication::Put(changed), &changes, task);
+                // Everything but whether writes are logged is fixed.
+                self.log_writes(&old, logging(request.flags), &changes, task)?;
+                report(&MemSlot { flags: request.flags, ..*old.info() }, Happened::Flags, task);
                 Ok(SlotChange::FlagsOnly)
             }
             (Wanted::Nothing, Some(_)) => Ok(SlotChange::Nothing),
@@ -107,7 +108,8 @@ impl Vm {
 
     fn create_slot(&self, request: &Request, changes: &SlotsLock<'_>, task: &Task<'_>) -> Result<(), VmError> {
         let &Request { id, space, gpa, nr_pages, flags, hva, gmem } = request;
-        let mut info = MemSlot { id, space, first: gpa.frame(), nr_pages, flags, hva, gmem: None };
+        let unlogged = flags - SlotFlags::LOG_DIRTY_PAGES;
+        let mut info = MemSlot { id, space, first: gpa.frame(), nr_pages, flags: unlogged, hva, gmem: None };
         let mut inode = None;
         if let Some((fd, first_index)) = gmem {
             let gmem = match fd {
@@ -121,8 +123,9 @@ impl Vm {
             bind(&info, &file, task)?;
             inode = Some(file);
         }
-        self.publish_new(Slot::new(info, inode), Happened::Create, changes, task);
-        Ok(())
+        let slot = Slot::new(info, inode);
+        self.publish_new(slot.clone(), Happened::Create, changes, task);
+        Ok(self.log_writes(&slot, logging(flags), changes, task)?)
     }
 
     /// Publishes a slot that is new at its place.
@@ -180,14 +183,17 @@ impl Vm {
             bind(&info, &file, task)?;
             inode = Some(file);
         }
-        self.publish_new(Slot::new(info, inode), Happened::Move, changes, task);
+        // What was logged so far is still to be reported.
+        let slot = Slot::new(info, inode).with_log(old.log().cloned());
+        self.publish_new(slot.clone(), Happened::Move, changes, task);
+        self.log_writes(&slot, logging(flags), changes, task)?;
         zapped
     }
 
     /// `kvm_invalidate_memslot`: after this no fault uses the slot, and nothing of it is mapped.
     fn invalidate_slot(&self, old: &Slot, changes: &SlotsLock<'_>, task: &Task<'_>) -> Result<(), VmError> {
         self.slots.publish(Publication::Put(old.in_state(SlotState::Invalid)), changes, task);
-        let mut tables = self.mmu.write(task);
+        let tables = self.mmu.write(task);
         let mut owed = Owed::default();
         let zapped = tables.zap(old.info().first, old.info().nr_pages, &mut owed, task);
         self.flush(&owed, task);
@@ -247,6 +253,10 @@ fn bind(info: &MemSlot, inode: &GuestMemfd, task: &Task<'_>) -> Result<(), Memsl
         task.report(Event::GmemBound { ino: inode.ino(), slot, index, nr_pages: range.nr_pages, gfn });
     }
     Ok(())
+}
+
+fn logging(flags: SlotFlags) -> DirtyLogging {
+    if flags.contains(SlotFlags::LOG_DIRTY_PAGES) { DirtyLogging::On } else { DirtyLogging::Off }
 }
 
 fn report(info: &MemSlot, change: Happened, task: &Task<'_>) {

@@ -148,7 +148,11 @@ fn a_slot_comes_changes_its_flags_moves_and_goes() {
     ];
     for (region, change) in steps {
         assert_eq!(errno(vm.set_user_memory_region2(&region, QUIET)), Ok(change));
+        let slots = vm.memslots(QUIET);
+        let logged = |slot: &Slot| (slot.log().is_some(), slot.info().flags.contains(SlotFlags::LOG_DIRTY_PAGES));
+        assert!(slots.slots().map(logged).all(|(log, flag)| log == flag), "who says it is logged is");
     }
+    assert!(vm.memslots(QUIET).lookup(Gfn::new(0x200)).is_none());
     let left: Vec<_> = vm.memslots(QUIET).iter().map(|slot| slot.space).collect();
     assert_eq!(left, [memslot::AddressSpaceId::Smm]);
     let protected = vm_with(|config| config.kind = VmKind::SwProtected);

@@ -1,13 +1,14 @@
 //! Stage 3: the memory behind the page, from guest_memfd or from the VMM's address space (`kvm_mmu_faultin_pfn`).
 
 use emu_core::sync::Task;
-use emu_core::{AccessKind, PageSize};
+use emu_core::{AccessKind, Gfn, PageSize};
 use gmem::mm::{Hold, UserAccess, Wait};
 
 use super::admit::Admitted;
 use super::{Action, MemoryFaultReason, Resumed, Stop, memory_fault};
 use crate::config::VmError;
 use crate::follow::{FollowPfn, HeldPage, MapWritable, PfnError, UserSignal, follow};
+use crate::memslot::Slot;
 use crate::tdp::Rights;
 use crate::vm::Vm;
 
@@ -112,4 +113,14 @@ fn from_user<'s>(fault: Admitted<'s>, vm: &'s Vm, task: &'s Task<'s>) -> Result<
     let memory = gmem::Backed { sfn: found.sfn, size: found.size };
     let page = HeldPage::new(found.page, found.rights, &vm.host, task);
     Ok(Backed { fault, memory, origin: Origin::UserMemory, rights, page })
+}
+
+/// The memory behind a guest frame as a fault would find it now, without populating anything or holding it.
+pub(crate) fn present(vm: &Vm, slot: &Slot, gfn: Gfn, task: &Task<'_>) -> Option<(gmem::Backed, Origin)> {
+    if slot.info().is_gmem_only() || vm.slot_attribute(slot, gfn, task).is_private() {
+        let (inode, index) = slot.gmem_page(gfn)?;
+        return Some((inode.peek(index, task)?, Origin::Gmem));
+    }
+    let leaf = vm.mm.table().leaf(slot.info().hva_of(gfn).frame(), task)?;
+    Some((gmem::Backed { sfn: leaf.sfn, size: leaf.size }, Origin::UserMemory))
 }

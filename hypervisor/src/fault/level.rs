@@ -4,7 +4,7 @@ use emu_core::sync::Task;
 use emu_core::{AccessKind, Gfn, PageSize, Sfn};
 
 use super::back::{Backed, Origin};
-use crate::memslot::MemSlot;
+use crate::memslot::{MemSlot, Slot};
 use crate::tdp::Rights;
 use crate::vm::Vm;
 
@@ -12,6 +12,7 @@ use crate::vm::Vm;
 pub struct Sized<'s> {
     backed: Backed<'s>,
     size: PageSize,
+    requested: PageSize,
 }
 
 impl Sized<'_> {
@@ -27,6 +28,20 @@ impl Sized<'_> {
     pub const fn size(&self) -> PageSize {
         self.size
     }
+    /// What it could be but for [`Sized::at_most`].
+    pub const fn requested(&self) -> PageSize {
+        self.requested
+    }
+    /// The same fault with a smaller leaf, which fits wherever a larger one does.
+    #[must_use]
+    pub fn at_most(self, size: PageSize) -> Self {
+        Sized { size: self.size.min(size), ..self }
+    }
+    /// The same fault where nothing larger than `size` could be.
+    #[must_use]
+    pub fn capped(self, size: PageSize) -> Self {
+        Sized { size: self.size.min(size), requested: self.requested.min(size), ..self }
+    }
     /// What the leaf allows.
     pub fn rights(&self) -> Rights {
         self.backed.rights()
@@ -41,9 +56,22 @@ impl Sized<'_> {
 /// found not to be stale under it.
 pub fn choose<'s>(backed: Backed<'s>, vm: &Vm, task: &Task<'_>) -> Sized<'s> {
     let fault = backed.fault().fault();
-    let (slot, gfn) = (fault.slot(), fault.fault().gfn());
-    let gmem::Backed { sfn, size } = backed.folio();
-    let memory_allows = match (backed.origin(), slot.gmem_page(gfn), slot.info().span()) {
+    let size = allowed(vm, fault.slot(), fault.fault().gfn(), backed.folio(), backed.origin(), task);
+    backed.page().use_it();
+    Sized { backed, size, requested: size }
+}
+
+/// The largest leaf that may be around `gfn` of `slot` over `memory` (`kvm_mmu_max_mapping_level`).
+pub(crate) fn allowed(
+    vm: &Vm,
+    slot: &Slot,
+    gfn: Gfn,
+    memory: gmem::Backed,
+    origin: Origin,
+    task: &Task<'_>,
+) -> PageSize {
+    let gmem::Backed { sfn, size } = memory;
+    let memory_allows = match (origin, slot.gmem_page(gfn), slot.info().span()) {
         (Origin::Gmem, Some((inode, index)), Some(span)) if inode.policy().generation.has_inode_attributes() => {
             inode.mapping_size(&span, index, size, task)
         }
@@ -53,9 +81,7 @@ pub fn choose<'s>(backed: Backed<'s>, vm: &Vm, task: &Task<'_>) -> Sized<'s> {
     };
     let limit = slot.lpage().largest(gfn, memory_allows.min(vm.pages.max_level), task);
     // Whatever the order rule of guest_memfd, a leaf lies in its slot and is congruent with its frames.
-    let size = largest(slot.info(), gfn, sfn, limit);
-    backed.page().use_it();
-    Sized { backed, size }
+    largest(slot.info(), gfn, sfn, limit)
 }
 
 /// The largest size up to `limit` whose guest frames around `gfn` lie in `slot` and are congruent with the system frames

@@ -31,6 +31,7 @@ use gmem::mm::HvaRange;
 use gmem::{GuestMemfd, PageIndex, PageRange, SlotId, SlotSpan};
 
 use crate::attributes::LpageInfo;
+use crate::dirty::SlotLog;
 use crate::vm::GmemId;
 
 pub use error::MemslotError;
@@ -179,12 +180,14 @@ pub struct Slot {
     state: SlotState,
     inode: Option<Arc<GuestMemfd>>,
     lpage: Arc<LpageInfo>,
+    /// Present while writes are logged (`KVM_MEM_LOG_DIRTY_PAGES`).
+    log: Option<Arc<SlotLog>>,
 }
 
 impl Slot {
     pub(crate) fn new(info: MemSlot, inode: Option<Arc<GuestMemfd>>) -> Slot {
         let lpage = Arc::new(LpageInfo::new(&info));
-        Slot { info, state: SlotState::Active, inode, lpage }
+        Slot { info, state: SlotState::Active, inode, lpage, log: None }
     }
     /// What it is.
     pub const fn info(&self) -> &MemSlot {
@@ -193,6 +196,10 @@ impl Slot {
     /// Whether faults may use it.
     pub const fn state(&self) -> SlotState {
         self.state
+    }
+    /// Where its writes are logged, if they are.
+    pub fn log(&self) -> Option<&Arc<SlotLog>> {
+        self.log.as_ref()
     }
     /// The inode behind it, if there is one.
     pub fn inode(&self) -> Option<&GuestMemfd> {
@@ -210,9 +217,11 @@ impl Slot {
     pub(crate) fn in_state(&self, state: SlotState) -> Slot {
         Slot { state, ..self.clone() }
     }
-    /// The same slot with other flags, active.
-    pub(crate) fn with_flags(&self, flags: SlotFlags) -> Slot {
-        Slot { info: MemSlot { flags, ..self.info }, state: SlotState::Active, ..self.clone() }
+    /// The same slot, logged or not.
+    pub(crate) fn with_log(&self, log: Option<Arc<SlotLog>>) -> Slot {
+        let mut info = self.info;
+        info.flags.set(SlotFlags::LOG_DIRTY_PAGES, log.is_some());
+        Slot { info, log, ..self.clone() }
     }
 }
 
