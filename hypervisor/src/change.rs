@@ -7,7 +7,7 @@ use emu_core::defect::Defect;
 use emu_core::page::PAGE_SIZE;
 use emu_core::sync::{Point, Task};
 use emu_core::{Gfn, PageSize};
-use gmem::{Exclusive, Fallocate, Generation, GuestMemfd, NoNotifier, PageIndex, PageRange, Shareability};
+use gmem::{Exclusive, Fallocate, Generation, GuestMemfd, PageIndex, PageRange, Shareability};
 
 use crate::config::VmError;
 use crate::flush::Owed;
@@ -49,7 +49,7 @@ impl Vm {
             task.at(Point::I3);
             exclusive = inode.exclusive(task);
         }
-        exclusive.unmap_users(range, &self.host, &NoNotifier, task);
+        exclusive.unmap_users(range, &self.host, self, task);
         exclusive.remove(&self.host, range, task);
         task.at(Point::I4);
         self.invalidate_end(&exclusive, range, task);
@@ -95,7 +95,7 @@ impl Vm {
         }
         if to.is_private() && exclusive.unmaps_users() {
             // Before references are counted: a mapping is one, and a new one must wait for the lock.
-            exclusive.unmap_users(exclusive.with_folios(range, task), &self.host, &NoNotifier, task);
+            exclusive.unmap_users(exclusive.with_folios(range, task), &self.host, self, task);
             task.at(Point::C3);
         }
         let Some(conversion) = exclusive.plan_conversion(&self.host, range, to, task)? else { return Ok(()) };
@@ -144,7 +144,7 @@ impl Vm {
         let exclusive = inode.exclusive(task);
         let range = PageRange { first: index, nr_pages: 1 };
         self.invalidate_begin(&exclusive, range, Reach::Leaves, task)?;
-        exclusive.unmap_users(exclusive.with_folios(range, task), &self.host, &NoNotifier, task);
+        exclusive.unmap_users(exclusive.with_folios(range, task), &self.host, self, task);
         let failure = exclusive.error(&self.host, index, task);
         self.invalidate_end(&exclusive, range, task);
         Ok(failure?)
