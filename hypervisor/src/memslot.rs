@@ -213,6 +213,11 @@ impl MemSlots {
         self.generation
     }
 
+    /// The last guest frame there can be.
+    pub fn last_gfn(&self) -> Gfn {
+        self.last_gfn
+    }
+
     /// All, ascending.
     pub fn iter(&self) -> impl Iterator<Item = &MemSlot> {
         self.by_gfn.iter().map(Slot::info)
