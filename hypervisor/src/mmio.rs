@@ -15,14 +15,12 @@ use emu_core::sync::Task;
 
 use crate::config::VmError;
 use crate::flush::Owed;
-use crate::memslot::MemSlots;
+use crate::memslot::{MemSlots, UPDATE_IN_PROGRESS};
 use crate::params::MmioCaching;
 use crate::tdp::{Entry, MMIO_GENERATION_BITS, MmioGeneration};
 use crate::vcpu::VcpuMmu;
 use crate::vm::Vm;
 
-/// `KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS`: memslots are being exchanged, and nothing cached about them counts.
-const UPDATE_IN_PROGRESS: u64 = 1 << 63;
 /// Tables that may stand for devices alone: 2 GiB of them, or 1024 distant registers.
 pub const MOST_TABLES: u64 = 1024;
 

@@ -113,7 +113,7 @@ impl Vm {
                 // Not to be waited for: who changes it waits for those that use the memslots.
                 return Err(PreFaultError::SlotChanging { gpa });
             }
-            slot.inode().attribute(slot.info().index_of(gpa.frame()), task)
+            self.slot_attribute(slot, gpa.frame(), task)
         };
         let mut own = self.vcpu(vcpu)?.mmu.lock(task);
         let input = FaultInput { privacy, ..FaultInput::new(gpa, AccessKind::Read) };
