@@ -91,6 +91,26 @@ fn conversions_of_every_size_under_every_page_size_by_one_to_four_processors() {
     }
 }
 
+/// When and how far folios are split is nothing to the guest.
+#[test]
+fn conversions_are_the_same_under_every_way_to_split() {
+    let mut consoles = Vec::new();
+    for split in ["eager", "eager-4k", "lazy", "always-4k"] {
+        for shared in ["split", "whole-if-init-shared", "whole"] {
+            for (punch, pages, cpus) in [("zero", "2m", "2"), ("split", "2m", "1"), ("zero", "1g", "4")] {
+                let gmem = format!("split={split},shared={shared},punch={punch}");
+                let words =
+                    ["--vm", "sw-protected", "--gmem", &gmem, "--pages", pages, "--cpus", cpus, "--memory", "96M"];
+                let text = conversions(&words).text();
+                consoles.push((cpus, pages, text.split_once('\n').map(|(_, rest)| rest.to_owned())));
+            }
+        }
+    }
+    for (n, run) in consoles.iter().enumerate() {
+        assert_eq!(run, &consoles[n % 3], "run {n}");
+    }
+}
+
 /// A GiB is converted as a whole and by its edges, where RAM has one.
 #[test]
 fn a_gib_is_converted_as_a_whole() {

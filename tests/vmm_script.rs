@@ -46,8 +46,8 @@ fn a_guest_notices_nothing_of_random_actions() {
     let rows: [(&[&str], &str); 4] = [
         (&paging, "7:40000"),
         (&private, "8:40000"),
-        (&converts, "9:5000"),
-        (&[&converts[..], &["--pages", "2m"]].concat(), "10:5000"),
+        (&converts, "9:20000"),
+        (&[&converts[..], &["--pages", "2m"]].concat(), "10:20000"),
     ];
     for (words, random) in rows {
         let without = guest(words, LIMIT);

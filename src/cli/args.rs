@@ -11,8 +11,8 @@ use emu_core::rng::Seed;
 use super::CliError;
 use super::explore::ExploreArguments;
 use crate::config::{
-    ConfigError, CpuCount, CpuKind, MemoryArgument, MemorySize, NestedPaging, VmChoice, parse_page_size, parse_seed,
-    parse_vmm_random,
+    ConfigError, CpuCount, CpuKind, GmemChoice, MemoryArgument, MemorySize, NestedPaging, VmChoice, parse_page_size,
+    parse_seed, parse_vmm_random,
 };
 use crate::loader::{BUILTINS, BuiltinGuest};
 use crate::vmm::random::RandomConfig;
@@ -76,6 +76,9 @@ pub struct RunArguments {
     /// Kind of VM: default, or sw-protected[,ram=shared|private][,fault=convert|stop] [default: default].
     #[arg(long, value_name = "KIND")]
     pub vm: Option<String>,
+    /// How guest_memfd behaves: a generation, split=, shared=, punch=, order= [default: next with huge folios].
+    #[arg(long, value_name = "LIST")]
+    pub gmem: Option<String>,
     /// What the VMM does and when: a file in the language of docs/vmm-script.md.
     #[arg(long, value_name = "FILE", conflicts_with = "parallel")]
     pub script: Option<PathBuf>,
@@ -176,6 +179,8 @@ pub struct RunConfig {
     pub nested: NestedPaging,
     /// The kind of VM.
     pub vm: VmChoice,
+    /// How guest_memfd behaves.
+    pub gmem: GmemChoice,
     /// The VMM's script.
     pub script: Option<PathBuf>,
     /// What the VMM does at random, when the script does not say.
@@ -234,6 +239,7 @@ impl RunArguments {
             cpu: value("--cpu", self.cpu.as_deref(), CpuKind::default(), str::parse)?,
             nested: value("--mmu", self.mmu.as_deref(), NestedPaging::default(), str::parse)?,
             vm: value("--vm", self.vm.as_deref(), VmChoice::default(), str::parse)?,
+            gmem: value("--gmem", self.gmem.as_deref(), GmemChoice::default(), str::parse)?,
             script: self.script,
             vmm_random: value("--vmm-random", self.vmm_random.as_deref(), None, |text| {
                 parse_vmm_random(text).map(Some)

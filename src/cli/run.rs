@@ -35,6 +35,7 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
             .on_memory_fault(config.vm.on_memory_fault)
             .model(config.cpu.model())
             .seed(config.seed)
+            .gmem(config.gmem.0)
             .script(script.clone())
             .append(&config.cmdline);
         if let Some(bytes) = &initrd {

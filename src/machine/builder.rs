@@ -12,6 +12,7 @@ use emu_core::rng::{Consumer, Seed};
 use emu_core::sync::Task;
 use emu_core::time::Instant;
 use emu_core::{PageSize, Spa};
+use gmem::policy::GmemPolicy;
 use hypervisor::plan::LOW_RAM_END;
 use hypervisor::{
     FolioPolicy, GmemFlags, MemSlotSpec, PagePolicy, RamLayout, Shareability, SlotFlags, SlotId, SystemMemoryPlan,
@@ -44,6 +45,8 @@ pub struct MachineConfig {
     pub mmu: NestedPaging,
     /// The kind of the VM.
     pub kind: VmKind,
+    /// How guest_memfd behaves.
+    pub gmem: GmemPolicy,
     /// How RAM of a software-protected VM begins.
     pub ram: InitialRam,
     /// What the VMM does about memory faults.
@@ -64,6 +67,7 @@ impl Default for MachineConfig {
             pages: PageSize::Size4K,
             mmu: NestedPaging::Npt,
             kind: VmKind::Default,
+            gmem: GmemPolicy::DEFAULT,
             ram: InitialRam::Shared,
             on_memory_fault: OnMemoryFault::Convert,
             seed: Seed(0),
@@ -107,6 +111,11 @@ impl Builder {
     /// The kind of the VM, and how its RAM begins: [`InitialRam::Private`] needs a kind that has private memory.
     pub fn kind(mut self, kind: VmKind, ram: InitialRam) -> Builder {
         (self.config.kind, self.config.ram) = (kind, ram);
+        self
+    }
+    /// How guest_memfd behaves.
+    pub fn gmem(mut self, policy: GmemPolicy) -> Builder {
+        self.config.gmem = policy;
         self
     }
     /// What the VMM does about memory faults.
@@ -164,6 +173,7 @@ impl Builder {
             maxphyaddr: config.model.maxphyaddr().min(48),
             nr_vcpus: config.cpus,
             kind: config.kind,
+            gmem: config.gmem,
             ..VmConfig::new(policy, plan.host)
         };
         let vm = Vm::new(memory.clone(), &vm_config)?;
