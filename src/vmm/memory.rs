@@ -16,6 +16,12 @@ pub enum MemoryError {
         /// The first address without one.
         gpa: Gpa,
     },
+    /// The memslot shows user memory alone, which nobody can convert or punch.
+    #[error("the memslot at {gpa} has no guest_memfd")]
+    NoGmem {
+        /// The first address in it.
+        gpa: Gpa,
+    },
     /// The VM has no private memory.
     #[error("memory of this kind of VM cannot become private; --vm sw-protected has private memory")]
     NoPrivateMemory,
@@ -92,8 +98,9 @@ pub fn parts(vm: &Vm, range: GpaRange, task: &Task<'_>) -> Result<Vec<Part>, Mem
         let slot = slots.lookup(at.frame()).ok_or(MemoryError::NoSlot { gpa: at })?.info();
         let stop = end.min(slot.end().raw() * page);
         let range = GpaRange { gpa: at, len_bytes: stop - at.raw() };
-        let offset_bytes = slot.index_of(at.frame()).0 * page;
-        found.push(Part { slot: slot.id, flags: slot.flags, gmem: slot.gmem, offset_bytes, range });
+        let view = slot.gmem.ok_or(MemoryError::NoGmem { gpa: at })?;
+        let offset_bytes = (view.first_index.0 + (at.frame().raw() - slot.first.raw())) * page;
+        found.push(Part { slot: slot.id, flags: slot.flags, gmem: view.gmem, offset_bytes, range });
         at = Gpa::new(stop);
     }
     Ok(found)
