@@ -327,27 +327,30 @@ fn age(vm: &Vm, range: GpaRange, task: &Task<'_>) -> Result<u64, MemoryError> {
     Ok(bytes)
 }
 
-fn spec(slot: &MemSlot) -> MemSlotSpec {
-    MemSlotSpec {
+/// What made a memslot; `None` for one of user memory alone, which is not this VMM's.
+fn spec(slot: &MemSlot) -> Option<MemSlotSpec> {
+    let view = slot.gmem?;
+    Some(MemSlotSpec {
         id: slot.id,
         gpa: slot.first.base(),
         len_bytes: slot.nr_pages * PAGE,
-        flags: slot.flags,
-        gmem: slot.gmem,
-        offset_bytes: slot.first_index.0 * PAGE,
-    }
+        // The others follow from what it shows and whether it is logged.
+        flags: slot.flags & SlotFlags::READONLY,
+        gmem: view.gmem,
+        offset_bytes: view.first_index.0 * PAGE,
+    })
 }
 
 fn spec_of(vm: &Vm, id: SlotId, task: &Task<'_>) -> Result<MemSlotSpec, MemoryError> {
     let slots = vm.memslots(task);
     let slot = slots.by_id(id).ok_or(hypervisor::MemslotError::NotFound { id }).map_err(VmError::from)?;
-    Ok(spec(slot.info()))
+    spec(slot.info()).ok_or(MemoryError::NoGmem { gpa: slot.info().first.base() })
 }
 
 /// The memslots that guests may write.
 pub(super) fn ram(vm: &Vm, task: &Task<'_>) -> Vec<MemSlotSpec> {
     let slots = vm.memslots(task);
-    slots.iter().map(spec).filter(is_ram).collect()
+    slots.iter().filter_map(spec).filter(is_ram).collect()
 }
 
 /// Deletes a memslot; what its log knows is taken first.
