@@ -329,16 +329,9 @@ fn age(vm: &Vm, range: GpaRange, task: &Task<'_>) -> Result<u64, MemoryError> {
 
 /// What made a memslot; `None` for one of user memory alone, which is not this VMM's.
 fn spec(slot: &MemSlot) -> Option<MemSlotSpec> {
-    let view = slot.gmem?;
-    Some(MemSlotSpec {
-        id: slot.id,
-        gpa: slot.first.base(),
-        len_bytes: slot.nr_pages * PAGE,
-        // The others follow from what it shows and whether it is logged.
-        flags: slot.flags & SlotFlags::READONLY,
-        gmem: view.gmem,
-        offset_bytes: view.first_index.0 * PAGE,
-    })
+    let spec = slot.spec()?;
+    // The other flags follow from what it shows and whether it is logged.
+    Some(MemSlotSpec { flags: spec.flags & SlotFlags::READONLY, ..spec })
 }
 
 fn spec_of(vm: &Vm, id: SlotId, task: &Task<'_>) -> Result<MemSlotSpec, MemoryError> {
