@@ -147,6 +147,16 @@ fn a_guest_notices_holes_and_pins() {
     assert_eq!(scripted(&both.concat(), &words).code, Some(0));
 }
 
+/// Memory that failed ends the guest that uses it, and nobody else.
+#[test]
+fn failed_memory_ends_whoever_uses_it() {
+    let words = [&CONVERSIONS[..], &["--memory", "64M"]].concat();
+    let used = scripted(&action("{ instructions = 20_000 }", r#"{ poison = "1M+64K" }"#), &words);
+    assert_eq!((used.code, &used.json()["outcome"]), (Some(4), &Value::from("memory-failure")), "{}", used.stderr);
+    let unused = scripted(&action("{ instructions = 20_000 }", r#"{ poison = "60M+64K" }"#), &words);
+    assert_eq!(unused.code, Some(0), "{}", unused.tail());
+}
+
 /// Without its memslot the guest has no memory; one that comes back has all that was in it.
 #[test]
 fn a_memslot_goes_and_comes_back() {

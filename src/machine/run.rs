@@ -53,6 +53,15 @@ pub enum Outcome {
         /// Its registers, in words.
         registers: String,
     },
+    /// The guest uses memory that has failed (`EHWPOISON`).
+    MemoryFailure {
+        /// Which processor.
+        cpu: u16,
+        /// Where.
+        gpa: emu_core::Gpa,
+        /// Its registers, in words.
+        registers: String,
+    },
     /// Every processor waits and nothing is due that could wake one.
     Asleep {
         /// The first processor's registers, in words.

@@ -94,6 +94,9 @@ pub fn perform(vm: &Vm, what: &What, held: &mut Holdings, task: &Task<'_>) -> Re
             private_memory(vm)?;
             each(vm, *range, task, |p| vm.convert(p.gmem, p.offset_bytes(), p.len_bytes(), *to, task))
         }
+        What::Poison(range) => each(vm, *range, task, |p| {
+            p.indices().try_for_each(|index| vm.memory_failure(p.gmem, index, task).map(|_| ()))
+        }),
         What::Balloon(range) => balloon(vm, *range, held, task),
         What::Toggle(range) => toggle(vm, *range, task),
         What::Zap(range) => {
@@ -251,15 +254,19 @@ fn balloon(vm: &Vm, range: Range, held: &Holdings, task: &Task<'_>) -> Result<u6
         }
         let runs = attributes(vm, part, task)?;
         convert(vm, part, Shareability::SHARED, task)?;
-        let saved = save(vm, part, task)?;
-        let punched = vm.punch_hole(part.gmem, part.offset_bytes(), part.len_bytes(), task);
-        let filled = fill(vm, part, &saved, task);
+        let ballooned = inflate_and_deflate(vm, part, task);
         restore(vm, part.gmem, &runs, task)?;
-        punched?;
-        filled?;
-        bytes += saved.len() as u64 * PAGE;
+        bytes += ballooned?;
     }
     Ok(bytes)
+}
+
+fn inflate_and_deflate(vm: &Vm, part: Pages, task: &Task<'_>) -> Result<u64, MemoryError> {
+    let saved = save(vm, part, task)?;
+    let punched = vm.punch_hole(part.gmem, part.offset_bytes(), part.len_bytes(), task);
+    fill(vm, part, &saved, task)?;
+    punched?;
+    Ok(saved.len() as u64 * PAGE)
 }
 
 /// Private, shared, and what it was: what splits and merges do to memory whose bytes must stay.
