@@ -20,6 +20,7 @@ mod bindings;
 mod cache;
 mod convert;
 mod lock;
+mod view;
 
 use bitflags::bitflags;
 use emu_core::page::PAGE_SIZE;
@@ -39,6 +40,7 @@ pub use bindings::{BindError, Bound};
 pub use cache::{Backed, GetError};
 pub use convert::{Conversion, ConvertError};
 pub use lock::{Exclusive, Shared};
+pub use view::{FolioView, InodeView};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 

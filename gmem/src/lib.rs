@@ -43,8 +43,8 @@ pub use buddy::Buddy;
 pub use directmap::{DirectMap, DirectMapPolicy};
 pub use host::{FrameRange, HostConfig, HostLayout, HostMemory, OutOfMemory};
 pub use inode::{
-    Backed, BindError, Bound, Conversion, ConvertError, CreateError, CreateInfo, Exclusive, GetError, GmemFlags,
-    GuestMemfd, PageIndex, PageRange, Shared, SlotId,
+    Backed, BindError, Bound, Conversion, ConvertError, CreateError, CreateInfo, Exclusive, FolioView, GetError,
+    GmemFlags, GuestMemfd, InodeView, PageIndex, PageRange, Shared, SlotId,
 };
 pub use invalidate::{Invalidation, SeqSample};
 pub use numa::{MemPolicy, NodeId, NodeMask};

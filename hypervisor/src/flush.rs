@@ -43,6 +43,11 @@ impl Owed {
         self.hull.is_none()
     }
 
+    /// Whether it reaches any of these guest frames.
+    pub(crate) fn covers(&self, first: Gfn, nr_pages: u64) -> bool {
+        self.hull.is_some_and(|(from, to)| from < first.raw().saturating_add(nr_pages) && first.raw() < to)
+    }
+
     fn hull(&mut self, from: u64, to: u64) {
         self.hull = Some(self.hull.map_or((from, to), |(a, b)| (a.min(from), b.max(to))));
     }

@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 mod change;
+pub mod check;
 mod config;
 pub mod fault;
 mod flush;

@@ -211,6 +211,11 @@ impl MemSlots {
         self.by_gfn.iter().map(Slot::info)
     }
 
+    /// All with what stands behind them, ascending.
+    pub fn slots(&self) -> &[Slot] {
+        &self.by_gfn
+    }
+
     /// The slot that holds `gfn`.
     #[inline]
     pub fn lookup(&self, gfn: Gfn) -> Option<&Slot> {
