@@ -332,12 +332,20 @@ impl HostMemory {
 
     /// A zeroed 4 KiB frame for a page table.
     pub fn alloc_table(&mut self) -> Result<Spa, OutOfMemory> {
-        let size = PageSize::Size4K;
+        Ok(self.alloc_folio(PageSize::Size4K, FolioKind::PageTable)?.base())
+    }
+
+    /// A zeroed block of the page allocator's that is not an inode's, with the one reference of whoever asked.
+    pub(crate) fn alloc_folio(&mut self, size: PageSize, kind: FolioKind) -> Result<Sfn, OutOfMemory> {
         let nodes = MemPolicy::Any.order(0, self.frames.online());
         let out_of_memory = OutOfMemory { size, free_frames: self.frames.pages.free_frames() };
         let sfn = self.frames.pages.alloc(size.order(), nodes).ok_or(out_of_memory)?;
-        self.begin_use(sfn, size, FolioKind::PageTable, FolioFlags::empty(), Source::Pages);
-        Ok(sfn.base())
+        self.begin_use(sfn, size, kind, FolioFlags::empty(), Source::Pages);
+        if kind == FolioKind::Anonymous {
+            // Its user writes at once, and never tells.
+            self.folios.meta_mut(sfn).flags.remove(FolioFlags::KNOWN_ZERO);
+        }
+        Ok(sfn)
     }
 
     /// Gives a page table's frame back.
@@ -408,7 +416,7 @@ impl HostMemory {
     pub(crate) fn begin_use(&mut self, head: Sfn, size: PageSize, kind: FolioKind, flags: FolioFlags, source: Source) {
         let refs = match kind {
             FolioKind::Gmem => size.frames() as u32,
-            FolioKind::PageTable => 1,
+            FolioKind::PageTable | FolioKind::Anonymous | FolioKind::Device => 1,
         };
         let meta = FolioMeta { kind, flags: flags | FolioFlags::KNOWN_ZERO, refs, maps: 0 };
         self.folios.insert(head, size, meta, source);

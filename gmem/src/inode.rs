@@ -13,8 +13,7 @@
 //! folio in the cache carries one reference for each of its pages; bindings are disjoint and lie inside the inode; an
 //! index that was removed reads as zero when it is next used, and bytes outside a removal are never touched.
 //!
-//! Left out: an inode has one view (one VM); a memory failure; the user's mmap, for which [`Shared::get_page`] and
-//! [`GuestMemfd::put_page`] are the references it would take.
+//! Left out: an inode has one view (one VM); a memory failure. The user's mmap is [`crate::mm`]'s.
 
 mod bindings;
 mod cache;
@@ -29,6 +28,7 @@ use emu_core::{PageSize, Sfn};
 use thiserror::Error;
 
 use crate::Host;
+use crate::mm::UserMappings;
 use crate::pagemap::PageMap;
 use crate::policy::{GmemPolicy, SlotSpan};
 use crate::provider::{FolioPolicy, FolioProvider, ProviderError};
@@ -147,6 +147,8 @@ pub struct GuestMemfd {
     /// lane serves many.
     folio_locks: Sharded<Mutex<()>>,
     provider: Mutex<Box<dyn FolioProvider>>,
+    /// Who maps it.
+    users: UserMappings,
 }
 
 impl GuestMemfd {
@@ -180,6 +182,7 @@ impl GuestMemfd {
             policy: gmem,
             folio_locks: Sharded::default(),
             provider: Mutex::new(provider),
+            users: UserMappings::default(),
         })
     }
 
@@ -197,6 +200,11 @@ impl GuestMemfd {
     /// Size in 4 KiB pages.
     pub const fn nr_pages(&self) -> u64 {
         self.nr_pages
+    }
+
+    /// Which address spaces map it.
+    pub const fn users(&self) -> &UserMappings {
+        &self.users
     }
 
     /// Flags of creation.

@@ -42,6 +42,7 @@ impl Vm {
         // Held to the end: whoever withdraws a slot waits for the faults that use it.
         let slots = self.slots.read(task);
         task.at(Point::F0);
+        let input = self.kind.meant(input, &slots, task);
         let unresolved = Unresolved::new(input, &self.invalidation);
         task.at(Point::F1);
         let fault = resolve::resolve(&slots, unresolved)?;

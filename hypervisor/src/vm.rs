@@ -15,6 +15,7 @@ use gmem::{CreateInfo, FolioPolicy, GmemPolicy, GuestMemfd, Host, HostMemory, In
 
 use crate::config::{PagePolicy, VmConfig, VmError};
 use crate::flush::{FlushRequest, Owed};
+use crate::kind::VmKind;
 use crate::memslot::{MemSlots, MemslotError};
 use crate::stats::{FaultStats, VmStats};
 use crate::tdp::{AdBit, Tables, TdpFormat};
@@ -38,6 +39,7 @@ pub struct Vm {
     pub(crate) invalidation: Invalidation,
     pub(crate) vcpus: Vec<Vcpu>,
     pub(crate) pages: PagePolicy,
+    pub(crate) kind: VmKind,
     pub(crate) gmem: GmemPolicy,
     format: TdpFormat,
     root: Spa,
@@ -66,9 +68,15 @@ impl Vm {
             invalidation: Invalidation::default(),
             vcpus: (0..config.nr_vcpus.max(1)).map(|_| Vcpu::default()).collect(),
             pages: config.pages,
+            kind: config.kind,
             gmem: config.gmem,
             flushes: AtomicU64::new(0),
         })
+    }
+
+    /// What kind of VM it is.
+    pub const fn kind(&self) -> VmKind {
+        self.kind
     }
 
     /// The root of the nested tables.
