@@ -11,11 +11,7 @@ fn vm() -> Vm {
     let pages = PagePolicy::of(PageSize::Size4K);
     let memory = SystemMemory::flat(1 << 20).unwrap();
     let host = HostConfig { first: Sfn::new(1), nr_frames: 255, pools: vec![] };
-    let vm = Vm::new(
-        memory,
-        &VmConfig { format: TdpFormat::Npt, pages, maxphyaddr: 36, nr_vcpus: 1, gmem: gmem::GmemPolicy::DEFAULT, host },
-    )
-    .unwrap();
+    let vm = Vm::new(memory, &VmConfig { maxphyaddr: 36, ..VmConfig::new(pages, host) }).unwrap();
     let gmem = vm.create_guest_memfd(16 << 12, GmemFlags::INIT_SHARED.bits(), QUIET).unwrap();
     let spec = MemSlotSpec {
         id: SlotId(0),
