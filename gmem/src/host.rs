@@ -11,7 +11,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use emu_core::event::{Event, Ino};
 use emu_core::memory::{BusError, SystemMemory};
+use emu_core::sync::Task;
 use emu_core::{PageSize, Sfn, Spa};
 use thiserror::Error;
 
@@ -145,6 +147,8 @@ pub struct HostMemory {
     pub(crate) retired: u64,
     /// What [`HostMemory::occupy`] took, as `(first, frames)`.
     occupied: Vec<(Sfn, u64)>,
+    /// Inodes created so far.
+    inodes: u64,
 }
 
 impl HostMemory {
@@ -187,6 +191,7 @@ impl HostMemory {
             poisoned: BTreeSet::new(),
             retired: 0,
             occupied: Vec::new(),
+            inodes: 0,
         };
         for (size, wanted, got) in host.resize_pools(&layout.pools) {
             if got < wanted {
@@ -194,6 +199,20 @@ impl HostMemory {
             }
         }
         Ok(host)
+    }
+
+    /// A number for a new inode (`get_next_ino`).
+    pub(crate) fn next_ino(&mut self) -> Ino {
+        self.inodes += 1;
+        Ino(self.inodes)
+    }
+
+    /// Reports the counters of the pool of `size`, if there is one and anybody wants to know.
+    pub(crate) fn report_pool(&self, size: PageSize, task: &Task<'_>) {
+        if let Some(size) = HugeSize::of(size).filter(|_| task.is_reporting()) {
+            let PoolStats { nr, free, resv, surplus, .. } = self.pools[size as usize].stats();
+            task.report(Event::PoolChanged { size: size.page_size(), nr, free, resv, surplus });
+        }
     }
 
     /// The bytes.

@@ -22,6 +22,7 @@ mod lock;
 mod view;
 
 use bitflags::bitflags;
+use emu_core::event::{Event, Ino};
 use emu_core::page::PAGE_SIZE;
 use emu_core::sync::{Mutex, ReadGuard, Sharded, ShardedLock, Task};
 use emu_core::{PageSize, Sfn};
@@ -133,6 +134,7 @@ pub struct CreateInfo {
 
 /// See the module.
 pub struct GuestMemfd {
+    ino: Ino,
     nr_pages: u64,
     flags: GmemFlags,
     /// `invalidate_lock`, with what only it guards.
@@ -170,9 +172,16 @@ impl GuestMemfd {
         let nr_pages = size_bytes / PAGE;
         let flags = GmemFlags::from_bits_truncate(flags);
         let mut provider = policy.provider();
-        provider.reserve(&mut host.lock(task), nr_pages)?;
+        let ino = {
+            let mut host = host.lock(task);
+            provider.reserve(&mut host, nr_pages)?;
+            host.report_pool(policy.folio_size(), task);
+            host.next_ino()
+        };
         let initial = if flags.contains(GmemFlags::INIT_SHARED) { Shareability::SHARED } else { Shareability::PRIVATE };
+        task.report(Event::GmemCreated { ino, nr_pages, initial: initial.into() });
         Ok(GuestMemfd {
+            ino,
             nr_pages,
             flags,
             bindings: ShardedLock::default(),
@@ -194,7 +203,15 @@ impl GuestMemfd {
         let exclusive = self.exclusive(task);
         assert!(!exclusive.is_bound(), "an inode outlives its bindings");
         self.remove_range(host, PageRange { first: PageIndex(0), nr_pages: self.nr_pages }, task);
-        self.provider.lock(task).unreserve(&mut host.lock(task));
+        let mut provider = self.provider.lock(task);
+        let mut host = host.lock(task);
+        provider.unreserve(&mut host);
+        host.report_pool(self.unit, task);
+    }
+
+    /// Its number on this host.
+    pub const fn ino(&self) -> Ino {
+        self.ino
     }
 
     /// Size in 4 KiB pages.

@@ -113,7 +113,7 @@ impl Vm {
                 Reach::Leaves => self.pages.max_level,
             };
             let from = first.align_down(unit).raw();
-            self.invalidation.add_range(Gfn::new(from), end.raw().next_multiple_of(unit.frames()) - from);
+            self.invalidation.add_range(Gfn::new(from), end.raw().next_multiple_of(unit.frames()) - from, task);
             zapped = zapped.and(tables.zap(part.first, part.nr_pages, &mut owed, task));
         }
         task.at(Point::I2);
@@ -137,7 +137,7 @@ impl Vm {
     fn invalidate_end(&self, exclusive: &Exclusive<'_>, range: PageRange, task: &Task<'_>) {
         if exclusive.shows(range) {
             let _tables = self.mmu.write(task);
-            self.invalidation.end();
+            self.invalidation.end(task);
         }
     }
 }

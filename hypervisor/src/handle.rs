@@ -1,9 +1,8 @@
 //! A nested fault from its exit to its answer (`kvm_mmu_page_fault`, `kvm_tdp_mmu_page_fault`): the stages of
 //! [`crate::fault`] in their order, with the locks and checks between them.
 
-use emu_core::AccessKind;
 use emu_core::defect::Defect;
-use emu_core::event::Event;
+use emu_core::event::{Event, FaultOutcome, Stage};
 use emu_core::sync::{Point, Task};
 
 use crate::config::VmError;
@@ -24,21 +23,23 @@ impl Vm {
         own.stats.taken += 1;
         own.stats.on_guest_tables += u64::from(fault.cause == FaultCause::GuestTable);
         own.stats.denied += u64::from(fault.entry == EntryState::Denied);
-        task.report(Event::PageFault {
-            gpa: fault.gpa,
-            write: fault.kind == AccessKind::Write,
-            execute: fault.kind == AccessKind::Execute,
-        });
+        task.report_with(|| Event::PageFault { gpa: fault.gpa, access: fault.kind, error_code: fault.error_code() });
         let action = match self.fault(&mut own.tables, fault, task) {
-            Ok(resumed) => Action::Resume(resumed),
-            Err(Stop::Answer(action)) => action,
-            Err(Stop::Failed(error)) => return Err(error),
+            Ok(resumed) => Ok(Action::Resume(resumed)),
+            Err(Stop::Answer(action)) => Ok(action),
+            Err(Stop::Failed(error)) => Err(error),
         };
+        task.report_with(|| Event::FaultDone {
+            gpa: fault.gpa,
+            outcome: action.as_ref().map_or(FaultOutcome::Error, |action| action.into()),
+        });
+        let action = action?;
         own.stats.count(&action);
         Ok(action)
     }
 
     fn fault(&self, cache: &mut TableCache, input: FaultInput, task: &Task<'_>) -> Result<Resumed, Stop> {
+        task.report(Event::FaultStage { stage: Stage::Resolve });
         // Held to the end: whoever withdraws a slot waits for the faults that use it.
         let slots = self.slots.read(task);
         task.at(Point::F0);
@@ -48,12 +49,15 @@ impl Vm {
         let fault = resolve::resolve(&slots, unresolved)?;
         let attribute = fault.slot().inode().attribute(fault.index(), task);
         task.at(Point::F2);
+        task.report(Event::FaultStage { stage: Stage::Admit });
         let fault = admit::admit(attribute, fault)?;
         if unresolved.is_stale(&self.invalidation, task) {
             // Saves populating a page that is about to go.
             return Err(RETRY);
         }
+        task.report(Event::FaultStage { stage: Stage::TopUp });
         cache.top_up(&self.host, task)?;
+        task.report(Event::FaultStage { stage: Stage::FaultIn });
         task.at(Point::F3);
         let fault = back::fault_in(fault, &self.host, task)?;
         task.at(Point::F4);
@@ -65,6 +69,7 @@ impl Vm {
         if is_stale() {
             return Err(RETRY);
         }
+        task.report(Event::FaultStage { stage: Stage::Lock });
         task.at(Point::F5);
         let mut owed = Owed::default();
         let outcome = {
@@ -72,9 +77,12 @@ impl Vm {
             if is_stale() {
                 return Err(RETRY);
             }
+            task.report(Event::FaultStage { stage: Stage::Level });
             let fault = level::choose(fault, self.pages.max_level, task);
+            task.report(Event::FaultStage { stage: Stage::Install });
             task.at(Point::F6);
             let outcome = tables.install(&fault, &mut Install { cache, owed: &mut owed, task })?;
+            task.report(Event::FaultStage { stage: Stage::Finish });
             self.flush(&owed, task);
             task.at(Point::F7);
             outcome

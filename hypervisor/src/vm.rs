@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use emu_core::event::Event;
 use emu_core::memory::SystemMemory;
 use emu_core::sync::{Mutex, ReadGuard, ShardedLock, Task};
 use emu_core::{Gfn, PageSize, Spa};
@@ -206,6 +207,8 @@ impl Vm {
     pub(crate) fn flush(&self, owed: &Owed, task: &Task<'_>) {
         if !owed.is_empty() {
             self.flushes.fetch_add(1, Ordering::Relaxed);
+            let (first, nr_pages) = owed.span();
+            task.report(Event::RemoteTlbFlush { first, nr_pages });
             self.vcpus.iter().for_each(|vcpu| vcpu.flush(owed, task));
         }
     }
@@ -230,10 +233,10 @@ impl Vm {
         let mut tables = self.mmu.write(task);
         let mut owed = Owed::default();
         self.invalidation.begin(task);
-        self.invalidation.add_range(first, nr_pages);
+        self.invalidation.add_range(first, nr_pages, task);
         let zapped = tables.zap(first, nr_pages, &mut owed, task);
         self.flush(&owed, task);
-        self.invalidation.end();
+        self.invalidation.end(task);
         tables.bury(&self.host, task);
         Ok(zapped?)
     }
@@ -243,10 +246,10 @@ impl Vm {
         let mut tables = self.mmu.write(task);
         let mut owed = Owed::default();
         self.invalidation.begin(task);
-        self.invalidation.add_range(Gfn::new(0), u64::MAX);
+        self.invalidation.add_range(Gfn::new(0), u64::MAX, task);
         let zapped = tables.zap_all(&mut owed, task);
         self.flush(&owed, task);
-        self.invalidation.end();
+        self.invalidation.end(task);
         tables.bury(&self.host, task);
         Ok(zapped?)
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use emu_core::event::Event;
+use emu_core::event::{Bits, Event};
 use emu_core::memory::{BusError, SystemMemory};
 use emu_core::sync::{Mutex, Sharded, Task};
 use emu_core::{Gfn, PageSize, Sfn, Spa};
@@ -186,6 +186,12 @@ impl Tables {
             }
         }
         self.counters.lane(task.lane()).changes.fetch_add(1, Ordering::AcqRel);
+        task.report_with(|| Event::SpteChanged {
+            gfn,
+            level: level.index() as u8 + 1,
+            old_spte: Bits(current.raw()),
+            new_spte: Bits(target.raw()),
+        });
         self.account(place, before, after, task);
         if self.owes_flush(before, after, current, target) {
             owed.range(gfn, level.frames());
