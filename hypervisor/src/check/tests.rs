@@ -63,12 +63,12 @@ fn an_invalidation_that_does_not_end_is_seen_and_one_that_shrinks_too() {
     let vm = vm();
     let mut history = CheckHistory::new();
     vm.invalidation().begin(QUIET);
-    vm.invalidation().add_range(Gfn::new(0), 4);
+    vm.invalidation().add_range(Gfn::new(0), 4, QUIET);
     assert_eq!(broken(&vm, &mut history, &Unseen), Some(Invariant::E1));
     assert_eq!(vm.check(Moment::BetweenSteps, &mut history, &Unseen, QUIET), Ok(()));
     let forgetful = QUIET.with(emu_core::defect::Defects::only(emu_core::defect::Defect::ResetRangeOnBegin));
     vm.invalidation().begin(&forgetful);
-    vm.invalidation().add_range(Gfn::new(8), 4);
+    vm.invalidation().add_range(Gfn::new(8), 4, QUIET);
     let verdict = vm.check(Moment::BetweenSteps, &mut history, &Unseen, QUIET);
     assert_eq!(verdict.map_err(|violation| violation.invariant), Err(Invariant::E2));
 }
