@@ -101,7 +101,7 @@ impl Vm {
         if bound.is_empty() {
             return Ok(());
         }
-        let mut tables = self.mmu.write(task);
+        let tables = self.mmu.write(task);
         let mut owed = Owed::default();
         let mut zapped = Ok(());
         self.invalidation.begin(task);

@@ -69,7 +69,7 @@ impl Vm {
         };
         self.slots.write(task).invalidate(id);
         let zapped = {
-            let mut tables = self.mmu.write(task);
+            let tables = self.mmu.write(task);
             let mut owed = Owed::default();
             let zapped = tables.zap(slot.first, slot.nr_pages, &mut owed, task);
             self.flush(&owed, task);
