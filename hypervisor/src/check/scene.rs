@@ -1,6 +1,7 @@
 //! One look at a VM: every part whose lock was free.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use emu_core::Gfn;
 use emu_core::sync::{MutexGuard, ReadGuard, Task};
@@ -22,7 +23,7 @@ pub(super) struct Scene<'a> {
     /// Nobody is adding, moving or deleting memslots.
     pub(super) slots_settled: bool,
     pub(super) slots: Option<ReadGuard<'a, MemSlots>>,
-    pub(super) tables: Option<ReadGuard<'a, Tables>>,
+    pub(super) tables: Option<ReadGuard<'a, Arc<Tables>>>,
     pub(super) host: Option<MutexGuard<'a, HostMemory>>,
     /// `None` while an inode comes or goes.
     pub(super) inodes: Option<BTreeMap<GmemId, InodeView>>,
