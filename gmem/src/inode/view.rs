@@ -7,27 +7,33 @@
 use emu_core::sync::Task;
 use emu_core::{PageSize, Sfn};
 
-use super::cache::Contents;
+use super::tree::Run;
 use super::{Bound, GmemFlags, GuestMemfd, PageIndex};
 use crate::shareability::Shareability;
 
-/// A folio of the page cache.
+/// Folios of one size that follow one another, in indices as in frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FolioView {
-    /// Its first index.
-    pub index: PageIndex,
-    /// Its first frame.
-    pub head: Sfn,
-    /// 4K, 2M or 1G.
+pub struct FolioRun {
+    /// First index.
+    pub first: PageIndex,
+    /// Pages.
+    pub nr_pages: u64,
+    /// First frame.
+    pub sfn: Sfn,
+    /// Size of each folio.
     pub size: PageSize,
-    /// Whether its contents are defined.
-    pub uptodate: bool,
 }
 
-impl FolioView {
+impl FolioRun {
     /// The frame of one of its pages; meaningless for others.
     pub const fn frame_of(&self, index: PageIndex) -> Sfn {
-        Sfn::new(self.head.raw().wrapping_add(index.0.wrapping_sub(self.index.0)))
+        Sfn::new(self.sfn.raw().wrapping_add(index.0.wrapping_sub(self.first.0)))
+    }
+
+    /// First index and first frame of each folio.
+    pub fn folios(self) -> impl Iterator<Item = (PageIndex, Sfn)> {
+        let each = (0..self.nr_pages).step_by(self.size.frames() as usize);
+        each.map(move |n| (PageIndex(self.first.0 + n), Sfn::new(self.sfn.raw() + n)))
     }
 }
 
@@ -43,15 +49,15 @@ pub struct InodeView {
     /// The first index of each run of pages in one state, ascending; `None` while they change.
     pub attributes: Option<Vec<(u64, Shareability)>>,
     /// The page cache, ascending; `None` while it changes.
-    pub folios: Option<Vec<FolioView>>,
+    pub folios: Option<Vec<FolioRun>>,
 }
 
 impl InodeView {
-    /// The folio that holds `index`.
-    pub fn folio_at(&self, index: PageIndex) -> Option<&FolioView> {
-        let folios = self.folios.as_deref()?;
-        let above = folios.partition_point(|folio| folio.index <= index);
-        folios.get(above.checked_sub(1)?).filter(|folio| index.0 - folio.index.0 < folio.size.frames())
+    /// The folios around `index`.
+    pub fn folios_at(&self, index: PageIndex) -> Option<&FolioRun> {
+        let runs = self.folios.as_deref()?;
+        let above = runs.partition_point(|run| run.first <= index);
+        runs.get(above.checked_sub(1)?).filter(|run| index.0 - run.first.0 < run.nr_pages)
     }
 
     /// Who may use `index`.
@@ -74,12 +80,9 @@ impl GuestMemfd {
     pub fn view(&self, task: &Task<'_>) -> InodeView {
         let folios = self.cache.try_lock(task).map(|cache| {
             let mut found = Vec::new();
-            let mut at = 0;
-            while let Some(hit) = cache.next_from(at) {
-                at = hit.end();
-                let uptodate = hit.value.contents == Contents::Defined;
-                found.push(FolioView { index: PageIndex(hit.base), head: hit.value.head, size: hit.size, uptodate });
-            }
+            cache.each_run(0, self.nr_pages, |Run { first, nr_pages, sfn, size }| {
+                found.push(FolioRun { first: PageIndex(first), nr_pages, sfn, size });
+            });
             found
         });
         InodeView {

@@ -97,7 +97,7 @@ pub(super) fn translations_show_the_inodes_pages(scene: &Scene<'_>) -> Found {
             };
             let Some(inode) = inodes.get(&slot.info().gmem).filter(|inode| inode.folios.is_some()) else { continue };
             let index = slot.info().index_of(gfn);
-            if inode.folio_at(index).map(|folio| folio.frame_of(index)) != Some(sfn) {
+            if inode.folios_at(index).map(|folio| folio.frame_of(index)) != Some(sfn) {
                 return Err(format!(
                     "vCPU {} may use guest frame {:#x} at {sfn:?}, which is not its page",
                     vcpu.0,

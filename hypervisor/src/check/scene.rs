@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use emu_core::Gfn;
 use emu_core::sync::{MutexGuard, ReadGuard, Task};
-use gmem::{FolioView, HostMemory, InodeView, PageIndex};
+use gmem::{FolioRun, HostMemory, InodeView, PageIndex};
 
 use super::Moment;
 use super::history::CheckHistory;
@@ -36,7 +36,7 @@ pub(super) struct Placed<'s> {
     pub(super) slot: &'s Slot,
     pub(super) inode: &'s InodeView,
     pub(super) index: PageIndex,
-    pub(super) folio: Option<&'s FolioView>,
+    pub(super) folio: Option<&'s FolioRun>,
 }
 
 impl<'a> Scene<'a> {
@@ -82,12 +82,12 @@ impl<'a> Scene<'a> {
             let inode = self.inodes.as_ref()?.get(&slot.info().gmem)?;
             inode.folios.as_ref()?;
             let index = slot.info().index_of(leaf.gfn);
-            Some(Placed { leaf, slot, inode, index, folio: inode.folio_at(index) })
+            Some(Placed { leaf, slot, inode, index, folio: inode.folios_at(index) })
         })
     }
 
     /// Every inode whose page cache can be looked at; `None` unless all can.
-    pub(super) fn caches(&self) -> Option<Vec<(GmemId, &[FolioView])>> {
+    pub(super) fn caches(&self) -> Option<Vec<(GmemId, &[FolioRun])>> {
         let inodes = self.inodes.as_ref()?;
         inodes.iter().map(|(&id, inode)| Some((id, inode.folios.as_deref()?))).collect()
     }
