@@ -7,7 +7,7 @@ use emu_core::sync::Task;
 use gmem::{GmemFlags, SlotId};
 
 use super::{Invariant, Violation};
-use crate::memslot::MemSlot;
+use crate::memslot::{AddressSpaceId, MemSlot};
 use crate::tdp::LeafView;
 use crate::vm::{GmemId, Vm};
 
@@ -29,7 +29,7 @@ pub struct CheckHistory {
     pub(super) protocol: Protocol,
     pub(super) inodes: BTreeMap<GmemId, (u64, GmemFlags)>,
     /// The memslots at their generation.
-    pub(super) slots: Option<(u64, BTreeMap<SlotId, MemSlot>)>,
+    pub(super) slots: Option<(u64, BTreeMap<(AddressSpaceId, SlotId), MemSlot>)>,
 }
 
 impl CheckHistory {
@@ -70,7 +70,7 @@ impl CheckHistory {
         if let Some(slots) = vm.slots.try_read(task) {
             let generation = slots.generation();
             if self.slots.as_ref().is_none_or(|(seen, _)| *seen != generation) {
-                self.slots = Some((generation, slots.iter().map(|slot| (slot.id, *slot)).collect()));
+                self.slots = Some((generation, slots.iter().map(|slot| ((slot.space, slot.id), *slot)).collect()));
             }
         }
     }

@@ -24,11 +24,13 @@ pub(super) fn bindings_are_disjoint(scene: &Scene<'_>) -> Found {
 /// A2.
 pub(super) fn bindings_are_the_slots(scene: &Scene<'_>) -> Found {
     let (true, Some(slots), Some(inodes)) = (scene.slots_settled, &scene.slots, &scene.inodes) else { return Ok(()) };
-    for slot in slots.slots().iter().filter(|slot| slot.state() == SlotState::Active) {
+    for slot in slots.slots().filter(|slot| slot.state() == SlotState::Active) {
         let info = slot.info();
-        let Some(bindings) = inodes.get(&info.gmem).and_then(|inode| inode.bindings.as_ref()) else { continue };
+        let Some(view) = info.gmem else { continue };
+        let Some(bindings) = inodes.get(&view.gmem).and_then(|inode| inode.bindings.as_ref()) else { continue };
         let bound = bindings.iter().any(|(first, bound)| {
-            (*first, bound.slot, bound.first, bound.nr_pages) == (info.first_index, info.id, info.first, info.nr_pages)
+            (*first, bound.slot, bound.first, bound.nr_pages)
+                == (view.first_index, info.binding_id(), info.first, info.nr_pages)
         });
         if !bound {
             return Err(format!("memslot {} is not bound where it says", info.id.0));
@@ -36,7 +38,10 @@ pub(super) fn bindings_are_the_slots(scene: &Scene<'_>) -> Found {
     }
     for (id, inode) in inodes {
         for (first, bound) in inode.bindings.iter().flatten() {
-            let known = slots.iter().any(|slot| (slot.id, slot.gmem, slot.first_index) == (bound.slot, *id, *first));
+            let known = slots.iter().any(|slot| {
+                slot.binding_id() == bound.slot
+                    && slot.gmem.is_some_and(|view| (view.gmem, view.first_index) == (*id, *first))
+            });
             if !known {
                 return Err(format!(
                     "page {} of guest_memfd {} is bound to memslot {}, which is not there",
@@ -52,8 +57,8 @@ pub(super) fn bindings_are_the_slots(scene: &Scene<'_>) -> Found {
 pub(super) fn slots_lie_inside(scene: &Scene<'_>) -> Found {
     let (Some(slots), Some(inodes)) = (&scene.slots, &scene.inodes) else { return Ok(()) };
     for slot in slots.iter() {
-        let Some(inode) = inodes.get(&slot.gmem) else { continue };
-        if slot.range().end() > PageIndex(inode.nr_pages) {
+        let Some(inode) = slot.gmem.and_then(|view| inodes.get(&view.gmem)) else { continue };
+        if slot.range().is_some_and(|range| range.end() > PageIndex(inode.nr_pages)) {
             return Err(format!("memslot {} reaches behind the {:#x} pages of its inode", slot.id.0, inode.nr_pages));
         }
     }
@@ -63,10 +68,12 @@ pub(super) fn slots_lie_inside(scene: &Scene<'_>) -> Found {
 /// A4.
 pub(super) fn slots_have_live_inodes(scene: &Scene<'_>) -> Found {
     let (true, Some(slots), Some(inodes)) = (scene.slots_settled, &scene.slots, &scene.inodes) else { return Ok(()) };
-    match slots.iter().find(|slot| !inodes.contains_key(&slot.gmem)) {
-        Some(slot) => Err(format!("memslot {} shows guest_memfd {}, which is closed", slot.id.0, slot.gmem.0)),
-        None => Ok(()),
+    for slot in slots.iter() {
+        if let Some(view) = slot.gmem.filter(|view| !inodes.contains_key(&view.gmem)) {
+            return Err(format!("memslot {} shows guest_memfd {}, which is closed", slot.id.0, view.gmem.0));
+        }
     }
+    Ok(())
 }
 
 /// A5.
@@ -86,9 +93,9 @@ pub(super) fn slots_change_with_their_generation(scene: &Scene<'_>) -> Found {
     if slots.generation() != *generation {
         return Ok(());
     }
-    let changed = slots.iter().find(|slot| were.get(&slot.id) != Some(slot));
+    let changed = slots.iter().find(|slot| were.get(&(slot.space, slot.id)) != Some(slot));
     match changed {
-        Some(slot) => Err(format!("{slot:?} was {:?} in the same generation", were.get(&slot.id))),
+        Some(slot) => Err(format!("{slot:?} was {:?} in the same generation", were.get(&(slot.space, slot.id)))),
         None if slots.iter().count() != were.len() => Err("a memslot went without a new generation".to_owned()),
         None => Ok(()),
     }

@@ -26,7 +26,7 @@ pub(super) fn leaves_show_the_inodes_pages(scene: &Scene<'_>) -> Found {
 /// B8, of what is mapped.
 pub(super) fn mapped_frames_are_in_use(scene: &Scene<'_>) -> Found {
     let Some(host) = &scene.host else { return Ok(()) };
-    for leaf in scene.leaves().iter().filter(|leaf| !scene.is_covered(leaf.gfn, leaf.size.frames())) {
+    for leaf in scene.settled_leaves().map(|placed| placed.leaf) {
         if host.folios().get(leaf.sfn).is_none_or(|folio| folio.meta.kind != FolioKind::Gmem) {
             return Err(format!("guest frame {:#x} is mapped to {:?}, which is free", leaf.gfn.raw(), leaf.sfn));
         }
@@ -60,7 +60,8 @@ pub(super) fn poisoned_frames_are_not_mapped(scene: &Scene<'_>) -> Found {
 /// C8.
 pub(super) fn leaves_are_what_the_guest_meant(scene: &Scene<'_>) -> Found {
     for placed in scene.settled_leaves() {
-        let (Some(meant), Some(is)) = (scene.witness.meant(placed.leaf.gfn), placed.inode.attribute(placed.index))
+        let (Some(meant), Some(is)) =
+            (scene.witness.meant(placed.leaf.gfn), scene.attribute(placed.slot, placed.leaf.gfn))
         else {
             continue;
         };

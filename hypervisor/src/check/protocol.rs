@@ -95,8 +95,8 @@ pub(super) fn translations_show_the_inodes_pages(scene: &Scene<'_>) -> Found {
             let Some(slot) = slots.lookup(gfn) else {
                 return Err(format!("vCPU {} may use guest frame {:#x} outside of memslots", vcpu.0, gfn.raw()));
             };
-            let Some(inode) = inodes.get(&slot.info().gmem).filter(|inode| inode.folios.is_some()) else { continue };
-            let index = slot.info().index_of(gfn);
+            let Some((id, index)) = scene.served_by_gmem(slot, gfn) else { continue };
+            let Some(inode) = inodes.get(&id).filter(|inode| inode.folios.is_some()) else { continue };
             if inode.folios_at(index).map(|folio| folio.frame_of(index)) != Some(sfn) {
                 return Err(format!(
                     "vCPU {} may use guest frame {:#x} at {sfn:?}, which is not its page",

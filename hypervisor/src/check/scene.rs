@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use emu_core::Gfn;
 use emu_core::sync::{MutexGuard, ReadGuard, Task};
-use gmem::{FolioRun, HostMemory, InodeView, PageIndex};
+use gmem::{FolioRun, HostMemory, InodeView, PageIndex, Shareability, ShareabilityMap};
 
 use super::Moment;
 use super::history::CheckHistory;
 use super::witness::Witness;
-use crate::memslot::{MemSlots, Slot};
+use crate::memslot::{GmemServes, MemSlots, Slot};
 use crate::tdp::{LeafView, Tables};
 use crate::vm::{GmemId, Vm};
 
@@ -27,6 +27,8 @@ pub(super) struct Scene<'a> {
     pub(super) host: Option<MutexGuard<'a, HostMemory>>,
     /// `None` while an inode comes or goes.
     pub(super) inodes: Option<BTreeMap<GmemId, InodeView>>,
+    /// `mem_attr_array`; `None` while it changes.
+    pub(super) attributes: Option<ReadGuard<'a, ShareabilityMap>>,
     pub(super) covered: Option<(Gfn, Gfn)>,
 }
 
@@ -59,6 +61,7 @@ impl<'a> Scene<'a> {
             tables: vm.try_tables(task),
             host: vm.host.try_lock(task),
             inodes: views,
+            attributes: vm.attributes.try_read(task),
             covered: vm.invalidation().range(),
         }
     }
@@ -74,14 +77,31 @@ impl<'a> Scene<'a> {
         self.covered.is_some_and(|(from, to)| from.raw() < end && first.raw() < to.raw())
     }
 
-    /// The leaves that no invalidation reaches and whose slot and inode can be looked at.
+    /// Whether the page behind `gfn` is private or shared; `None` while that changes.
+    pub(super) fn attribute(&self, slot: &Slot, gfn: Gfn) -> Option<Shareability> {
+        match slot.gmem_page(gfn) {
+            Some((inode, index)) if inode.policy().generation.has_inode_attributes() => {
+                self.inodes.as_ref()?.get(&slot.info().gmem?.gmem)?.attribute(index)
+            }
+            _ => Some(self.attributes.as_ref()?.get(gfn.raw())),
+        }
+    }
+
+    /// The inode's page behind `gfn`, if the access that made a leaf there went to the inode and not to user memory.
+    pub(super) fn served_by_gmem(&self, slot: &Slot, gfn: Gfn) -> Option<(GmemId, PageIndex)> {
+        let (view, index) = (slot.info().gmem?, slot.info().index_of(gfn)?);
+        let served = view.serves == GmemServes::All || self.attribute(slot, gfn)?.is_private();
+        served.then_some((view.gmem, index))
+    }
+
+    /// The leaves of guest_memfd that no invalidation reaches and whose slot and inode can be looked at.
     pub(super) fn settled_leaves(&self) -> impl Iterator<Item = Placed<'_>> {
         let settled = self.leaves().iter().filter(|leaf| !self.is_covered(leaf.gfn, leaf.size.frames()));
         settled.filter_map(|&leaf| {
             let slot = self.slots.as_ref()?.lookup(leaf.gfn)?;
-            let inode = self.inodes.as_ref()?.get(&slot.info().gmem)?;
+            let (id, index) = self.served_by_gmem(slot, leaf.gfn)?;
+            let inode = self.inodes.as_ref()?.get(&id)?;
             inode.folios.as_ref()?;
-            let index = slot.info().index_of(leaf.gfn);
             Some(Placed { leaf, slot, inode, index, folio: inode.folios_at(index) })
         })
     }
