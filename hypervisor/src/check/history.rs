@@ -18,6 +18,8 @@ pub(super) struct Protocol {
     pub(super) range: Option<(Gfn, Gfn)>,
 }
 
+type KnownSlots = BTreeMap<(AddressSpaceId, SlotId), MemSlot>;
+
 /// The past of one VM as far as a rule needs it. Make one for each VM and hand it to every check.
 #[derive(Debug, Default)]
 pub struct CheckHistory {
@@ -29,7 +31,7 @@ pub struct CheckHistory {
     pub(super) protocol: Protocol,
     pub(super) inodes: BTreeMap<GmemId, (u64, GmemFlags)>,
     /// The memslots at their generation.
-    pub(super) slots: Option<(u64, BTreeMap<(AddressSpaceId, SlotId), MemSlot>)>,
+    pub(super) slots: Option<(u64, KnownSlots)>,
 }
 
 impl CheckHistory {
