@@ -51,11 +51,13 @@ fn a_guest_notices_nothing_of_random_actions() {
     ];
     for (words, random) in rows {
         let without = guest(words, LIMIT);
-        let with = guest([words, &["--vmm-random", random]].concat(), LIMIT);
+        let busy = ["--vmm-random", random, "--check-invariants=500000"];
+        let with = guest([words, &busy].concat(), LIMIT);
         assert_eq!(with.code, Some(0), "{words:?}: {}\n{}", with.stderr, with.tail());
         assert_eq!(with.text(), without.text(), "{words:?}");
         let (with, without) = (with.json(), without.json());
         // A nested fault takes a unit of time; beyond that one processor executes exactly what it would have executed.
+        assert!(count(&with, &["checks"]) > 10 && count(&without, &["checks"]) == 0, "{words:?}");
         let executed = |json: &Value| count(json, &["instructions"]) - count(json, &["faults", "taken"]);
         if !words.contains(&"--cpus") {
             assert_eq!(executed(&with), executed(&without), "{words:?}");

@@ -17,6 +17,7 @@ pub(super) fn name(outcome: &Outcome) -> &'static str {
         Outcome::NoMemory { .. } => "no-memory",
         Outcome::MemoryFault { .. } => "memory-fault",
         Outcome::MemoryFailure { .. } => "memory-failure",
+        Outcome::InvariantBroken { .. } => "invariant",
         Outcome::Asleep { .. } => "asleep",
         Outcome::LimitReached => "limit",
         Outcome::Interrupted => "interrupted",
@@ -33,6 +34,7 @@ pub(super) fn exit_code(outcome: &Outcome) -> ExitCode {
         | Outcome::MemoryFault { .. }
         | Outcome::MemoryFailure { .. }
         | Outcome::Asleep { .. } => ExitCode::GuestDied,
+        Outcome::InvariantBroken { .. } => ExitCode::Invariant,
         Outcome::LimitReached => ExitCode::Limit,
     }
 }
@@ -53,6 +55,9 @@ pub(super) fn sentence(outcome: &Outcome) -> String {
         }
         Outcome::MemoryFailure { cpu, gpa, registers } => {
             format!("CPU {cpu} uses memory at {gpa} that has failed: {registers}")
+        }
+        Outcome::InvariantBroken { at, invariant, found } => {
+            format!("an invariant of the hypervisor is broken after {at} instructions: {invariant}: {found}")
         }
         Outcome::Asleep { registers } => {
             format!("every CPU sleeps and nothing is due that could wake one: {registers}")
@@ -101,6 +106,7 @@ pub(super) fn json(outcome: &Outcome, code: ExitCode, summary: &Summary) -> Valu
             "script": script(&summary.deeds),
             "random": random(&summary.deeds),
         },
+        "checks": summary.checks,
         "interrupts": summary.interrupts,
         "turns": summary.turns,
         "blocks": summary.blocks,

@@ -37,6 +37,7 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
             .seed(config.seed)
             .gmem(config.gmem.0)
             .script(script.clone())
+            .check_invariants(config.check_every)
             .append(&config.cmdline);
         if let Some(bytes) = &initrd {
             builder = builder.initrd(bytes.clone());

@@ -20,6 +20,7 @@ use hypervisor::{
 };
 use mmu::{Asid, Ept, EptExecute, Eptp, NestedNx, Npt, Stage2, Stage2Levels, Vpid};
 
+use super::checks::Checks;
 use super::guest_memory::HostSide;
 use super::seat::{Activity, Processor};
 use super::{BuildError, Counters, Machine, boot, firmware};
@@ -51,6 +52,8 @@ pub struct MachineConfig {
     pub ram: InitialRam,
     /// What the VMM does about memory faults.
     pub on_memory_fault: OnMemoryFault,
+    /// Instructions between two looks at the hypervisor's invariants; `None`: nobody looks.
+    pub check_every: Option<u64>,
     /// The run's seed.
     pub seed: Seed,
     /// The processor model.
@@ -70,6 +73,7 @@ impl Default for MachineConfig {
             gmem: GmemPolicy::DEFAULT,
             ram: InitialRam::Shared,
             on_memory_fault: OnMemoryFault::Convert,
+            check_every: None,
             seed: Seed(0),
             model: CpuModel::amd_v3(),
             quantum: 20_000,
@@ -121,6 +125,11 @@ impl Builder {
     /// What the VMM does about memory faults.
     pub fn on_memory_fault(mut self, what: OnMemoryFault) -> Builder {
         self.config.on_memory_fault = what;
+        self
+    }
+    /// Looks at the hypervisor's invariants every so many instructions, and at the end.
+    pub fn check_invariants(mut self, every: Option<u64>) -> Builder {
+        self.config.check_every = every;
         self
     }
     /// What the VMM does by its own will.
@@ -236,10 +245,12 @@ impl Builder {
             })
             .collect();
         let (on_memory_fault, seed) = (config.on_memory_fault, config.seed);
+        let config_checks = config.check_every;
         let scheduler = config.seed.stream(Consumer::Scheduler);
         Ok(Machine {
             config,
             vm: Arc::new(vm),
+            checks: config_checks.map(Checks::every),
             vmm: Vmm::new(on_memory_fault, &self.script, seed),
             board,
             vcpus,
