@@ -41,6 +41,7 @@ pub mod tdp;
 mod vcpu;
 mod vm;
 
+pub use attributes::{AttributeError, MEMORY_ATTRIBUTE_PRIVATE, MemoryAttributes};
 pub use config::{PagePolicy, VmConfig, VmError};
 pub use fault::{Action, EntryState, FaultCause, FaultInput, MemoryFault, MemoryFaultReason, Resumed};
 pub use flush::FlushRequest;
