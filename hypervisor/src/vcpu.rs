@@ -8,7 +8,9 @@ use gmem::{Host, OutOfMemory};
 
 use crate::dirty::DirtyRing;
 use crate::flush::{FlushRequest, Owed};
+use crate::mmio::MmioCache;
 use crate::params::DirtyRingConfig;
+use crate::prefault::Repeats;
 use crate::stats::FaultStats;
 
 /// Number of a virtual processor of this VM.
@@ -72,6 +74,9 @@ impl TableCache {
 pub(crate) struct VcpuMmu {
     pub(crate) tables: TableCache,
     pub(crate) stats: FaultStats,
+    /// Where it last found no memory.
+    pub(crate) mmio: MmioCache,
+    pub(crate) repeats: Repeats,
     /// Present where pages that it wrote are pushed to a ring.
     pub(crate) ring: Option<DirtyRing>,
 }

@@ -59,6 +59,8 @@ pub struct Vm {
     pub(crate) params: MmuParams,
     /// Whether leaves above 4K may be executed now.
     pub(crate) nx: AtomicBool,
+    /// What the memslots' generation has above the bits that entries for devices keep.
+    pub(crate) mmio_epoch: AtomicU64,
     /// Writes that no log could take.
     pub(crate) unlogged: Unlogged,
     flushes: AtomicU64,
@@ -98,6 +100,7 @@ impl Vm {
             gmem: config.gmem,
             params,
             nx: AtomicBool::new(params.nx_huge_pages == NxHugePages::On),
+            mmio_epoch: AtomicU64::new(0),
             unlogged: Unlogged::default(),
             flushes: AtomicU64::new(0),
         })

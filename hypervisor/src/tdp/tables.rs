@@ -86,6 +86,8 @@ pub struct Tables {
     pub(super) root: Spa,
     counters: Sharded<Counters>,
     pub(super) kept: Mutex<Kept>,
+    /// Tables that were made for entries of devices.
+    mmio_tables: AtomicU64,
     /// Who walks without `mmu_lock`.
     pub(super) walkers: ShardedLock<()>,
 }
@@ -102,6 +104,7 @@ impl Tables {
             root,
             counters: Sharded::default(),
             kept: Mutex::default(),
+            mmio_tables: AtomicU64::new(0),
             walkers: ShardedLock::default(),
         };
         tables.count_linked(Level::ROOT, task);
@@ -152,6 +155,19 @@ impl Tables {
 
     pub(super) fn count_linked(&self, level: Level, task: &Task<'_>) {
         self.counters.lane(task.lane()).linked[level.index()].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Tables that were made for entries of devices since everything was last zapped.
+    pub(crate) fn mmio_tables(&self) -> u64 {
+        self.mmio_tables.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_mmio_table(&self) {
+        self.mmio_tables.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn forget_mmio_tables(&self) {
+        self.mmio_tables.store(0, Ordering::Relaxed);
     }
 
     /// Takes note of the 512 leaves of a table that a split has put in the tree.
@@ -206,6 +222,9 @@ impl Tables {
             if let Entry::Leaf { sfn: from, .. } = before {
                 assert_eq!(from, sfn, "the leaf at {gfn:?} changes its frame while present");
             }
+        }
+        if let (Entry::Absent | Entry::Frozen | Entry::Mmio(_), Entry::Absent) = (before, after) {
+            assert_ne!(before, Entry::Absent, "nothing at {gfn:?} becomes nothing");
         }
         let (mut current, mut target) = (old, new);
         while let Err(seen) = self.memory.compare_exchange_u64(at, current.raw(), target.raw())? {
