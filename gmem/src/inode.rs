@@ -27,6 +27,7 @@ mod lock;
 mod poison;
 mod reshape;
 mod tree;
+mod view;
 
 use core::sync::atomic::AtomicU64;
 
@@ -56,6 +57,7 @@ pub use fallocate::{FallocMode, Fallocate, FallocateError};
 pub use hole::HoleError;
 pub use lock::{Exclusive, Shared};
 pub use poison::Failure;
+pub use view::{FolioRun, InodeView};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 

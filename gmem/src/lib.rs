@@ -48,8 +48,8 @@ pub use directmap::{DirectMap, DirectMapPolicy};
 pub use host::{FrameRange, HostConfig, HostLayout, HostMemory, OutOfMemory};
 pub use inode::{
     Backed, BindError, Bound, Conversion, ConvertError, CreateArgs, CreateError, CreateInfo, Exclusive, Failure,
-    FallocMode, Fallocate, FallocateError, GetError, GmemFlags, GuestMemfd, HoleError, PageIndex, PageRange, Shared,
-    SlotId,
+    FallocMode, Fallocate, FallocateError, FolioRun, GetError, GmemFlags, GuestMemfd, HoleError, InodeView, PageIndex,
+    PageRange, Shared, SlotId,
 };
 pub use invalidate::{Invalidation, SeqSample};
 pub use mm::{Kernel, Mm, MmId, MmuNotifier, NoNotifier};
