@@ -39,6 +39,7 @@ pub mod plan;
 mod pml;
 mod prefault;
 mod region;
+mod roots;
 mod stats;
 pub mod tdp;
 mod vcpu;
@@ -54,7 +55,7 @@ pub use kind::VmKind;
 pub use memslot::{
     MemFd, MemSlot, MemSlotSpec, MemslotError, Slot, SlotChange, SlotFlags, SlotState, UserMemoryRegion2,
 };
-pub use params::{DirtyRingConfig, EagerPageSplit, ManualProtect, MmioCaching, MmuParams, NxHugePages, Pml};
+pub use params::{DirtyRingConfig, EagerPageSplit, ManualProtect, MmioCaching, MmuParams, NxHugePages, Pml, SlotZap};
 pub use plan::{RamLayout, RamRange, SystemMemoryPlan};
 pub use pml::PML_ENTRIES;
 pub use prefault::{PreFault, PreFaultError};

@@ -272,7 +272,7 @@ impl Vm {
         let mut owed = Owed::default();
         self.invalidation.begin(task);
         self.invalidation.add_range(first, nr_pages, task);
-        let zapped = tables.zap(first, nr_pages, &mut owed, task);
+        let zapped = tables.zap_valid(first, nr_pages, &mut owed, task);
         self.flush(&owed, task);
         self.invalidation.end(task);
         tables.bury(&self.host, task);
