@@ -22,6 +22,7 @@
 mod age;
 pub mod attributes;
 mod change;
+pub mod check;
 mod config;
 pub mod dirty;
 pub mod fault;

@@ -2,8 +2,8 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use emu_core::Spa;
 use emu_core::sync::{Mutex, MutexGuard, Task};
+use emu_core::{Gfn, Spa};
 use gmem::{Host, OutOfMemory};
 
 use crate::dirty::DirtyRing;
@@ -122,6 +122,17 @@ impl Vcpu {
         }
         self.kicked.store(false, Ordering::Release);
         self.owed.lock(task).take()
+    }
+
+    /// Whether a flush is owed that nothing will remind the processor of; `None` while somebody is asking for one.
+    pub(crate) fn forgets_a_flush(&self, task: &Task<'_>) -> Option<bool> {
+        let owed = self.owed.try_lock(task)?;
+        Some(!owed.is_empty() && !self.kicked.load(Ordering::Acquire))
+    }
+
+    /// Whether a flush is owed that covers any of these guest frames.
+    pub(crate) fn owes(&self, first: Gfn, nr_pages: u64, task: &Task<'_>) -> bool {
+        self.owed.try_lock(task).is_none_or(|owed| owed.covers(first, nr_pages))
     }
 
     /// Enters the guest. What is owed afterwards waits until it leaves.

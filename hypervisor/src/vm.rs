@@ -171,6 +171,14 @@ impl Vm {
         self.gmems.lock(task).get(id.0 as usize)?.clone()
     }
 
+    /// The inodes that are there, by number; `None` while one comes or goes.
+    pub(crate) fn live_inodes(&self, task: &Task<'_>) -> Option<Vec<(GmemId, Arc<GuestMemfd>)>> {
+        let gmems = self.gmems.try_lock(task)?;
+        let live =
+            gmems.iter().enumerate().filter_map(|(n, inode)| Some((GmemId(n as u32), Arc::clone(inode.as_ref()?))));
+        Some(live.collect())
+    }
+
     pub(crate) fn inode(&self, id: GmemId, task: &Task<'_>) -> Result<Arc<GuestMemfd>, VmError> {
         self.gmem(id, task).ok_or(VmError::NoSuchGmem { id })
     }

@@ -67,6 +67,7 @@ struct Counters {
     zapped: [AtomicU64; 3],
     linked: [AtomicU64; Level::COUNT],
     unlinked: [AtomicU64; Level::COUNT],
+    changes: AtomicU64,
 }
 
 /// What is known of tables beside what stands in them.
@@ -144,6 +145,11 @@ impl Tables {
                 sum(&|lane| &lane.linked[n]).saturating_sub(sum(&|lane| &lane.unlinked[n]))
             }),
         }
+    }
+
+    /// Entries written so far. Who sees the same number twice has seen the same tree, but for accessed and dirty flags.
+    pub fn version(&self) -> u64 {
+        self.counters.iter().map(|lane| lane.changes.load(Ordering::Acquire)).sum()
     }
 
     pub(super) fn load(&self, place: Place) -> Result<Spte, BusError> {
@@ -235,6 +241,7 @@ impl Tables {
                 target = self.format.inheriting(new, old, seen);
             }
         }
+        self.counters.lane(task.lane()).changes.fetch_add(1, Ordering::AcqRel);
         task.report_with(|| Event::SpteChanged {
             gfn,
             level: level.index() as u8 + 1,
@@ -282,6 +289,36 @@ impl Tables {
             }
             _ => {}
         }
+    }
+
+    /// Every table that a walk can reach, the root first.
+    pub fn reachable(&self) -> Result<Vec<Spa>, BusError> {
+        let mut found = vec![self.root];
+        self.collect_tables(self.root, Level::ROOT, &mut found)?;
+        Ok(found)
+    }
+
+    fn collect_tables(&self, table: Spa, level: Level, found: &mut Vec<Spa>) -> Result<(), BusError> {
+        let Some(below) = level.below() else { return Ok(()) };
+        for slot in 0..512 {
+            let place = Place::in_table(table, level, Gfn::new(slot * level.frames()));
+            if let Entry::Table(next) = self.format.read(self.load(place)?, level) {
+                found.push(next);
+                self.collect_tables(next, below, found)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Entries that a walk can reach and that are frozen.
+    pub fn nr_frozen(&self) -> Result<u64, BusError> {
+        let mut frozen = 0;
+        for table in self.reachable()? {
+            for slot in 0..512 {
+                frozen += u64::from(self.memory.load::<u64>(table.wrapping_add(8 * slot))? == Spte::FROZEN.raw());
+            }
+        }
+        Ok(frozen)
     }
 
     /// Every present leaf, ascending: for checks and listings.
