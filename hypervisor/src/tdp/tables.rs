@@ -293,8 +293,8 @@ impl Tables {
 
     /// Every table that a walk can reach, the root first.
     pub fn reachable(&self) -> Result<Vec<Spa>, BusError> {
-        let mut found = vec![self.root];
-        self.collect_tables(self.root, Level::ROOT, &mut found)?;
+        let mut found = vec![self.root()];
+        self.collect_tables(self.root(), Level::ROOT, &mut found)?;
         Ok(found)
     }
 
