@@ -10,13 +10,14 @@
 //! - [`fault`] is the pipeline: resolve, admit, fault in, choose the level, install. Each stage consumes the type that the
 //!   stage before it made, so none can be left out or reordered.
 //! - [`tdp`] is the tables, in NPT or EPT format, in system memory. Every entry changes through one function.
+//! - [`dirty`] finds what the guest writes; [`mmio`] remembers where no memory is. [`MmuParams`] says how all this works.
 //! - [`plan`] lays out guest RAM and the system memory that a guest of some size needs.
 //!
 //! Always true: an entry holds no reference to its frame; what keeps it legal is that backing changes only between the
 //! begin and the end of an invalidation, which zaps, and that a fault which raced retries. Removals owe a flush: it waits
 //! in each vCPU's mailbox ([`Vm::take_flush`]), which the machine empties before the vCPU enters the guest again.
 //!
-//! Left out so far: splitting of leaves and folios, dirty logging, shadow paging, the RMP, second address space (SMM).
+//! Left out so far: the RMP.
 #![forbid(unsafe_code)]
 
 mod age;

@@ -29,12 +29,9 @@ impl Vm {
             old
         };
         let mut from = Gfn::new(0);
-        loop {
-            // Let go in between: a fault, or somebody who takes a page away, waits for a part of the tables at most.
-            match self.mmu.read(task).zap_invalid_root(old, from, task)? {
-                ZapRoot::From(next) => from = next,
-                ZapRoot::Done => break,
-            }
+        // Let go in between: a fault, or somebody who takes a page away, waits for a part of the tables at most.
+        while let ZapRoot::From(next) = self.mmu.read(task).zap_invalid_root(old, from, task)? {
+            from = next;
         }
         self.mmu.write(task).bury(&self.host, task);
         Ok(())
