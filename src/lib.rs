@@ -5,6 +5,7 @@
 //! - [`loader`]: images, and how they get into a guest's memory.
 //! - [`vmm`]: the program in user space beside the machine: conversions, scripts.
 //! - [`explore`]: races of the memory pipeline, found by machine.
+//! - [`trace`]: the events of a run, recorded and written.
 //! - [`cli`]: the `bifold` command.
 
 #![forbid(unsafe_code)]
@@ -14,4 +15,5 @@ pub mod config;
 pub mod explore;
 pub mod loader;
 pub mod machine;
+pub mod trace;
 pub mod vmm;

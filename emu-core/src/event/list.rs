@@ -366,8 +366,8 @@ events! {
 
     /// A dirty page went into a ring.
     DirtyRingPush: Linux "kvm_dirty_ring_push" in Dirty {
-        /// Whose ring.
-        vcpu: u16,
+        /// The vCPU whose ring it is.
+        ring: u16,
         /// Entries pushed so far.
         dirty_index: u32,
         /// Entries reset so far.
@@ -380,8 +380,8 @@ events! {
 
     /// Entries that the VMM has read are free again.
     DirtyRingReset: Linux "kvm_dirty_ring_reset" in Dirty {
-        /// Whose ring.
-        vcpu: u16,
+        /// The vCPU whose ring it is.
+        ring: u16,
         /// Entries pushed so far.
         dirty_index: u32,
         /// Entries reset so far.
@@ -390,8 +390,8 @@ events! {
 
     /// A ring is full enough that its processor leaves to the VMM.
     DirtyRingExit: Linux "kvm_dirty_ring_exit" in Dirty {
-        /// Whose ring.
-        vcpu: u16,
+        /// The vCPU whose ring it is.
+        ring: u16,
     }
 
     /// The VMM fetched a memslot's dirty bitmap: one round of a migration.
