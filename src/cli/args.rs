@@ -10,6 +10,7 @@ use emu_core::rng::Seed;
 
 use super::CliError;
 use super::explore::ExploreArguments;
+use super::trace::{TraceArguments, TraceConfig};
 use crate::config::{
     ConfigError, CpuCount, CpuKind, MemoryArgument, MemorySize, NestedPaging, VmChoice, parse_page_size, parse_seed,
 };
@@ -92,6 +93,9 @@ pub struct RunArguments {
     /// Write the console here instead of standard output.
     #[arg(long, value_name = "FILE")]
     pub serial: Option<PathBuf>,
+    /// How the run is recorded.
+    #[command(flatten)]
+    pub trace: TraceArguments,
     /// End instead of restarting when the guest asks for a reset.
     #[arg(long)]
     pub no_reboot: bool,
@@ -180,6 +184,8 @@ pub struct RunConfig {
     pub report: Report,
     /// Where the console goes, if not to the terminal.
     pub serial: Option<PathBuf>,
+    /// How it is recorded.
+    pub trace: TraceConfig,
     /// What a reset does.
     pub on_reset: OnReset,
 }
@@ -228,6 +234,7 @@ impl RunArguments {
             timeout: self.timeout.map(Duration::from_secs),
             report: if self.json { Report::Json } else { Report::Text },
             serial: self.serial,
+            trace: self.trace.resolve()?,
             on_reset: if self.no_reboot { OnReset::End } else { OnReset::Restart },
         })
     }

@@ -17,6 +17,7 @@ mod out;
 mod report;
 mod run;
 pub mod terminal;
+mod trace;
 
 use clap::Parser;
 use thiserror::Error;
@@ -57,6 +58,14 @@ pub enum CliError {
         /// What the host said.
         cause: std::io::Error,
     },
+    /// A file that cannot be written.
+    #[error("cannot write {}: {cause}", path.display())]
+    Write {
+        /// Which.
+        path: std::path::PathBuf,
+        /// Why.
+        cause: std::io::Error,
+    },
     /// An image that could not be loaded.
     #[error("{image}: {cause}")]
     Load {
@@ -95,6 +104,7 @@ impl CliError {
             CliError::Flag { cause, .. } => cause.help(),
             CliError::Pages { .. } => "say it once",
             CliError::Read { .. } => "give a file that exists and may be read",
+            CliError::Write { .. } => "give a file that may be written, on a disk with room",
             CliError::Load { cause, .. } => cause.help(),
             CliError::MemoryMap(_) | CliError::HostMemory(_) => "give less with --memory",
             CliError::Build(_) => "a smaller --memory or fewer --cpus may fit",
@@ -111,7 +121,7 @@ impl CliError {
             CliError::Build(BuildError::Memory(_)) | CliError::Run(_) | CliError::Console(_) | CliError::Output(_) => {
                 ExitCode::HostRefused
             }
-            CliError::Read { .. } | CliError::HostMemory(_) => ExitCode::HostRefused,
+            CliError::Read { .. } | CliError::Write { .. } | CliError::HostMemory(_) => ExitCode::HostRefused,
             CliError::Flag { .. }
             | CliError::Pages { .. }
             | CliError::Load { .. }

@@ -79,6 +79,10 @@ pub(super) fn json(outcome: &Outcome, code: ExitCode, summary: &Summary) -> Valu
             "conversions": v.conversions,
             "memory_faults": v.memory_faults,
         },
+        "trace": summary.trace.map(|tally| json!({
+            "events": tally.events,
+            "digest": format!("{:#018x}", tally.digest),
+        })),
         "interrupts": summary.interrupts,
         "turns": summary.turns,
         "blocks": summary.blocks,

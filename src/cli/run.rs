@@ -1,11 +1,12 @@
 //! `bifold run`.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::args::{ImageChoice, OnReset, Report, RunConfig, Vcpus};
 use super::console::{Console, Wish};
 use super::exit::ExitCode;
-use super::{CliError, files, out, report};
+use super::{CliError, files, out, report, trace};
 use crate::loader::{BUILTIN, BUILTINS, BuiltinGuest, Image};
 use crate::machine::{BuildError, Limits, Machine, Outcome};
 
@@ -23,6 +24,7 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
         ImageChoice::Builtin(name) => BuiltinGuest::named(name).map_or(BUILTIN, |guest| guest.image),
     };
     let initrd = config.initrd.as_deref().map(files::read).transpose()?;
+    let recorder = trace::recorder(config, image.name)?;
     let build = || -> Result<Machine, CliError> {
         let mut builder = Machine::builder()
             .cpus(config.cpus.get() as u16)
@@ -34,6 +36,9 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
             .model(config.cpu.model())
             .seed(config.seed)
             .append(&config.cmdline);
+        if let Some(recorder) = &recorder {
+            builder = builder.recorder(Arc::clone(recorder));
+        }
         if let Some(bytes) = &initrd {
             builder = builder.initrd(bytes.clone());
         }
@@ -55,6 +60,9 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
     drop(console);
     let code = report::exit_code(&outcome);
     let summary = machine.summary();
+    if let Some(recorder) = &recorder {
+        trace::finish(recorder, config, &outcome, &summary)?;
+    }
     match config.report {
         Report::Text => eprintln!("\nbifold: {}\n{summary}", report::sentence(&outcome)),
         Report::Json => out::line(format_args!("{}", report::json(&outcome, code, &summary)))?,

@@ -160,6 +160,8 @@ impl Machine {
             self.offer_interrupt(n);
             let due = self.board.next_event(self.now).unwrap_or(Instant::FAR);
             let until = end.min(due.max(self.now + Duration::new(1)));
+            self.look_at(n);
+            self.lens.task().report(emu_core::event::Event::Entry {});
             let vcpu = &mut self.vcpus[n].vcpu;
             let exit = vcpu.run(until);
             let after = vcpu.now();
@@ -168,6 +170,7 @@ impl Machine {
             let mut events = BoardEvents::empty();
             if exit != Exit::TimeUp {
                 self.counters.exits += 1;
+                self.saw_exit(n, &exit);
                 match self.handle_exit(n, exit)? {
                     Ok(more) => events |= more,
                     Err(outcome) => return Ok(Some(outcome)),
@@ -205,7 +208,8 @@ impl Machine {
     /// Follows up what the board asks for.
     pub(super) fn settle(&mut self, events: BoardEvents) -> Option<Outcome> {
         if events.contains(BoardEvents::DMA) {
-            let more = self.board.run_dma(&mut HostSide::new(&self.vm), self.now);
+            self.look_at_host();
+            let more = self.board.run_dma(&mut HostSide::new(&self.vm, self.lens.task()), self.now);
             if let Some(outcome) = self.settle(more - BoardEvents::DMA) {
                 return Some(outcome);
             }

@@ -5,6 +5,7 @@ use hypervisor::VmStats;
 use mmu::MmuStats;
 
 use super::Machine;
+use crate::trace::Tally;
 use crate::vmm::VmmCounters;
 
 /// Counters of a run, all of them functions of image, configuration and seed.
@@ -34,6 +35,8 @@ pub struct Summary {
     pub vmm: VmmCounters,
     /// Blocks decoded.
     pub blocks: u64,
+    /// What was recorded of it, if anything.
+    pub trace: Option<Tally>,
     /// The hypervisor's counters.
     pub vm: VmStats,
     /// The translation units' counters, added up.
@@ -63,6 +66,7 @@ impl Machine {
             turns: c.turns,
             vmm: self.vmm.counters(),
             blocks,
+            trace: self.trace(),
             vm: self.vm.stats(),
             mmu,
         }

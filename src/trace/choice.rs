@@ -109,7 +109,10 @@ mod tests {
             EventKind::ALL.iter().filter(|kind| choice.wants(**kind)).map(|kind| kind.name()).collect::<Vec<_>>()
         };
         assert_eq!(chosen("kvm_page_fault,kvm_exit"), ["kvm_exit", "kvm_page_fault"]);
-        assert_eq!(chosen("dirty,-kvm_get_dirty_log"), ["kvm_dirty_ring_push", "kvm_dirty_ring_reset", "kvm_dirty_ring_exit"]);
+        assert_eq!(
+            chosen("dirty,-kvm_get_dirty_log"),
+            ["kvm_dirty_ring_push", "kvm_dirty_ring_reset", "kvm_dirty_ring_exit"]
+        );
         assert_eq!(chosen("-kvm_tdp_mmu_spte_changed").len(), EventKind::ALL.len() - 1);
         assert_eq!(chosen("all").len(), EventKind::ALL.len());
         assert_eq!("fault,soon".parse::<Choice>(), Err(ConfigError::TraceEvent("soon".to_owned())));

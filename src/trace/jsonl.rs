@@ -60,7 +60,8 @@ pub(super) fn value(to: &mut dyn Write, value: Value<'_>) -> io::Result<()> {
 }
 
 fn object(to: &mut dyn Write, key: &str, facts: &Facts) -> io::Result<()> {
-    let facts: Map<String, Json> = facts.iter().map(|(name, value)| ((*name).to_owned(), value.clone().into())).collect();
+    let facts: Map<String, Json> =
+        facts.iter().map(|(name, value)| ((*name).to_owned(), value.clone().into())).collect();
     writeln!(to, "{{\"{key}\":{}}}", Json::from(facts))
 }
 

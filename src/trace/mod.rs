@@ -92,6 +92,12 @@ pub struct Recorder {
     inner: Mutex<Inner>,
 }
 
+impl core::fmt::Debug for Recorder {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Recorder").field("choice", &self.choice).finish_non_exhaustive()
+    }
+}
+
 impl Recorder {
     /// A recorder of the events of `choice`.
     pub fn new(choice: Choice, clock: Option<HostClock>, consumers: Vec<Box<dyn Consumer>>) -> Recorder {

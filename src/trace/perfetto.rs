@@ -6,6 +6,7 @@
 //! host takes no time: then slices of the host have no length, but their order.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io::{self, Write};
 
 use emu_core::PageSize;
@@ -83,8 +84,8 @@ impl Perfetto {
     /// The track, named when it is used for the first time.
     fn track(&mut self, to: &mut dyn Write, record: &Record) -> io::Result<u64> {
         let tid = record.stamp.vcpu.map_or(HOST, |vcpu| u64::from(vcpu) + 1);
-        if !self.tracks.contains_key(&tid) {
-            self.tracks.insert(tid, Track::default());
+        if let Entry::Vacant(new) = self.tracks.entry(tid) {
+            new.insert(Track::default());
             self.head(to, 'M', "thread_name", tid)?;
             match record.stamp.vcpu {
                 Some(vcpu) => write!(to, ",\"args\":{{\"name\":\"vCPU {vcpu}\"}}}}")?,

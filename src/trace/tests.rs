@@ -18,7 +18,8 @@ impl io::Write for Shared {
     }
 }
 
-const STAMP: Stamp = Stamp { time: Instant::new(1_000_000_234), vcpu: Some(1), rip: Some(Gva::new(0xffff_ffff_8100_0000)) };
+const STAMP: Stamp =
+    Stamp { time: Instant::new(1_000_000_234), vcpu: Some(1), rip: Some(Gva::new(0xffff_ffff_8100_0000)) };
 
 fn fault() -> Vec<Event> {
     let gpa = Gpa::new(0x20_0123);
@@ -52,7 +53,10 @@ fn written(format: Format, clock: Option<HostClock>) -> (String, Tally) {
 fn a_line_of_text_reads_like_ftrace() {
     let (text, _) = written(Format::Text, None);
     let line = text.lines().find(|line| line.contains("kvm_mmu_set_spte")).unwrap();
-    assert_eq!(line, "    vcpu-1     1.000000234: kvm_mmu_set_spte: gfn 0x200 sfn 0x800 size 2M rip 0xffffffff81000000");
+    assert_eq!(
+        line,
+        "    vcpu-1     1.000000234: kvm_mmu_set_spte: gfn 0x200 sfn 0x800 size 2M rip 0xffffffff81000000"
+    );
 }
 
 #[test]

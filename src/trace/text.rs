@@ -22,10 +22,8 @@ impl Script for Text {
     }
 
     fn record(&mut self, to: &mut dyn Write, record: &Record) -> io::Result<()> {
-        match record.stamp.vcpu {
-            Some(vcpu) => write!(to, "{:>10}", format_args!("vcpu-{vcpu}"))?,
-            None => write!(to, "{:>10}", "host")?,
-        }
+        let task = record.stamp.vcpu.map_or_else(|| "host".to_owned(), |vcpu| format!("vcpu-{vcpu}"));
+        write!(to, "{task:>10}")?;
         let time = record.stamp.time.units();
         write!(to, " {:>5}.{:09}: {}:", time / SECOND, time % SECOND, record.event.kind().name())?;
         let mut failed = Ok(());

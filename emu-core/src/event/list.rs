@@ -15,6 +15,12 @@ use crate::addr::{Gfn, Gpa, Sfn};
 use crate::page::PageSize;
 
 events! {
+    /// A VM begins, with nothing in it: what was told before belongs to another.
+    VmCreated: Bifold "kvm_create_vm" in Vcpu {
+        /// Its processors.
+        nr_vcpus: u16,
+    }
+
     /// A processor enters the guest.
     Entry: Linux "kvm_entry" in Vcpu {}
 
