@@ -4,10 +4,13 @@ use emu_core::PageSize;
 use emu_core::memory::BusError;
 use gmem::host::HostSetupError;
 use gmem::{
-    ConvertError, CreateError, FolioPolicy, GetError, GmemPolicy, HostConfig, HugeSize, OutOfMemory, PageIndex, SlotId,
+    ConvertError, CreateError, FolioPolicy, GetError, GmemPolicy, HoleError, HostConfig, HugeSize, OutOfMemory,
+    PageIndex, SlotId,
 };
 use thiserror::Error;
 
+use crate::dirty::DirtyLogError;
+use crate::follow::{FollowPolicy, PfnError};
 use crate::kind::VmKind;
 use crate::memslot::MemslotError;
 use crate::tdp::TdpFormat;
@@ -52,6 +55,8 @@ pub struct VmConfig {
     pub kind: VmKind,
     /// How guest_memfd behaves.
     pub gmem: GmemPolicy,
+    /// How the hypervisor gets at user memory.
+    pub follow: FollowPolicy,
 }
 
 impl VmConfig {
@@ -65,6 +70,7 @@ impl VmConfig {
             host,
             kind: VmKind::Default,
             gmem: GmemPolicy::DEFAULT,
+            follow: FollowPolicy::DEFAULT,
         }
     }
 }
@@ -114,6 +120,9 @@ pub enum VmError {
         /// Its length.
         len_bytes: u64,
     },
+    /// A hole was refused.
+    #[error(transparent)]
+    Hole(#[from] HoleError),
     /// A conversion was refused.
     #[error(transparent)]
     Convert(#[from] ConvertError),
@@ -125,6 +134,12 @@ pub enum VmError {
         /// How many there are.
         nr_vcpus: usize,
     },
+    /// Writes to a memslot cannot be logged.
+    #[error(transparent)]
+    DirtyLog(#[from] DirtyLogError),
+    /// User memory behind a guest page cannot be had.
+    #[error(transparent)]
+    Follow(#[from] PfnError),
     /// A memslot and its inode disagree about who shows a page (`EIO`).
     #[error("page {} of its guest_memfd is not bound to memslot {}", index.0, slot.0)]
     NotBound {

@@ -6,18 +6,24 @@
 //! `invalidate_lock` exclusively takes no memslots: the inode's bindings say which guest frames show its pages.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use emu_core::event::Event;
 use emu_core::memory::SystemMemory;
 use emu_core::sync::{Mutex, ReadGuard, ShardedLock, Task};
 use emu_core::{Gfn, PageSize, Spa};
-use gmem::{CreateInfo, FolioPolicy, GmemPolicy, GuestMemfd, Host, HostMemory, Invalidation};
+use gmem::{
+    CreateInfo, FolioPolicy, GmemPolicy, GuestMemfd, Host, HostMemory, Invalidation, Kernel, Mm, MmId, Shareability,
+    ShareabilityMap,
+};
 
 use crate::config::{PagePolicy, VmConfig, VmError};
+use crate::dirty::Unlogged;
 use crate::flush::{FlushRequest, Owed};
+use crate::follow::{FollowPolicy, UserSignal};
 use crate::kind::VmKind;
-use crate::memslot::{MemSlots, MemslotError};
+use crate::memslot::{MemSlots, MemslotError, SlotSets};
+use crate::params::{MmuParams, NxHugePages};
 use crate::stats::{FaultStats, VmStats};
 use crate::tdp::{AdBit, Tables, TdpFormat};
 use crate::vcpu::{InGuest, Vcpu, VcpuId};
@@ -34,43 +40,65 @@ pub struct Vm {
     gmems: Mutex<Vec<Option<Arc<GuestMemfd>>>>,
     /// `kvm->slots_lock`: who changes memslots.
     pub(crate) slots_lock: Mutex<()>,
-    pub(crate) slots: ShardedLock<MemSlots>,
+    pub(crate) slots: SlotSets,
+    /// The VMM's address space.
+    pub(crate) mm: Arc<Mm>,
+    /// `mem_attr_array`: private or shared by guest frame, for inodes that do not say so themselves.
+    pub(crate) attributes: ShardedLock<ShareabilityMap>,
+    pub(crate) signals: Mutex<Vec<UserSignal>>,
+    pub(crate) follow: FollowPolicy,
     /// `kvm->mmu_lock`.
-    pub(crate) mmu: ShardedLock<Tables>,
+    pub(crate) mmu: ShardedLock<Arc<Tables>>,
+    /// The same tables, for who walks them without `mmu_lock`.
+    pub(crate) tdp: Arc<Tables>,
     pub(crate) invalidation: Invalidation,
     pub(crate) vcpus: Vec<Vcpu>,
     pub(crate) pages: PagePolicy,
     pub(crate) kind: VmKind,
     pub(crate) gmem: GmemPolicy,
-    format: TdpFormat,
-    root: Spa,
+    pub(crate) params: MmuParams,
+    /// Whether leaves above 4K may be executed now.
+    pub(crate) nx: AtomicBool,
+    /// Writes that no log could take.
+    pub(crate) unlogged: Unlogged,
     flushes: AtomicU64,
 }
 
 impl Vm {
     /// A VM without memory. The host's share of `memory` must be all zero.
     pub fn new(memory: Arc<SystemMemory>, config: &VmConfig) -> Result<Vm, VmError> {
+        Vm::with_params(memory, config, MmuParams::default())
+    }
+
+    /// The same with an MMU that works as `params` say.
+    pub fn with_params(memory: Arc<SystemMemory>, config: &VmConfig, params: MmuParams) -> Result<Vm, VmError> {
         let maxphyaddr = config.maxphyaddr;
         if !(32..=48).contains(&maxphyaddr) {
             return Err(VmError::MaxPhyAddr { maxphyaddr });
         }
         let host = Host::new(HostMemory::new(Arc::clone(&memory), &config.host)?);
-        let tables = Tables::new(&host, config.format, &Task::QUIET)?;
+        let tables = Arc::new(Tables::new(&host, config.format, params.ad, &Task::QUIET)?);
         let last_gfn = Gfn::new((1 << (u32::from(maxphyaddr) - emu_core::page::PAGE_SHIFT)) - 1);
         Ok(Vm {
             host,
-            memory,
             gmems: Mutex::default(),
             slots_lock: Mutex::default(),
-            slots: ShardedLock::new(MemSlots::new(last_gfn)),
-            root: tables.root(),
-            format: config.format,
+            slots: SlotSets::new(last_gfn, if config.kind.has_private_memory() { 1 } else { 2 }),
+            mm: Arc::new(Mm::new(MmId(0), Arc::clone(&memory))),
+            attributes: ShardedLock::new(ShareabilityMap::new(last_gfn.raw() + 1, Shareability::SHARED)),
+            signals: Mutex::default(),
+            follow: config.follow,
+            tdp: Arc::clone(&tables),
             mmu: ShardedLock::new(tables),
             invalidation: Invalidation::default(),
-            vcpus: (0..config.nr_vcpus.max(1)).map(|_| Vcpu::default()).collect(),
+            vcpus: (0..config.nr_vcpus.max(1)).map(|_| Vcpu::new(params.dirty_ring)).collect(),
+            memory,
             pages: config.pages,
             kind: config.kind,
             gmem: config.gmem,
+            params,
+            nx: AtomicBool::new(params.nx_huge_pages == NxHugePages::On),
+            unlogged: Unlogged::default(),
             flushes: AtomicU64::new(0),
         })
     }
@@ -81,18 +109,18 @@ impl Vm {
     }
 
     /// The root of the nested tables.
-    pub const fn root(&self) -> Spa {
-        self.root
+    pub fn root(&self) -> Spa {
+        self.tdp.root()
     }
 
     /// What nCR3 (NPT) or the EPTP (EPT) holds.
-    pub const fn root_register(&self) -> u64 {
-        self.format.root_register(self.root)
+    pub fn root_register(&self) -> u64 {
+        self.tdp.root_register()
     }
 
     /// The format of the nested tables.
-    pub const fn format(&self) -> TdpFormat {
-        self.format
+    pub fn format(&self) -> TdpFormat {
+        self.tdp.format()
     }
 
     /// The bytes.
@@ -106,18 +134,33 @@ impl Vm {
     }
 
     /// The nested tables, for listings and checks.
-    pub fn tables<'a>(&'a self, task: &Task<'a>) -> ReadGuard<'a, Tables> {
+    pub fn tables<'a>(&'a self, task: &Task<'a>) -> ReadGuard<'a, Arc<Tables>> {
         self.mmu.read(task)
     }
 
     /// The nested tables, unless somebody is changing them with `mmu_lock` held for writing.
-    pub fn try_tables<'a>(&'a self, task: &Task<'a>) -> Option<ReadGuard<'a, Tables>> {
+    pub fn try_tables<'a>(&'a self, task: &Task<'a>) -> Option<ReadGuard<'a, Arc<Tables>>> {
         self.mmu.try_read(task)
     }
 
     /// The memslots.
     pub fn memslots<'a>(&'a self, task: &Task<'a>) -> ReadGuard<'a, MemSlots> {
         self.slots.read(task)
+    }
+
+    /// The VMM's address space: what `userspace_addr` is an address of.
+    pub const fn mm(&self) -> &Arc<Mm> {
+        &self.mm
+    }
+
+    /// The kernel for operations on address spaces: this VM learns what goes.
+    pub const fn kernel<'a>(&'a self, task: &'a Task<'a>) -> Kernel<'a> {
+        Kernel { host: &self.host, notifier: self, task }
+    }
+
+    /// Signals that the kernel has sent to the VMM since this was last asked.
+    pub fn take_signals(&self, task: &Task<'_>) -> Vec<UserSignal> {
+        std::mem::take(&mut *self.signals.lock(task))
     }
 
     /// An inode.
@@ -222,7 +265,7 @@ impl Vm {
 
     /// Removes the leaves of a range of guest frames; the memory stays and comes back by faults (`kvm_zap_gfn_range`).
     pub fn zap_range(&self, first: Gfn, nr_pages: u64, task: &Task<'_>) -> Result<(), VmError> {
-        let mut tables = self.mmu.write(task);
+        let tables = self.mmu.write(task);
         let mut owed = Owed::default();
         self.invalidation.begin(task);
         self.invalidation.add_range(first, nr_pages, task);
@@ -235,7 +278,7 @@ impl Vm {
 
     /// Removes every leaf and every table but the root.
     pub fn zap_all(&self, task: &Task<'_>) -> Result<(), VmError> {
-        let mut tables = self.mmu.write(task);
+        let tables = self.mmu.write(task);
         let mut owed = Owed::default();
         self.invalidation.begin(task);
         self.invalidation.add_range(Gfn::new(0), u64::MAX, task);
@@ -255,7 +298,7 @@ impl Vm {
         found: &mut dyn FnMut(Gfn, PageSize),
         task: &Task<'_>,
     ) -> Result<(), VmError> {
-        let mut tables = self.mmu.write(task);
+        let tables = self.mmu.write(task);
         let mut owed = Owed::default();
         let harvested = tables.harvest(first, nr_pages, bit, found, &mut owed, task);
         self.flush(&owed, task);

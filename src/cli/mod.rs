@@ -58,6 +58,14 @@ pub enum CliError {
         /// What the host said.
         cause: std::io::Error,
     },
+    /// A script that is none.
+    #[error("{}: {cause}", path.display())]
+    Script {
+        /// Its file.
+        path: std::path::PathBuf,
+        /// Where and what.
+        cause: crate::vmm::script::ScriptError,
+    },
     /// A file that cannot be written.
     #[error("cannot write {}: {cause}", path.display())]
     Write {
@@ -104,6 +112,7 @@ impl CliError {
             CliError::Flag { cause, .. } => cause.help(),
             CliError::Pages { .. } => "say it once",
             CliError::Read { .. } => "give a file that exists and may be read",
+            CliError::Script { .. } => "docs/vmm-script.md is the manual of scripts",
             CliError::Write { .. } => "give a file that may be written, on a disk with room",
             CliError::Load { cause, .. } => cause.help(),
             CliError::MemoryMap(_) | CliError::HostMemory(_) => "give less with --memory",
@@ -125,6 +134,7 @@ impl CliError {
             CliError::Flag { .. }
             | CliError::Pages { .. }
             | CliError::Load { .. }
+            | CliError::Script { .. }
             | CliError::MemoryMap(_)
             | CliError::Explore(_)
             | CliError::Build(_) => ExitCode::Usage,

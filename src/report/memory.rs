@@ -188,7 +188,8 @@ impl Memory {
         self.add(gfn, nr_pages, sign, |n| State { bound: n, ..State::default() });
         let Some(inode) = self.inodes.get(&ino) else { return };
         let private = inode.parts(index, index + nr_pages);
-        let folios: Vec<(u64, PageSize)> = inode.folios.range(..index + nr_pages).map(|(i, size)| (*i, *size)).collect();
+        let folios: Vec<(u64, PageSize)> =
+            inode.folios.range(..index + nr_pages).map(|(i, size)| (*i, *size)).collect();
         for (from, to) in private {
             self.add(gfn + (from - index), to - from, sign, |n| State { private: n, ..State::default() });
         }

@@ -21,8 +21,8 @@ use std::io::{self, BufRead};
 
 use thiserror::Error;
 
-use crate::trace::jsonl::{self, Line, LineError};
 use crate::trace::Consumer as _;
+use crate::trace::jsonl::{self, Line, LineError};
 
 /// Why a trace could not be read.
 #[derive(Debug, Error)]

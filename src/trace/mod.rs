@@ -72,7 +72,7 @@ pub type HostClock = Box<dyn Fn() -> u64 + Send>;
 
 /// How many records there were, and their digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Tally {
+pub struct Recorded {
     /// Records.
     pub events: u64,
     /// XXH3 of all of them, in their order.
@@ -126,9 +126,9 @@ impl Recorder {
     }
 
     /// What was recorded so far.
-    pub fn tally(&self) -> Tally {
+    pub fn tally(&self) -> Recorded {
         let inner = self.inner();
-        Tally { events: inner.events, digest: inner.digest.digest() }
+        Recorded { events: inner.events, digest: inner.digest.digest() }
     }
 
     /// Tells all consumers that the run is over and how.
@@ -197,7 +197,7 @@ impl Lens {
     }
 
     /// What was recorded so far, if anything is.
-    pub fn tally(&self) -> Option<Tally> {
+    pub fn tally(&self) -> Option<Recorded> {
         self.recorder.as_ref().map(|recorder| recorder.tally())
     }
 }

@@ -36,7 +36,7 @@ fn fault() -> Vec<Event> {
     ]
 }
 
-fn written(format: Format, clock: Option<HostClock>) -> (String, Tally) {
+fn written(format: Format, clock: Option<HostClock>) -> (String, Recorded) {
     let file = Shared::default();
     let writer = Writer::new(format, Box::new(file.clone()));
     let recorder = Arc::new(Recorder::new(Choice::default(), clock, vec![Box::new(writer)]));

@@ -22,13 +22,12 @@ type Visit<'v> = dyn FnMut(Place, Spte) -> Result<(), BusError> + 'v;
 
 impl Tables {
     /// Removes every leaf that reaches into `[first, first + nr_pages)`; tables stay for the next fault.
-    pub(crate) fn zap(&mut self, first: Gfn, nr_pages: u64, owed: &mut Owed, task: &Task<'_>) -> Result<(), BusError> {
-        let tables = &*self;
-        tables.for_each_leaf(first, nr_pages, &mut |place, spte| tables.clear(place, spte, Spte::ABSENT, owed, task))
+    pub(crate) fn zap(&self, first: Gfn, nr_pages: u64, owed: &mut Owed, task: &Task<'_>) -> Result<(), BusError> {
+        self.for_each_leaf(first, nr_pages, &mut |place, spte| self.clear(place, spte, Spte::ABSENT, owed, task))
     }
 
     /// Removes everything but the root. The tables that held it are freed by the next [`Tables::bury`].
-    pub(crate) fn zap_all(&mut self, owed: &mut Owed, task: &Task<'_>) -> Result<(), BusError> {
+    pub(crate) fn zap_all(&self, owed: &mut Owed, task: &Task<'_>) -> Result<(), BusError> {
         self.drop_entries(self.root, Level::ROOT, Gfn::new(0), Spte::ABSENT, owed, task)?;
         owed.all();
         Ok(())
@@ -37,7 +36,7 @@ impl Tables {
     /// Clears a flag of every leaf in the range and calls `found` for those that had it. The flush is owed: until it
     /// happens, processors may set nothing because they still hold the flag.
     pub(crate) fn harvest(
-        &mut self,
+        &self,
         first: Gfn,
         nr_pages: u64,
         bit: AdBit,
@@ -49,7 +48,7 @@ impl Tables {
             AdBit::Accessed => self.format.accessed(),
             AdBit::Dirty => self.format.dirty(),
         };
-        let tables = &*self;
+        let tables = self;
         tables.for_each_leaf(first, nr_pages, &mut |place, spte| {
             if let (true, Some(size)) = (spte.raw() & flag != 0, place.level.leaf_size()) {
                 let mut old = spte;
@@ -62,7 +61,17 @@ impl Tables {
         })
     }
 
-    fn for_each_leaf(&self, first: Gfn, nr_pages: u64, visit: &mut Visit<'_>) -> Result<(), BusError> {
+    /// Whether any leaf that reaches into the range has its accessed flag set.
+    pub(crate) fn is_young(&self, first: Gfn, nr_pages: u64) -> Result<bool, BusError> {
+        let mut young = false;
+        self.for_each_leaf(first, nr_pages, &mut |_, spte| {
+            young |= spte.raw() & self.format.accessed() != 0;
+            Ok(())
+        })?;
+        Ok(young)
+    }
+
+    pub(super) fn for_each_leaf(&self, first: Gfn, nr_pages: u64, visit: &mut Visit<'_>) -> Result<(), BusError> {
         let top = Level::ROOT.frames() * 512;
         let (from, to) = (first.raw().min(top), first.raw().saturating_add(nr_pages).min(top));
         self.visit_in(self.root, Level::ROOT, from, to, visit)
