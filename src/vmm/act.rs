@@ -7,7 +7,7 @@ use emu_core::sync::Task;
 use emu_core::{PageSize, Sfn};
 use gmem::{PageIndex, PageRange};
 use hypervisor::tdp::AdBit;
-use hypervisor::{GmemId, MemSlot, MemSlotSpec, Shareability, SlotFlags, SlotId, Vm, VmError};
+use hypervisor::{GmemId, MemSlotSpec, Shareability, SlotFlags, SlotId, Vm, VmError};
 
 use super::hypercall::GpaRange;
 use super::memory::{self, MemoryError};
@@ -327,27 +327,16 @@ fn age(vm: &Vm, range: GpaRange, task: &Task<'_>) -> Result<u64, MemoryError> {
     Ok(bytes)
 }
 
-fn spec(slot: &MemSlot) -> MemSlotSpec {
-    MemSlotSpec {
-        id: slot.id,
-        gpa: slot.first.base(),
-        len_bytes: slot.nr_pages * PAGE,
-        flags: slot.flags,
-        gmem: slot.gmem,
-        offset_bytes: slot.first_index.0 * PAGE,
-    }
-}
-
 fn spec_of(vm: &Vm, id: SlotId, task: &Task<'_>) -> Result<MemSlotSpec, MemoryError> {
     let slots = vm.memslots(task);
     let slot = slots.by_id(id).ok_or(hypervisor::MemslotError::NotFound { id }).map_err(VmError::from)?;
-    Ok(spec(slot.info()))
+    slot.info().spec().ok_or(MemoryError::NoGmem { gpa: slot.info().first.base() })
 }
 
 /// The memslots that guests may write.
 pub(super) fn ram(vm: &Vm, task: &Task<'_>) -> Vec<MemSlotSpec> {
     let slots = vm.memslots(task);
-    slots.iter().map(spec).filter(is_ram).collect()
+    slots.iter().filter_map(|slot| slot.spec()).filter(is_ram).collect()
 }
 
 /// Deletes a memslot; what its log knows is taken first.

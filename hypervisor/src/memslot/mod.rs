@@ -146,6 +146,19 @@ impl MemSlot {
     pub fn is_gmem_only(&self) -> bool {
         self.gmem.is_some_and(|view| view.serves == GmemServes::All)
     }
+    /// What would make a slot like this one, if it is on guest_memfd.
+    pub fn spec(&self) -> Option<MemSlotSpec> {
+        let page = PAGE_SIZE as u64;
+        let view = self.gmem?;
+        Some(MemSlotSpec {
+            id: self.id,
+            gpa: self.first.base(),
+            len_bytes: self.nr_pages * page,
+            flags: self.flags,
+            gmem: view.gmem,
+            offset_bytes: view.first_index.0 * page,
+        })
+    }
     /// The user address behind a guest frame of the slot.
     pub const fn hva_of(&self, gfn: Gfn) -> Hva {
         Hva::new(self.hva.raw() + (gfn.raw() - self.first.raw()) * PAGE_SIZE as u64)
