@@ -10,6 +10,7 @@ use emu_core::rng::Seed;
 
 use super::CliError;
 use super::explore::ExploreArguments;
+use super::page::ReportArguments;
 use super::trace::{TraceArguments, TraceConfig};
 use crate::config::{
     ConfigError, CpuCount, CpuKind, MemoryArgument, MemorySize, NestedPaging, VmChoice, parse_page_size, parse_seed,
@@ -34,6 +35,8 @@ pub enum Command {
     Run(Box<RunArguments>),
     /// Say what a file is and whether it would load.
     Check(CheckArguments),
+    /// Make one page of a trace: memory over time, faults, conversions, pools.
+    Report(ReportArguments),
     /// Look for races of the memory pipeline: every order of steps of a few tasks.
     Explore(ExploreArguments),
 }
@@ -271,7 +274,7 @@ mod tests {
         let words = ["bifold", "run"].iter().chain(words);
         match Arguments::try_parse_from(words).expect("clap takes the words").command {
             Command::Run(arguments) => arguments.resolve(),
-            Command::Check(_) | Command::Explore(_) => unreachable!("the words begin with run"),
+            Command::Check(_) | Command::Explore(_) | Command::Report(_) => unreachable!("the words begin with run"),
         }
     }
 

@@ -26,7 +26,7 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
     };
     let script = script(config)?;
     let initrd = config.initrd.as_deref().map(files::read).transpose()?;
-    let recorder = trace::recorder(config, image.name)?;
+    let recording = trace::begin(config, image.name)?;
     let build = || -> Result<Machine, CliError> {
         let mut builder = Machine::builder()
             .cpus(config.cpus.get() as u16)
@@ -39,8 +39,8 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
             .seed(config.seed)
             .script(script.clone())
             .append(&config.cmdline);
-        if let Some(recorder) = &recorder {
-            builder = builder.recorder(Arc::clone(recorder));
+        if let Some(recording) = &recording {
+            builder = builder.recorder(Arc::clone(&recording.recorder));
         }
         if let Some(bytes) = &initrd {
             builder = builder.initrd(bytes.clone());
@@ -63,8 +63,8 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
     drop(console);
     let code = report::exit_code(&outcome);
     let summary = machine.summary();
-    if let Some(recorder) = &recorder {
-        trace::finish(recorder, config, &outcome, &summary)?;
+    if let Some(recording) = &recording {
+        trace::finish(recording, config, &outcome, &summary)?;
     }
     match config.report {
         Report::Text => eprintln!("\nbifold: {}\n{summary}", report::sentence(&outcome)),

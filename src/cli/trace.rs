@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use clap::Args;
@@ -10,8 +10,9 @@ use hypervisor::VmKind;
 
 use super::CliError;
 use super::args::{ImageChoice, RunConfig};
-use super::report;
+use super::{page, report};
 use crate::machine::{Outcome, Summary};
+use crate::report::Model;
 use crate::trace::choice::Target;
 use crate::trace::writer::Writer;
 use crate::trace::{Choice, Consumer, HostClock, Recorder};
@@ -26,6 +27,9 @@ pub struct TraceArguments {
     /// leaves out.
     #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
     pub trace_events: Option<String>,
+    /// Write one page about the run: memory over time, faults, conversions, pools.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
     /// Stamp events with the host's clock too. The digest stays as it is.
     #[arg(long)]
     pub trace_host_time: bool,
@@ -36,6 +40,8 @@ pub struct TraceArguments {
 pub struct TraceConfig {
     /// Where the trace goes.
     pub target: Option<Target>,
+    /// Where a page about the run goes.
+    pub page: Option<PathBuf>,
     /// What is recorded.
     pub choice: Choice,
     /// Whose clocks events are stamped with.
@@ -60,17 +66,29 @@ impl TraceArguments {
         let choice: Option<Choice> =
             self.trace_events.as_deref().map(str::parse).transpose().map_err(read("--trace-events"))?;
         let clock = if self.trace_host_time { TraceClock::Host } else { TraceClock::Virtual };
-        Ok(TraceConfig { target, choice: choice.unwrap_or_default(), clock })
+        Ok(TraceConfig { target, page: self.report.clone(), choice: choice.unwrap_or_default(), clock })
     }
 }
 
-/// The recorder of a run that is to be recorded.
-pub(super) fn recorder(config: &RunConfig, image: &str) -> Result<Option<Arc<Recorder>>, CliError> {
+/// A run that is recorded.
+pub(super) struct Recording {
+    /// Who records it.
+    pub(super) recorder: Arc<Recorder>,
+    /// What its page is made of.
+    model: Arc<Mutex<Model>>,
+}
+
+/// Begins to record a run that is to be recorded.
+pub(super) fn begin(config: &RunConfig, image: &str) -> Result<Option<Recording>, CliError> {
     let trace = &config.trace;
     let mut consumers: Vec<Box<dyn Consumer>> = Vec::new();
+    let model = Arc::new(Mutex::new(Model::default()));
+    if trace.page.is_some() {
+        consumers.push(Box::new(Arc::clone(&model)));
+    }
     match &trace.target {
-        None => return Ok(None),
-        Some(Target::Digest) => {}
+        None if trace.page.is_none() => return Ok(None),
+        None | Some(Target::Digest) => {}
         Some(Target::File { path, format }) => {
             let file = File::create(path).map_err(|cause| CliError::Write { path: path.clone(), cause })?;
             consumers.push(Box::new(Writer::new(*format, Box::new(file))));
@@ -101,28 +119,33 @@ pub(super) fn recorder(config: &RunConfig, image: &str) -> Result<Option<Arc<Rec
         ("cpu", format!("{:?}", config.cpu).to_lowercase()),
         ("seed", config.seed.0.to_string()),
     ]);
-    Ok(Some(Arc::new(recorder)))
+    Ok(Some(Recording { recorder: Arc::new(recorder), model }))
 }
 
-/// Tells the recorder how the run ended.
+/// Says how the run ended, and writes what is written at its end.
 pub(super) fn finish(
-    recorder: &Recorder,
+    recording: &Recording,
     config: &RunConfig,
     outcome: &Outcome,
     summary: &Summary,
 ) -> Result<(), CliError> {
-    let tally = recorder.tally();
+    let recorded = recording.recorder.recorded();
     let path = match &config.trace.target {
         Some(Target::File { path, .. }) => path.clone(),
         _ => PathBuf::new(),
     };
-    recorder
+    recording
+        .recorder
         .finish(&[
             ("outcome", report::name(outcome).to_owned()),
             ("instructions", summary.instructions.to_string()),
             ("time_ns", summary.time_ns.to_string()),
-            ("events", tally.events.to_string()),
-            ("digest", format!("{:#018x}", tally.digest)),
+            ("events", recorded.events.to_string()),
+            ("digest", format!("{:#018x}", recorded.digest)),
         ])
-        .map_err(|cause| CliError::Write { path, cause })
+        .map_err(|cause| CliError::Write { path, cause })?;
+    match &config.trace.page {
+        Some(page) => page::write(&recording.model.lock().unwrap_or_else(PoisonError::into_inner), page),
+        None => Ok(()),
+    }
 }

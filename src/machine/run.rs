@@ -2,7 +2,6 @@
 
 use cpu::{Event, Exit};
 use devices::{BoardEvents, BoardRequest, CpuIndex};
-use emu_core::sync::Task;
 use emu_core::time::{Duration, Instant};
 
 use super::guest_memory::HostSide;

@@ -6,7 +6,7 @@ use emu_core::event::{Direction, Event, ExitReason};
 use emu_core::time::Instant;
 
 use super::Machine;
-use crate::trace::{Lens, Stamp, Recorded};
+use crate::trace::{Lens, Recorded, Stamp};
 
 /// The stamp of what happens on behalf of processor `n` at `time`.
 pub(super) fn stamp(n: usize, vcpu: &Vcpu, time: Instant) -> Stamp {
@@ -57,7 +57,7 @@ impl Machine {
 
     /// How many events were recorded, and their digest, if the machine records.
     pub fn trace(&self) -> Option<Recorded> {
-        self.lens.tally()
+        self.lens.recorded()
     }
 
     /// The view with which the machine does things.

@@ -126,7 +126,7 @@ impl Recorder {
     }
 
     /// What was recorded so far.
-    pub fn tally(&self) -> Recorded {
+    pub fn recorded(&self) -> Recorded {
         let inner = self.inner();
         Recorded { events: inner.events, digest: inner.digest.digest() }
     }
@@ -197,8 +197,8 @@ impl Lens {
     }
 
     /// What was recorded so far, if anything is.
-    pub fn tally(&self) -> Option<Recorded> {
-        self.recorder.as_ref().map(|recorder| recorder.tally())
+    pub fn recorded(&self) -> Option<Recorded> {
+        self.recorder.as_ref().map(|recorder| recorder.recorded())
     }
 }
 

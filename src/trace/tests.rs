@@ -46,7 +46,7 @@ fn written(format: Format, clock: Option<HostClock>) -> (String, Recorded) {
     fault().into_iter().for_each(|event| lens.task().report(event));
     recorder.finish(&[("outcome", "done".to_owned())]).unwrap();
     let text = String::from_utf8(file.0.lock().unwrap().clone()).unwrap();
-    (text, recorder.tally())
+    (text, recorder.recorded())
 }
 
 #[test]
@@ -62,14 +62,14 @@ fn a_line_of_text_reads_like_ftrace() {
 #[test]
 fn json_lines_are_read_back_as_they_were_recorded() {
     for host_ns in [None, Some(77)] {
-        let (text, tally) = written(Format::Jsonl, host_ns.map(|ns| Box::new(move || ns) as HostClock));
+        let (text, recorded) = written(Format::Jsonl, host_ns.map(|ns| Box::new(move || ns) as HostClock));
         let lines: Vec<Line> = text.lines().map(|line| read(line).unwrap()).collect();
         let (Line::Run(run), Line::End(end)) = (&lines[0], &lines[lines.len() - 1]) else { panic!("{text}") };
         assert_eq!((run["image"].as_str(), end["outcome"].as_str()), (Some("a \"b\""), Some("done")));
         let expected: Vec<Line> =
             fault().into_iter().map(|event| Line::Record(Record { stamp: STAMP, host_ns, event })).collect();
         assert_eq!(lines[1..lines.len() - 1], expected);
-        assert_eq!(tally.events, 8);
+        assert_eq!(recorded.events, 8);
     }
 }
 
@@ -116,7 +116,7 @@ fn the_digest_depends_on_events_and_stamps_and_not_on_the_hosts_clock() {
         let lens = Lens::new(Arc::clone(&recorder));
         lens.point_at(|| Stamp { time: Instant::new(time), ..Stamp::default() });
         events.iter().for_each(|event| lens.task().report(*event));
-        recorder.tally().digest
+        recorder.recorded().digest
     };
     let events = fault();
     let plain = digest(5, &events, None);
@@ -131,7 +131,7 @@ fn what_was_not_chosen_is_neither_written_nor_digested() {
     let recorder = Arc::new(Recorder::new("kvm_exit".parse().unwrap(), None, vec![]));
     let lens = Lens::new(Arc::clone(&recorder));
     fault().into_iter().for_each(|event| lens.task().report(event));
-    assert_eq!(recorder.tally().events, 1);
-    assert_eq!(Lens::default().tally(), None);
+    assert_eq!(recorder.recorded().events, 1);
+    assert_eq!(Lens::default().recorded(), None);
     assert!(!Lens::default().task().is_reporting());
 }
