@@ -133,7 +133,10 @@ impl Exclusive<'_> {
             return Ok(None);
         }
         if to.is_private() {
-            self.check_unused(host, range, task)?;
+            self.check_unused(host, range, task).inspect_err(|error| {
+                let index = error.error_index().unwrap_or(range.first).0;
+                task.report(Event::ConvertRefused { ino: self.inode.ino, index, errno: error.errno().value() });
+            })?;
         }
         Ok(Some(Conversion { range, to, zap: self.reach(host, range, task) }))
     }
