@@ -19,8 +19,10 @@
 //! Left out so far: splitting of leaves and folios, dirty logging, shadow paging, the RMP, second address space (SMM).
 #![forbid(unsafe_code)]
 
+mod age;
 pub mod attributes;
 mod change;
+pub mod check;
 mod config;
 pub mod dirty;
 pub mod fault;
@@ -30,17 +32,20 @@ mod handle;
 mod io;
 mod kind;
 pub mod memslot;
+pub mod mmio;
 mod notifier;
 mod nx;
 mod params;
 pub mod plan;
 mod pml;
+mod prefault;
 mod region;
 mod stats;
 pub mod tdp;
 mod vcpu;
 mod vm;
 
+pub use age::Aging;
 pub use config::{PagePolicy, VmConfig, VmError};
 pub use fault::{Action, EntryState, FaultCause, FaultInput, MemoryFault, MemoryFaultReason, Resumed};
 pub use flush::FlushRequest;
@@ -53,6 +58,7 @@ pub use memslot::{
 pub use params::{DirtyRingConfig, EagerPageSplit, ManualProtect, MmioCaching, MmuParams, NxHugePages, Pml};
 pub use plan::{RamLayout, RamRange, SystemMemoryPlan};
 pub use pml::PML_ENTRIES;
+pub use prefault::{PreFault, PreFaultError};
 pub use stats::{FaultStats, VmStats};
 pub use tdp::TdpFormat;
 pub use vcpu::{InGuest, VcpuId};

@@ -15,8 +15,8 @@ use emu_core::time::Instant;
 use emu_core::{PageSize, Spa};
 use hypervisor::plan::LOW_RAM_END;
 use hypervisor::{
-    FolioPolicy, GmemFlags, MemSlotSpec, PagePolicy, RamLayout, Shareability, SlotFlags, SlotId, SystemMemoryPlan,
-    TdpFormat, Vm, VmConfig, VmKind,
+    FolioPolicy, GmemFlags, MemSlotSpec, MmioCaching, MmuParams, PagePolicy, RamLayout, Shareability, SlotFlags,
+    SlotId, SystemMemoryPlan, TdpFormat, Vm, VmConfig, VmKind,
 };
 use mmu::{Asid, Ept, EptExecute, Eptp, NestedNx, Npt, Stage2, Stage2Levels, Vpid};
 
@@ -176,7 +176,12 @@ impl Builder {
         };
         let lens = self.recorder.map(Lens::new).unwrap_or_default();
         lens.task().report(Event::VmCreated { nr_vcpus: config.cpus });
-        let vm = Vm::new(memory.clone(), &vm_config)?;
+        let params = MmuParams {
+            // With 52 address bits NPT has none left that would be reserved.
+            mmio_caching: if config.model.maxphyaddr() < 52 { MmioCaching::On } else { MmioCaching::Off },
+            ..MmuParams::default()
+        };
+        let vm = Vm::with_params(memory.clone(), &vm_config, params)?;
         vm.add_ram(&layout, SlotId(0), &lens.task())?;
         add_firmware(&vm, SlotId(layout.ranges.len() as u16), &lens.task())?;
 

@@ -29,6 +29,7 @@ impl Tables {
     /// Removes everything but the root. The tables that held it are freed by the next [`Tables::bury`].
     pub(crate) fn zap_all(&self, owed: &mut Owed, task: &Task<'_>) -> Result<(), BusError> {
         self.drop_entries(self.root, Level::ROOT, Gfn::new(0), Spte::ABSENT, owed, task)?;
+        self.forget_mmio_tables();
         owed.all();
         Ok(())
     }

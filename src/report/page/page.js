@@ -55,9 +55,12 @@ function chart(into, names, kind) {
   const inner = W - left - right, height = H - top - bottom, step = inner / columns;
   const values = present.map(([name]) => series(name));
   const sums = Array.from({ length: columns }, (_, c) => values.reduce((sum, v) => kind === "bars" ? sum + v[c] : Math.max(sum, v[c]), 0));
-  const most = Math.max(1, ...sums), scale = nice(most);
+  // One column far above all others would hide them: it is cut, and says so.
+  const sorted = [...sums].sort((a, b) => b - a), tall = Math.max(1, sorted[0]);
+  const next = sorted.find((n) => n < tall / 8), cut = kind === "bars" && next > 0 && sorted.filter((n) => n >= tall / 8).length <= 2;
+  const scale = nice(cut ? next : tall);
   const svg = el("svg", { viewBox: `0 0 ${W} ${H}`, role: "img" });
-  const y = (value) => top + height * (1 - value / scale.top);
+  const y = (value) => top + height * (1 - Math.min(1, value / scale.top));
   for (const tick of scale.ticks) {
     svg.append(el("line", { x1: left, x2: W - right, y1: y(tick), y2: y(tick), stroke: css(tick ? "--line" : "--axis") }));
     svg.append(el("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, short(tick)));
@@ -76,6 +79,11 @@ function chart(into, names, kind) {
         d += `M${x.toFixed(2)} ${from.toFixed(2)}V${Math.min(to, from - 0.6).toFixed(2)}h${w.toFixed(2)}V${from.toFixed(2)}z`;
       }
       svg.append(el("path", { d, fill: css(color) }));
+    });
+    sums.forEach((sum, c) => {
+      if (sum <= scale.top) return;
+      const right = c > columns * 0.8, x = left + (c + (right ? 0 : 1)) * step;
+      svg.append(el("text", { x: x + (right ? -4 : 4), y: top + 4, "text-anchor": right ? "end" : "start" }, "↑ " + short(sum)));
     });
   } else {
     present.forEach(([, , color], n) => {
@@ -109,7 +117,17 @@ function nice(most) {
 }
 
 // The picture of memory. A row is a range of guest frames; its states change at columns.
-const rows = run.memory.rows;
+// Neighbours that were always alike are one row, drawn thin: what changes gets the room.
+const rows = [];
+for (const row of run.memory.rows) {
+  const last = rows[rows.length - 1], alike = JSON.stringify(row.states);
+  if (last && last.gfn + last.nr_pages === row.gfn && last.alike === alike && last.each === row.nr_pages) {
+    last.nr_pages += row.nr_pages;
+    last.count++;
+  } else rows.push({ ...row, each: row.nr_pages, alike, count: 1 });
+}
+for (const row of rows) row.states = row.states.map(([at, state]) => [at, state.map((n) => n * row.count)]);
+const weight = (row) => row.count > 1 ? Math.min(2.5, 1 + row.count / 40) : 1;
 const ALL = { bound: 0, private: 1, m: [2, 3, 4], f: [5, 6, 7] };
 const NAMES = ["4K", "2M", "1G"];
 function stateAt(row, column) {
@@ -158,16 +176,16 @@ const AXIS = 92, BOTTOM = 22, GAP = 5;
 // Rows one after another, with a gap where guest frames have a hole.
 function layout(height) {
   const holes = rows.filter((row, n) => n && rows[n - 1].gfn + rows[n - 1].nr_pages !== row.gfn).length;
-  const each = (height - holes * GAP) / Math.max(1, rows.length);
+  const each = (height - holes * GAP) / Math.max(1, rows.reduce((sum, row) => sum + weight(row), 0));
   let y = 0;
   return rows.map((row, n) => {
     if (n && rows[n - 1].gfn + rows[n - 1].nr_pages !== row.gfn) y += GAP;
-    const place = { row, y, h: each };
-    y += each;
+    const place = { row, y, h: each * weight(row) };
+    y += place.h;
     return place;
   });
 }
-const pictureHeight = () => rows.length ? Math.max(140, Math.min(420, rows.length * 5)) : 40;
+const pictureHeight = () => rows.length ? Math.max(90, Math.min(460, rows.length * 14)) : 40;
 function paint() {
   const canvas = $("memory"), ratio = devicePixelRatio || 1, W = canvas.parentElement.clientWidth;
   const H = pictureHeight();
@@ -190,11 +208,11 @@ function paint() {
       }
       at = column; state = next;
     }
-    const begins = !n || rows[n - 1].gfn + rows[n - 1].nr_pages !== row.gfn;
-    if (y - labelled > (begins ? 11 : 34)) {
+    const label = Math.max(9, y + 4);
+    if (label - labelled > 12) {
       g.fillStyle = css("--muted"); g.textAlign = "right";
-      g.fillText(hex(row.gfn * 4096), AXIS - 8, Math.max(9, y + 4));
-      labelled = y;
+      g.fillText(hex(row.gfn * 4096), AXIS - 8, label);
+      labelled = label;
     }
   }
   g.fillStyle = css("--muted");
@@ -231,7 +249,7 @@ function memory() {
     return button;
   }));
   $("memory-note").textContent = rows.length
-    ? `Each row is ${bytes(Math.max(...rows.map((row) => row.nr_pages)))} of guest physical memory, low addresses at the top; each column ${units(width)} of virtual time. Point at a cell for its numbers.`
+    ? `Each row is ${bytes(Math.max(...rows.map((row) => row.each)))} of guest physical memory, low addresses at the top, and neighbours that were always alike share one; each column is ${units(width)} of virtual time. Point at a cell for its numbers.`
     : "The trace has no events about memory.";
   paint();
 }
@@ -296,7 +314,7 @@ function stages() {
   if (someNs) {
     const W = 1100, h = 22, left = 90, svg = el("svg", { viewBox: `0 0 ${W} ${run.stages.length * h}`, role: "img" });
     run.stages.forEach(({ stage, span }, n) => {
-      const w = (W - left - 130) * mean(span.ns) / most;
+      const w = (W - left - 210) * mean(span.ns) / most;
       svg.append(el("text", { x: left - 8, y: n * h + 15, "text-anchor": "end" }, word(stage)),
         el("rect", { x: left, y: n * h + 4, width: Math.max(1, w), height: h - 8, rx: 3, fill: css("--s1") }),
         el("text", { x: left + w + 8, y: n * h + 15 }, `${group(mean(span.ns))} ns mean, ${group(span.ns.p99)} p99`));
