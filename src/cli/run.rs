@@ -35,7 +35,9 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
             .on_memory_fault(config.vm.on_memory_fault)
             .model(config.cpu.model())
             .seed(config.seed)
+            .gmem(config.gmem.0)
             .script(script.clone())
+            .check_invariants(config.check_every)
             .append(&config.cmdline);
         if let Some(bytes) = &initrd {
             builder = builder.initrd(bytes.clone());

@@ -12,6 +12,7 @@ use emu_core::rng::{Consumer, Seed};
 use emu_core::sync::Task;
 use emu_core::time::Instant;
 use emu_core::{PageSize, Spa};
+use gmem::policy::GmemPolicy;
 use hypervisor::plan::LOW_RAM_END;
 use hypervisor::{
     FolioPolicy, GmemFlags, MemSlotSpec, MmioCaching, MmuParams, PagePolicy, RamLayout, Shareability, SlotFlags,
@@ -19,6 +20,7 @@ use hypervisor::{
 };
 use mmu::{Asid, Ept, EptExecute, Eptp, NestedNx, Npt, Stage2, Stage2Levels, Vpid};
 
+use super::checks::Checks;
 use super::guest_memory::HostSide;
 use super::seat::{Activity, Processor};
 use super::{BuildError, Counters, Machine, boot, firmware};
@@ -44,10 +46,14 @@ pub struct MachineConfig {
     pub mmu: NestedPaging,
     /// The kind of the VM.
     pub kind: VmKind,
+    /// How guest_memfd behaves.
+    pub gmem: GmemPolicy,
     /// How RAM of a software-protected VM begins.
     pub ram: InitialRam,
     /// What the VMM does about memory faults.
     pub on_memory_fault: OnMemoryFault,
+    /// Instructions between two looks at the hypervisor's invariants; `None`: nobody looks.
+    pub check_every: Option<u64>,
     /// The run's seed.
     pub seed: Seed,
     /// The processor model.
@@ -64,8 +70,10 @@ impl Default for MachineConfig {
             pages: PageSize::Size4K,
             mmu: NestedPaging::Npt,
             kind: VmKind::Default,
+            gmem: GmemPolicy::DEFAULT,
             ram: InitialRam::Shared,
             on_memory_fault: OnMemoryFault::Convert,
+            check_every: None,
             seed: Seed(0),
             model: CpuModel::amd_v3(),
             quantum: 20_000,
@@ -109,9 +117,19 @@ impl Builder {
         (self.config.kind, self.config.ram) = (kind, ram);
         self
     }
+    /// How guest_memfd behaves.
+    pub fn gmem(mut self, policy: GmemPolicy) -> Builder {
+        self.config.gmem = policy;
+        self
+    }
     /// What the VMM does about memory faults.
     pub fn on_memory_fault(mut self, what: OnMemoryFault) -> Builder {
         self.config.on_memory_fault = what;
+        self
+    }
+    /// Looks at the hypervisor's invariants every so many instructions, and at the end.
+    pub fn check_invariants(mut self, every: Option<u64>) -> Builder {
+        self.config.check_every = every;
         self
     }
     /// What the VMM does by its own will.
@@ -164,6 +182,7 @@ impl Builder {
             maxphyaddr: config.model.maxphyaddr().min(48),
             nr_vcpus: config.cpus,
             kind: config.kind,
+            gmem: config.gmem,
             ..VmConfig::new(policy, plan.host)
         };
         let params = MmuParams {
@@ -226,10 +245,12 @@ impl Builder {
             })
             .collect();
         let (on_memory_fault, seed) = (config.on_memory_fault, config.seed);
+        let config_checks = config.check_every;
         let scheduler = config.seed.stream(Consumer::Scheduler);
         Ok(Machine {
             config,
             vm: Arc::new(vm),
+            checks: config_checks.map(Checks::every),
             vmm: Vmm::new(on_memory_fault, &self.script, seed),
             board,
             vcpus,

@@ -4,7 +4,8 @@ use cpu::{Completion, Exit, IoAccess, MmioAccess, MmioData, MsrAccess, Vcpu};
 use devices::lapic::MsrError;
 use devices::{BoardEvents, CpuIndex, Port, Width};
 use emu_core::sync::Task;
-use hypervisor::{Action, EntryState, FaultCause, FaultInput, FlushRequest, VcpuId};
+use gmem::GetError;
+use hypervisor::{Action, EntryState, FaultCause, FaultInput, FlushRequest, VcpuId, VmError};
 use mmu::{NestedFaultKind, NestedPageFault, Stage2Cause};
 
 use super::run::Outcome;
@@ -77,7 +78,13 @@ impl Machine {
         fault: NestedPageFault,
         access: Option<MmioAccess>,
     ) -> Result<Handled, RunError> {
-        let action = self.vm.handle_fault(VcpuId(n as u16), fault_input(&fault), &Task::QUIET)?;
+        let action = match self.vm.handle_fault(VcpuId(n as u16), fault_input(&fault), &Task::QUIET) {
+            // `EHWPOISON`: the VMM has no other copy to give.
+            Err(VmError::Backing(GetError::Poisoned { .. })) => {
+                return Ok(Err(Outcome::MemoryFailure { cpu: n as u16, gpa: fault.gpa, registers: self.describe(n) }));
+            }
+            action => action?,
+        };
         self.flush_owed();
         Ok(self.after_fault(n, action, access))
     }

@@ -10,6 +10,7 @@
 
 mod boot;
 mod builder;
+mod checks;
 mod error;
 mod exits;
 mod firmware;
@@ -26,6 +27,7 @@ pub use summary::Summary;
 
 use std::sync::Arc;
 
+use checks::Checks;
 use cpu::VcpuState;
 use devices::Board;
 use emu_core::Gpa;
@@ -42,6 +44,7 @@ pub struct Machine {
     config: MachineConfig,
     vm: Arc<Vm>,
     vmm: Vmm,
+    checks: Option<Checks>,
     board: Board,
     vcpus: Vec<Processor>,
     now: Instant,

@@ -53,6 +53,24 @@ pub enum Outcome {
         /// Its registers, in words.
         registers: String,
     },
+    /// The guest uses memory that has failed (`EHWPOISON`).
+    MemoryFailure {
+        /// Which processor.
+        cpu: u16,
+        /// Where.
+        gpa: emu_core::Gpa,
+        /// Its registers, in words.
+        registers: String,
+    },
+    /// A rule of the hypervisor's was found broken: a mistake of ours, never of the guest's.
+    InvariantBroken {
+        /// Instructions of all processors before the look that found it.
+        at: u64,
+        /// The rule.
+        invariant: String,
+        /// What was seen instead.
+        found: String,
+    },
     /// Every processor waits and nothing is due that could wake one.
     Asleep {
         /// The first processor's registers, in words.
@@ -69,12 +87,21 @@ impl Machine {
     ///
     /// # Errors
     /// [`RunError`]: the host could not go on.
-    pub fn run(
+    pub fn run(&mut self, limits: Limits, keep_going: impl FnMut(&mut Machine) -> bool) -> Result<Outcome, RunError> {
+        let outcome = self.run_turns(limits, keep_going)?;
+        // However it ended, the end is a moment to look at.
+        Ok(self.check_invariants().unwrap_or(outcome))
+    }
+
+    fn run_turns(
         &mut self,
         limits: Limits,
         mut keep_going: impl FnMut(&mut Machine) -> bool,
     ) -> Result<Outcome, RunError> {
         loop {
+            if let Some(broken) = self.check_when_due() {
+                return Ok(broken);
+            }
             if let Some(outcome) = self.settle(BoardEvents::REQUESTS) {
                 return Ok(outcome);
             }

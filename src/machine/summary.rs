@@ -31,6 +31,8 @@ pub struct Summary {
     pub interrupts: u64,
     /// Turns taken.
     pub turns: u64,
+    /// Looks at the hypervisor's invariants.
+    pub checks: u64,
     /// What the VMM was asked.
     pub vmm: VmmCounters,
     /// What the VMM did by its own will.
@@ -64,6 +66,7 @@ impl Machine {
             halts: c.halts,
             interrupts: c.interrupts,
             turns: c.turns,
+            checks: self.checks.as_ref().map_or(0, |checks| checks.done),
             vmm: self.vmm.counters(),
             deeds: self.vmm.deeds().clone(),
             blocks,
@@ -119,6 +122,9 @@ impl core::fmt::Display for Summary {
             faults.mmio
         )?;
         writeln!(f, "folios       {}", by_size(self.vm.folios))?;
+        if self.checks > 0 {
+            writeln!(f, "checks       every invariant {} times", self.checks)?;
+        }
         let v = &self.vmm;
         if v.hypercalls > 0 || v.memory_faults > 0 {
             writeln!(
