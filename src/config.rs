@@ -68,6 +68,12 @@ pub enum ConfigError {
     /// Not a built-in guest.
     #[error("\"{0}\" is no guest of the program")]
     Guest(String),
+    /// Not a format of traces.
+    #[error("\"{0}\" is not a trace format")]
+    TraceFormat(String),
+    /// Neither a tracepoint nor a group of them.
+    #[error("\"{0}\" is not a tracepoint")]
+    TraceEvent(String),
     /// Not a seed.
     #[error("\"{0}\" is not a seed")]
     Seed(String),
@@ -96,6 +102,10 @@ impl ConfigError {
             ConfigError::CpuCount(_) => "a machine has 1 to 64 vCPUs",
             ConfigError::CpuModel(_) => "the models are amd and intel",
             ConfigError::NestedPaging(_) => "the kinds are npt (AMD) and ept (Intel)",
+            ConfigError::TraceFormat(_) => "FILE, FILE:text, FILE:jsonl, FILE:perfetto, or the word digest",
+            ConfigError::TraceEvent(_) => {
+                "a list of names like kvm_page_fault or groups vcpu, fault, mmu, invalidate, dirty, gmem, pool, all; -NAME leaves out"
+            }
             ConfigError::Seed(_) => "a seed is a 64-bit number, decimal or 0x and hexadecimal",
         }
     }

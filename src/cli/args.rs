@@ -10,6 +10,8 @@ use emu_core::rng::Seed;
 
 use super::CliError;
 use super::explore::ExploreArguments;
+use super::page::ReportArguments;
+use super::trace::{TraceArguments, TraceConfig};
 use crate::config::{
     ConfigError, CpuCount, CpuKind, GmemChoice, MemoryArgument, MemorySize, NestedPaging, VmChoice, parse_page_size,
     parse_seed, parse_vmm_random,
@@ -33,6 +35,8 @@ pub enum Command {
     Run(Box<RunArguments>),
     /// Say what a file is and whether it would load.
     Check(CheckArguments),
+    /// Make one page of a trace: memory over time, faults, conversions, pools.
+    Report(ReportArguments),
     /// Look for races of the memory pipeline: every order of steps of a few tasks.
     Explore(ExploreArguments),
 }
@@ -107,6 +111,9 @@ pub struct RunArguments {
     /// Write the console here instead of standard output.
     #[arg(long, value_name = "FILE")]
     pub serial: Option<PathBuf>,
+    /// How the run is recorded.
+    #[command(flatten)]
+    pub trace: TraceArguments,
     /// End instead of restarting when the guest asks for a reset.
     #[arg(long)]
     pub no_reboot: bool,
@@ -203,6 +210,8 @@ pub struct RunConfig {
     pub report: Report,
     /// Where the console goes, if not to the terminal.
     pub serial: Option<PathBuf>,
+    /// How it is recorded.
+    pub trace: TraceConfig,
     /// What a reset does.
     pub on_reset: OnReset,
 }
@@ -257,6 +266,7 @@ impl RunArguments {
             timeout: self.timeout.map(Duration::from_secs),
             report: if self.json { Report::Json } else { Report::Text },
             serial: self.serial,
+            trace: self.trace.resolve()?,
             on_reset: if self.no_reboot { OnReset::End } else { OnReset::Restart },
         })
     }
@@ -277,7 +287,7 @@ mod tests {
         let words = ["bifold", "run"].iter().chain(words);
         match Arguments::try_parse_from(words).expect("clap takes the words").command {
             Command::Run(arguments) => arguments.resolve(),
-            Command::Check(_) | Command::Explore(_) => unreachable!("the words begin with run"),
+            Command::Check(_) | Command::Explore(_) | Command::Report(_) => unreachable!("the words begin with run"),
         }
     }
 

@@ -106,6 +106,10 @@ pub(super) fn json(outcome: &Outcome, code: ExitCode, summary: &Summary) -> Valu
             "script": script(&summary.deeds),
             "random": random(&summary.deeds),
         },
+        "trace": summary.trace.map(|tally| json!({
+            "events": tally.events,
+            "digest": format!("{:#018x}", tally.digest),
+        })),
         "checks": summary.checks,
         "interrupts": summary.interrupts,
         "turns": summary.turns,

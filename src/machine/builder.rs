@@ -7,6 +7,7 @@ use devices::acpi::tables::{AcpiConfig, AcpiImage};
 use devices::board::TestPorts;
 use devices::{Board, BoardConfig};
 use emu_core::cpu_model::CpuModel;
+use emu_core::event::Event;
 use emu_core::memory::SystemMemory;
 use emu_core::rng::{Consumer, Seed};
 use emu_core::sync::Task;
@@ -26,6 +27,7 @@ use super::seat::{Activity, Processor};
 use super::{BuildError, Counters, Machine, boot, firmware};
 use crate::config::NestedPaging;
 use crate::loader::{self, Image, LoadOptions, MemoryMap, Module};
+use crate::trace::{Lens, Recorder};
 use crate::vmm::hypercall::GpaRange;
 use crate::vmm::script::Script;
 use crate::vmm::{InitialRam, OnMemoryFault, Vmm, memory};
@@ -89,6 +91,7 @@ pub struct Builder {
     initrd: Option<Vec<u8>>,
     script: Script,
     modules: Vec<(Vec<u8>, String)>,
+    recorder: Option<Arc<Recorder>>,
 }
 
 impl Builder {
@@ -135,6 +138,11 @@ impl Builder {
     /// What the VMM does by its own will.
     pub fn script(mut self, script: Script) -> Builder {
         self.script = script;
+        self
+    }
+    /// Who records what the machine does, from its building on.
+    pub fn recorder(mut self, recorder: Arc<Recorder>) -> Builder {
+        self.recorder = Some(recorder);
         self
     }
     /// The seed.
@@ -185,14 +193,16 @@ impl Builder {
             gmem: config.gmem,
             ..VmConfig::new(policy, plan.host)
         };
+        let lens = self.recorder.map(Lens::new).unwrap_or_default();
+        lens.task().report(Event::VmCreated { nr_vcpus: config.cpus });
         let params = MmuParams {
             // With 52 address bits NPT has none left that would be reserved.
             mmio_caching: if config.model.maxphyaddr() < 52 { MmioCaching::On } else { MmioCaching::Off },
             ..MmuParams::default()
         };
         let vm = Vm::with_params(memory.clone(), &vm_config, params)?;
-        vm.add_ram(&layout, SlotId(0), &Task::QUIET)?;
-        add_firmware(&vm, SlotId(layout.ranges.len() as u16))?;
+        vm.add_ram(&layout, SlotId(0), &lens.task())?;
+        add_firmware(&vm, SlotId(layout.ranges.len() as u16), &lens.task())?;
 
         let low = layout.inode_bytes.min(LOW_RAM_END.raw());
         let high = layout.inode_bytes - low;
@@ -206,7 +216,7 @@ impl Builder {
 
         let map = MemoryMap::pc(layout.inode_bytes, LOW_RAM_END)?;
         let acpi = AcpiImage::build(&AcpiConfig::new(config.cpus))?;
-        let mut host = HostSide::new(&vm);
+        let mut host = HostSide::new(&vm, lens.task());
         loader::GuestMemory::write(&mut host, acpi.base, &acpi.bytes)
             .map_err(|_| BuildError::NoRoomForTables { gpa: acpi.base })?;
         let modules: Vec<Module<'_>> = self.modules.iter().map(|(bytes, cmdline)| Module { bytes, cmdline }).collect();
@@ -221,7 +231,7 @@ impl Builder {
         if config.ram == InitialRam::Private {
             for range in &layout.ranges {
                 let all = GpaRange { gpa: range.gpa, len_bytes: range.len_bytes };
-                memory::convert(&vm, all, Shareability::PRIVATE, &Task::QUIET)?;
+                memory::convert(&vm, all, Shareability::PRIVATE, &lens.task())?;
             }
         }
 
@@ -259,13 +269,13 @@ impl Builder {
             counters: Counters::default(),
             serial: Vec::new(),
             turn: 0,
+            lens,
         })
     }
 }
 
 /// The firmware's ROM, in a read-only memslot over a guest_memfd of its own.
-fn add_firmware(vm: &Vm, id: SlotId) -> Result<(), BuildError> {
-    let task = &Task::QUIET;
+fn add_firmware(vm: &Vm, id: SlotId, task: &Task<'_>) -> Result<(), BuildError> {
     let flags = GmemFlags::MMAP | GmemFlags::INIT_SHARED;
     let small = FolioPolicy::Buddy { largest: PageSize::Size4K };
     let gmem = vm.create_guest_memfd_with(firmware::ROM_BYTES, flags.bits(), small, task)?;

@@ -2,7 +2,6 @@
 
 use cpu::{Event, Exit};
 use devices::{BoardEvents, BoardRequest, CpuIndex};
-use emu_core::sync::Task;
 use emu_core::time::{Duration, Instant};
 
 use super::guest_memory::HostSide;
@@ -188,6 +187,8 @@ impl Machine {
             self.offer_interrupt(n);
             let due = self.board.next_event(self.now).unwrap_or(Instant::FAR);
             let until = self.vmm_acts().map_or(end, |at| end.min(at)).min(due.max(self.now + Duration::new(1)));
+            self.look_at(n);
+            self.lens.task().report(emu_core::event::Event::Entry {});
             let vcpu = &mut self.vcpus[n].vcpu;
             let exit = vcpu.run(until);
             let after = vcpu.now();
@@ -196,6 +197,7 @@ impl Machine {
             let mut events = BoardEvents::empty();
             if exit != Exit::TimeUp {
                 self.counters.exits += 1;
+                self.saw_exit(n, &exit);
                 match self.handle_exit(n, exit)? {
                     Ok(more) => events |= more,
                     Err(outcome) => return Ok(Some(outcome)),
@@ -217,7 +219,8 @@ impl Machine {
     fn vmm_acts(&mut self) -> Option<Instant> {
         self.vmm.until_due(0)?;
         let done = self.instructions();
-        if self.vmm.act(&self.vm, done, &Task::QUIET) {
+        self.look_at_host();
+        if self.vmm.act(&self.vm, done, &self.lens.task()) {
             self.flush_owed();
         }
         self.vmm.until_due(done).map(|units| self.now + Duration::new(units.max(1)))
@@ -243,7 +246,8 @@ impl Machine {
     /// Follows up what the board asks for.
     pub(super) fn settle(&mut self, events: BoardEvents) -> Option<Outcome> {
         if events.contains(BoardEvents::DMA) {
-            let more = self.board.run_dma(&mut HostSide::new(&self.vm), self.now);
+            self.look_at_host();
+            let more = self.board.run_dma(&mut HostSide::new(&self.vm, self.lens.task()), self.now);
             if let Some(outcome) = self.settle(more - BoardEvents::DMA) {
                 return Some(outcome);
             }

@@ -5,6 +5,7 @@ use hypervisor::VmStats;
 use mmu::MmuStats;
 
 use super::Machine;
+use crate::trace::Recorded;
 use crate::vmm::VmmCounters;
 use crate::vmm::agent::{Deeds, Tally};
 
@@ -39,6 +40,8 @@ pub struct Summary {
     pub deeds: Deeds,
     /// Blocks decoded.
     pub blocks: u64,
+    /// What was recorded of it, if anything.
+    pub trace: Option<Recorded>,
     /// The hypervisor's counters.
     pub vm: VmStats,
     /// The translation units' counters, added up.
@@ -70,6 +73,7 @@ impl Machine {
             vmm: self.vmm.counters(),
             deeds: self.vmm.deeds().clone(),
             blocks,
+            trace: self.trace(),
             vm: self.vm.stats(),
             mmu,
         }
