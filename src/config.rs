@@ -3,14 +3,18 @@
 //! Shared by the command line and the library; nothing here knows of either. Text forms follow other VMMs: sizes are
 //! decimal numbers with a binary suffix (`512M`, `2G`), and a bare number is MiB.
 
+mod gmem;
+
 use core::fmt;
 use core::str::FromStr;
 
+pub use self::gmem::GmemChoice;
 use emu_core::PageSize;
 use emu_core::cpu_model::CpuModel;
 use hypervisor::VmKind;
 use thiserror::Error;
 
+use crate::vmm::random::{DEFAULT_INTERVAL, RandomConfig};
 use crate::vmm::{InitialRam, OnMemoryFault};
 
 const KIB: u64 = 1 << 10;
@@ -55,9 +59,21 @@ pub enum ConfigError {
     /// A property that this kind of VM does not have.
     #[error("a default VM has no private memory, so \"{0}\" means nothing")]
     NoPrivateMemory(String),
+    /// Not a seed with an optional distance.
+    #[error("\"{0}\" is not a seed and a distance")]
+    VmmRandom(String),
+    /// Not a way of guest_memfd to behave.
+    #[error("\"{0}\" is no property of guest_memfd")]
+    Gmem(String),
     /// Not a built-in guest.
     #[error("\"{0}\" is no guest of the program")]
     Guest(String),
+    /// Not a format of traces.
+    #[error("\"{0}\" is not a trace format")]
+    TraceFormat(String),
+    /// Neither a tracepoint nor a group of them.
+    #[error("\"{0}\" is not a tracepoint")]
+    TraceEvent(String),
     /// Not a seed.
     #[error("\"{0}\" is not a seed")]
     Seed(String),
@@ -70,6 +86,13 @@ impl ConfigError {
             ConfigError::NotASize(_) => "sizes are like 512M, 2G or 1T; a bare number is MiB",
             ConfigError::MemorySize(_) => "the smallest machine has 1M, the largest 16T",
             ConfigError::MemoryProperty(_) | ConfigError::NoMemorySize => "memory is 2G, or size=2G,pages=2m",
+            ConfigError::VmmRandom(_) => {
+                "it is a seed like 7 or 0x5eed, and if you like a distance in instructions: 7:1000000"
+            }
+            ConfigError::Gmem(_) => {
+                "first a generation if you like (7.3, next, v1, v2, wip), then split=, shared=, punch=, order=, to-shared=, \
+                 to-private=, each once; docs/running.md has their values"
+            }
             ConfigError::Guest(_) => "bifold run --list-guests tells which there are",
             ConfigError::VmKind(_) => "kinds of VM are default and sw-protected",
             ConfigError::VmProperty(_) => "properties are ram=shared, ram=private, fault=convert and fault=stop",
@@ -79,6 +102,10 @@ impl ConfigError {
             ConfigError::CpuCount(_) => "a machine has 1 to 64 vCPUs",
             ConfigError::CpuModel(_) => "the models are amd and intel",
             ConfigError::NestedPaging(_) => "the kinds are npt (AMD) and ept (Intel)",
+            ConfigError::TraceFormat(_) => "FILE, FILE:text, FILE:jsonl, FILE:perfetto, or the word digest",
+            ConfigError::TraceEvent(_) => {
+                "a list of names like kvm_page_fault or groups vcpu, fault, mmu, invalidate, dirty, gmem, pool, all; -NAME leaves out"
+            }
             ConfigError::Seed(_) => "a seed is a 64-bit number, decimal or 0x and hexadecimal",
         }
     }
@@ -306,6 +333,16 @@ pub fn parse_seed(text: &str) -> Result<u64, ConfigError> {
         None => text.parse(),
     };
     parsed.map_err(|_| ConfigError::Seed(text.to_owned()))
+}
+
+/// What `--vmm-random` says: a seed, and after a colon the mean distance of two actions in instructions.
+pub fn parse_vmm_random(text: &str) -> Result<RandomConfig, ConfigError> {
+    let refused = || ConfigError::VmmRandom(text.to_owned());
+    let (seed, every) = match text.split_once(':') {
+        None => (text, DEFAULT_INTERVAL),
+        Some((seed, every)) => (seed, every.parse().ok().filter(|&n: &u64| n > 0).ok_or_else(refused)?),
+    };
+    Ok(RandomConfig::with(parse_seed(seed).map_err(|_| refused())?, every))
 }
 
 #[cfg(test)]

@@ -3,12 +3,15 @@
 use emu_core::PageSize;
 use emu_core::memory::BusError;
 use gmem::host::HostSetupError;
+use gmem::provider::PoisonError;
 use gmem::{
-    ConvertError, CreateError, FolioPolicy, GetError, GmemPolicy, HoleError, HostConfig, HugeSize, OutOfMemory,
-    PageIndex, SlotId,
+    ConvertError, CreateError, FallocateError, FolioPolicy, GetError, GmemPolicy, HoleError, HostConfig, HugeSize,
+    OutOfMemory, PageIndex, SlotId,
 };
 use thiserror::Error;
 
+use crate::dirty::DirtyLogError;
+use crate::follow::{FollowPolicy, PfnError};
 use crate::kind::VmKind;
 use crate::memslot::MemslotError;
 use crate::tdp::TdpFormat;
@@ -53,6 +56,8 @@ pub struct VmConfig {
     pub kind: VmKind,
     /// How guest_memfd behaves.
     pub gmem: GmemPolicy,
+    /// How the hypervisor gets at user memory.
+    pub follow: FollowPolicy,
 }
 
 impl VmConfig {
@@ -66,6 +71,7 @@ impl VmConfig {
             host,
             kind: VmKind::Default,
             gmem: GmemPolicy::DEFAULT,
+            follow: FollowPolicy::DEFAULT,
         }
     }
 }
@@ -118,6 +124,12 @@ pub enum VmError {
     /// A hole was refused.
     #[error(transparent)]
     Hole(#[from] HoleError),
+    /// `fallocate` was refused.
+    #[error(transparent)]
+    Fallocate(#[from] FallocateError),
+    /// A memory failure that cannot be contained.
+    #[error(transparent)]
+    MemoryFailure(#[from] PoisonError),
     /// A conversion was refused.
     #[error(transparent)]
     Convert(#[from] ConvertError),
@@ -129,6 +141,12 @@ pub enum VmError {
         /// How many there are.
         nr_vcpus: usize,
     },
+    /// Writes to a memslot cannot be logged.
+    #[error(transparent)]
+    DirtyLog(#[from] DirtyLogError),
+    /// User memory behind a guest page cannot be had.
+    #[error(transparent)]
+    Follow(#[from] PfnError),
     /// A memslot and its inode disagree about who shows a page (`EIO`).
     #[error("page {} of its guest_memfd is not bound to memslot {}", index.0, slot.0)]
     NotBound {
@@ -137,6 +155,9 @@ pub enum VmError {
         /// The page.
         index: PageIndex,
     },
+    /// A processor ran on although its dirty ring was full: it must leave to the VMM at the soft limit.
+    #[error("the dirty ring of a vCPU is full: it may not run before entries are reset")]
+    DirtyRingFull,
     /// A table or a folio lies outside system memory.
     #[error(transparent)]
     Bus(#[from] BusError),

@@ -1,8 +1,10 @@
 //! A nested fault from its exit to its answer (`kvm_mmu_page_fault`, `kvm_tdp_mmu_page_fault`): the stages of
 //! [`crate::fault`] in their order, with the locks and checks between them.
 
+use std::sync::atomic::Ordering;
+
 use emu_core::defect::Defect;
-use emu_core::event::{Event, FaultOutcome, Stage};
+use emu_core::event::{Bits, ClipReason, Event, FaultOutcome, Stage};
 use emu_core::sync::{Point, Task};
 use emu_core::{AccessKind, PageSize};
 use gmem::Shareability;
@@ -10,13 +12,15 @@ use gmem::Shareability;
 use crate::config::VmError;
 use crate::fault::level::Sized;
 use crate::fault::{
-    Action, EntryState, FaultCause, FaultInput, Resumed, Stop, Unresolved, admit, back, level, resolve,
+    Action, EntryState, FaultCause, FaultInput, MemoryFaultReason, Resumed, Stop, Unresolved, admit, back, level,
+    memory_fault, resolve,
 };
 use crate::flush::Owed;
 use crate::memslot::Slot;
+use crate::mmio::MmioFault;
 use crate::params::NxHugePages;
 use crate::tdp::{AdType, Fast, Install, Logged, Outcome, Rights, Touch};
-use crate::vcpu::{VcpuId, VcpuMmu};
+use crate::vcpu::{Vcpu, VcpuId, VcpuMmu};
 use crate::vm::Vm;
 
 const RETRY: Stop = Stop::Answer(Action::Resume(Resumed::Retry));
@@ -24,12 +28,13 @@ const RETRY: Stop = Stop::Answer(Action::Resume(Resumed::Retry));
 impl Vm {
     /// Answers a nested fault of `vcpu`.
     pub fn handle_fault(&self, vcpu: VcpuId, fault: FaultInput, task: &Task<'_>) -> Result<Action, VmError> {
-        let mut own = self.vcpu(vcpu)?.mmu.lock(task);
+        let vcpu = self.vcpu(vcpu)?;
+        let mut own = vcpu.mmu.lock(task);
         own.stats.taken += 1;
         own.stats.on_guest_tables += u64::from(fault.cause == FaultCause::GuestTable);
         own.stats.denied += u64::from(fault.entry == EntryState::Denied);
         task.report_with(|| Event::PageFault { gpa: fault.gpa, access: fault.kind, error_code: fault.error_code() });
-        let action = match self.fault(&mut own, fault, Touch::Demand, task) {
+        let action = match self.fault(vcpu, &mut own, fault, Touch::Demand, task) {
             Ok(resumed) => Ok(Action::Resume(resumed)),
             Err(Stop::Answer(action)) => Ok(action),
             Err(Stop::Failed(error)) => Err(error),
@@ -40,20 +45,50 @@ impl Vm {
         });
         let action = action?;
         own.stats.count(&action);
+        let repeats = own.repeats.note(&fault, &action, self.invalidation.seq());
+        own.stats.most_repeats = own.stats.most_repeats.max(repeats);
         Ok(action)
     }
 
-    fn fault(&self, own: &mut VcpuMmu, input: FaultInput, touch: Touch, task: &Task<'_>) -> Result<Resumed, Stop> {
+    /// The stages. `own` is the processor's, whose mutex the caller holds.
+    pub(crate) fn fault(
+        &self,
+        vcpu: &Vcpu,
+        own: &mut VcpuMmu,
+        input: FaultInput,
+        touch: Touch,
+        task: &Task<'_>,
+    ) -> Result<Resumed, Stop> {
         task.report(Event::FaultStage { stage: Stage::Resolve });
+        if own.ring.as_ref().is_some_and(|ring| ring.room() == 0) {
+            return Err(VmError::DirtyRingFull.into());
+        }
+        let gfn = input.gpa.frame();
+        if input.entry == EntryState::Reserved && self.mmio_fault(own, gfn, task)? == MmioFault::Mmio {
+            return Err(match input.privacy.is_private() {
+                true => memory_fault(&input, MemoryFaultReason::PrivateWithoutSlot),
+                false => Stop::Answer(Action::Mmio { gpa: input.gpa }),
+            });
+        }
         // Held to the end: whoever withdraws a slot waits for the faults that use it.
         let slots = self.slots.read(task);
         task.at(Point::F0);
-        let input = self.kind.meant(input, &slots, task);
+        let input = self.kind.meant(input, || self.attribute_of(&slots, input.gpa.frame(), task));
         let unresolved = Unresolved::new(input, &self.invalidation);
         task.at(Point::F1);
-        let fault = resolve::resolve(&slots, unresolved)?;
-        let attribute = fault.slot().inode().attribute(fault.index(), task);
-        if let Some(resumed) = self.fast_fault(own, fault.slot(), &input, attribute, task)? {
+        let fault = match resolve::resolve(&slots, unresolved) {
+            Ok(fault) => fault,
+            Err(stop) => {
+                if touch == Touch::Demand && matches!(stop, Stop::Answer(Action::Mmio { .. })) {
+                    self.remember_mmio(own, gfn, &slots, task)?;
+                }
+                return Err(stop);
+            }
+        };
+        let attribute = self.slot_attribute(fault.slot(), unresolved.gfn(), task);
+        if touch == Touch::Demand
+            && let Some(resumed) = self.fast_fault(own, fault.slot(), &input, attribute, task)?
+        {
             return Ok(resumed);
         }
         task.at(Point::F2);
@@ -67,7 +102,7 @@ impl Vm {
         own.tables.top_up(&self.host, task)?;
         task.report(Event::FaultStage { stage: Stage::FaultIn });
         task.at(Point::F3);
-        let fault = back::fault_in(fault, &self.host, task)?;
+        let fault = back::fault_in(fault, self, task)?;
         let slot = fault.fault().fault().slot();
         task.at(Point::F4);
         let sampled = match task.has(Defect::SampleAfterLookup) {
@@ -78,16 +113,18 @@ impl Vm {
         if is_stale() {
             return Err(RETRY);
         }
+        let is_obsolete = || touch == Touch::Demand && vcpu.obsolete.load(Ordering::Acquire);
         task.report(Event::FaultStage { stage: Stage::Lock });
         task.at(Point::F5);
         let mut owed = Owed::default();
         let outcome = {
             let tables = self.mmu.read(task);
-            if is_stale() {
+            if is_stale() || is_obsolete() {
                 return Err(RETRY);
             }
             task.report(Event::FaultStage { stage: Stage::Level });
-            let fault = self.limited(level::choose(fault, self.pages.max_level, task), slot);
+            let fault = self.limited(level::choose(fault, self, task), slot);
+            report_level(&fault, slot, self, task);
             task.report(Event::FaultStage { stage: Stage::Install });
             task.at(Point::F6);
             let outcome = tables.install(
@@ -139,19 +176,28 @@ impl Vm {
     ) -> Result<Option<Resumed>, Stop> {
         let may_be_tracked = self.tdp.ad() == AdType::Disabled;
         let candidate = match input.entry {
+            EntryState::Reserved => false,
             EntryState::NotPresent => may_be_tracked,
             EntryState::Denied => may_be_tracked || input.kind == AccessKind::Write,
         };
         if !candidate || attribute != input.privacy {
             return Ok(None);
         }
+        task.report(Event::FaultStage { stage: Stage::Fast });
         let logged = if slot.log().is_some() { Logged::Yes } else { Logged::No };
         let gfn = input.gpa.frame();
         Ok(match self.tdp.fast_fault(gfn, input.kind, logged, task).map_err(VmError::from)? {
             Fast::Declined => None,
             Fast::Spurious => Some(Resumed::Spurious),
-            Fast::Fixed { size } => {
+            Fast::Fixed { size, old, new } => {
                 own.stats.fast += 1;
+                task.report_with(|| Event::FastPageFault {
+                    gpa: input.gpa,
+                    error_code: input.error_code(),
+                    old_spte: Bits(old.raw()),
+                    new_spte: Bits(new.raw()),
+                    outcome: FaultOutcome::Fixed,
+                });
                 if input.kind == AccessKind::Write {
                     // Afterwards, and before the guest can write: a harvest in between arms the leaf again, and the write
                     // faults again.
@@ -161,4 +207,29 @@ impl Vm {
             }
         })
     }
+}
+
+/// Reports the leaf that a fault asks for, and what made it smaller than the memory behind it.
+fn report_level(fault: &Sized<'_>, slot: &Slot, vm: &Vm, task: &Task<'_>) {
+    let (gfn, sfn, size) = (fault.gfn(), fault.sfn(), fault.size());
+    task.report(Event::SpteRequested { gfn, sfn, size });
+    let folio = fault.folio_size();
+    if size == folio || !task.is_reporting() {
+        return;
+    }
+    let fits = level::largest(slot.info(), gfn, sfn, folio);
+    let reason = if size < fault.requested() {
+        ClipReason::NxHugePage
+    } else if slot.log().is_some() {
+        ClipReason::DirtyLogging
+    } else if size == vm.pages.max_level {
+        ClipReason::Limit
+    } else if size < fits {
+        ClipReason::Attributes
+    } else if (gfn.raw() ^ sfn.raw()) & (folio.frames() - 1) != 0 {
+        ClipReason::Alignment
+    } else {
+        ClipReason::Slot
+    };
+    task.report(Event::OrderClipped { gfn, folio, size, reason });
 }

@@ -1,9 +1,11 @@
 //! The VM: host memory, inodes, memslots and nested tables under one door, and the locks between them.
 //!
-//! Locks, outer to inner: a vCPU's mutex or `slots_lock`; the memslots (read: every fault, from lookup to install;
-//! write: publication, which so waits for the faults that use the old ones); an inode's `invalidate_lock`; `mmu_lock`;
-//! and as leaves the inode's inner locks, the vCPUs' mailboxes and the host's memory. An operation that holds an
-//! `invalidate_lock` exclusively takes no memslots: the inode's bindings say which guest frames show its pages.
+//! Locks, outer to inner: a vCPU's mutex or `slots_lock`; the memslots (every fault reads a set of them, from lookup to
+//! install; a publication waits for those that use the set before, [`SlotSets`]); `mmap_lock` of the VMM; an inode's
+//! `invalidate_lock`; its list of user mappings; a notifier's section; `mmu_lock`; and as leaves user page tables, the
+//! inode's inner locks, the vCPUs' mailboxes and the host's memory. Whoever holds an `invalidate_lock` exclusively finds
+//! the guest frames that show its pages by the inode's bindings, and those that show user mappings of it by the memslots,
+//! which may be read under any lock because reading never waits.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,13 +14,17 @@ use emu_core::event::Event;
 use emu_core::memory::SystemMemory;
 use emu_core::sync::{Mutex, ReadGuard, ShardedLock, Task};
 use emu_core::{Gfn, PageSize, Spa};
-use gmem::{CreateInfo, FolioPolicy, GmemPolicy, GuestMemfd, Host, HostMemory, Invalidation};
+use gmem::{
+    CreateInfo, FolioPolicy, GmemPolicy, GuestMemfd, Host, HostMemory, Invalidation, Kernel, Mm, MmId, Shareability,
+    ShareabilityMap,
+};
 
 use crate::config::{PagePolicy, VmConfig, VmError};
 use crate::dirty::Unlogged;
 use crate::flush::{FlushRequest, Owed};
+use crate::follow::{FollowPolicy, UserSignal};
 use crate::kind::VmKind;
-use crate::memslot::{MemSlots, MemslotError};
+use crate::memslot::{MemSlots, MemslotError, SlotSets};
 use crate::params::{MmuParams, NxHugePages};
 use crate::stats::{FaultStats, VmStats};
 use crate::tdp::{AdBit, Tables, TdpFormat};
@@ -36,7 +42,13 @@ pub struct Vm {
     gmems: Mutex<Vec<Option<Arc<GuestMemfd>>>>,
     /// `kvm->slots_lock`: who changes memslots.
     pub(crate) slots_lock: Mutex<()>,
-    pub(crate) slots: ShardedLock<MemSlots>,
+    pub(crate) slots: SlotSets,
+    /// The VMM's address space.
+    pub(crate) mm: Arc<Mm>,
+    /// `mem_attr_array`: private or shared by guest frame, for inodes that do not say so themselves.
+    pub(crate) attributes: ShardedLock<ShareabilityMap>,
+    pub(crate) signals: Mutex<Vec<UserSignal>>,
+    pub(crate) follow: FollowPolicy,
     /// `kvm->mmu_lock`.
     pub(crate) mmu: ShardedLock<Arc<Tables>>,
     /// The same tables, for who walks them without `mmu_lock`.
@@ -49,6 +61,8 @@ pub struct Vm {
     pub(crate) params: MmuParams,
     /// Whether leaves above 4K may be executed now.
     pub(crate) nx: AtomicBool,
+    /// What the memslots' generation has above the bits that entries for devices keep.
+    pub(crate) mmio_epoch: AtomicU64,
     /// Writes that no log could take.
     pub(crate) unlogged: Unlogged,
     flushes: AtomicU64,
@@ -71,19 +85,24 @@ impl Vm {
         let last_gfn = Gfn::new((1 << (u32::from(maxphyaddr) - emu_core::page::PAGE_SHIFT)) - 1);
         Ok(Vm {
             host,
-            memory,
             gmems: Mutex::default(),
             slots_lock: Mutex::default(),
-            slots: ShardedLock::new(MemSlots::new(last_gfn)),
+            slots: SlotSets::new(last_gfn, if config.kind.has_private_memory() { 1 } else { 2 }),
+            mm: Arc::new(Mm::new(MmId(0), Arc::clone(&memory))),
+            attributes: ShardedLock::new(ShareabilityMap::new(last_gfn.raw() + 1, Shareability::SHARED)),
+            signals: Mutex::default(),
+            follow: config.follow,
             tdp: Arc::clone(&tables),
             mmu: ShardedLock::new(tables),
             invalidation: Invalidation::default(),
             vcpus: (0..config.nr_vcpus.max(1)).map(|_| Vcpu::new(params.dirty_ring)).collect(),
+            memory,
             pages: config.pages,
             kind: config.kind,
             gmem: config.gmem,
             params,
             nx: AtomicBool::new(params.nx_huge_pages == NxHugePages::On),
+            mmio_epoch: AtomicU64::new(0),
             unlogged: Unlogged::default(),
             flushes: AtomicU64::new(0),
         })
@@ -134,9 +153,32 @@ impl Vm {
         self.slots.read(task)
     }
 
+    /// The VMM's address space: what `userspace_addr` is an address of.
+    pub const fn mm(&self) -> &Arc<Mm> {
+        &self.mm
+    }
+
+    /// The kernel for operations on address spaces: this VM learns what goes.
+    pub const fn kernel<'a>(&'a self, task: &'a Task<'a>) -> Kernel<'a> {
+        Kernel { host: &self.host, notifier: self, task }
+    }
+
+    /// Signals that the kernel has sent to the VMM since this was last asked.
+    pub fn take_signals(&self, task: &Task<'_>) -> Vec<UserSignal> {
+        std::mem::take(&mut *self.signals.lock(task))
+    }
+
     /// An inode.
     pub fn gmem(&self, id: GmemId, task: &Task<'_>) -> Option<Arc<GuestMemfd>> {
         self.gmems.lock(task).get(id.0 as usize)?.clone()
+    }
+
+    /// The inodes that are there, by number; `None` while one comes or goes.
+    pub(crate) fn live_inodes(&self, task: &Task<'_>) -> Option<Vec<(GmemId, Arc<GuestMemfd>)>> {
+        let gmems = self.gmems.try_lock(task)?;
+        let live =
+            gmems.iter().enumerate().filter_map(|(n, inode)| Some((GmemId(n as u32), Arc::clone(inode.as_ref()?))));
+        Some(live.collect())
     }
 
     pub(crate) fn inode(&self, id: GmemId, task: &Task<'_>) -> Result<Arc<GuestMemfd>, VmError> {
@@ -240,7 +282,7 @@ impl Vm {
         let mut owed = Owed::default();
         self.invalidation.begin(task);
         self.invalidation.add_range(first, nr_pages, task);
-        let zapped = tables.zap(first, nr_pages, &mut owed, task);
+        let zapped = tables.zap_valid(first, nr_pages, &mut owed, task);
         self.flush(&owed, task);
         self.invalidation.end(task);
         tables.bury(&self.host, task);

@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::exit::ExitCode;
 use crate::machine::{Outcome, Summary};
+use crate::vmm::agent::{Deeds, Record, Tally};
 use emu_core::PageSize;
 
 /// The outcome's name in `--json`.
@@ -15,6 +16,8 @@ pub(super) fn name(outcome: &Outcome) -> &'static str {
         Outcome::TripleFault { .. } => "triple-fault",
         Outcome::NoMemory { .. } => "no-memory",
         Outcome::MemoryFault { .. } => "memory-fault",
+        Outcome::MemoryFailure { .. } => "memory-failure",
+        Outcome::InvariantBroken { .. } => "invariant",
         Outcome::Asleep { .. } => "asleep",
         Outcome::LimitReached => "limit",
         Outcome::Interrupted => "interrupted",
@@ -29,7 +32,9 @@ pub(super) fn exit_code(outcome: &Outcome) -> ExitCode {
         Outcome::TripleFault { .. }
         | Outcome::NoMemory { .. }
         | Outcome::MemoryFault { .. }
+        | Outcome::MemoryFailure { .. }
         | Outcome::Asleep { .. } => ExitCode::GuestDied,
+        Outcome::InvariantBroken { .. } => ExitCode::Invariant,
         Outcome::LimitReached => ExitCode::Limit,
     }
 }
@@ -48,6 +53,12 @@ pub(super) fn sentence(outcome: &Outcome) -> String {
             let meant = if fault.privacy.is_private() { "private" } else { "shared" };
             format!("CPU {cpu} wants {meant} memory at {}, and the VMM gives none: {registers}", fault.gpa)
         }
+        Outcome::MemoryFailure { cpu, gpa, registers } => {
+            format!("CPU {cpu} uses memory at {gpa} that has failed: {registers}")
+        }
+        Outcome::InvariantBroken { at, invariant, found } => {
+            format!("an invariant of the hypervisor is broken after {at} instructions: {invariant}: {found}")
+        }
         Outcome::Asleep { registers } => {
             format!("every CPU sleeps and nothing is due that could wake one: {registers}")
         }
@@ -58,6 +69,20 @@ pub(super) fn sentence(outcome: &Outcome) -> String {
 
 fn by_size(counts: [u64; 3]) -> Value {
     PageSize::ALL.into_iter().map(|size| (size.to_string(), counts[size.index()].into())).collect::<Map<_, _>>().into()
+}
+
+fn script(deeds: &Deeds) -> Value {
+    let record = |r: &Record| match &r.result {
+        Ok(bytes) => json!({ "at": r.at, "what": r.what, "bytes": bytes }),
+        Err(why) => json!({ "at": r.at, "what": r.what, "refused": why }),
+    };
+    deeds.script.iter().map(record).collect()
+}
+
+fn random(deeds: &Deeds) -> Value {
+    let tally = |t: &Tally| json!({ "done": t.done, "refused": t.refused, "bytes": t.bytes, "why": t.first_refusal });
+    let named = deeds.random.iter().map(|(kind, of)| (kind.name().to_owned(), tally(of)));
+    named.collect::<Map<_, _>>().into()
 }
 
 /// The one JSON object of `--json`.
@@ -78,7 +103,14 @@ pub(super) fn json(outcome: &Outcome, code: ExitCode, summary: &Summary) -> Valu
             "refused": v.refused,
             "conversions": v.conversions,
             "memory_faults": v.memory_faults,
+            "script": script(&summary.deeds),
+            "random": random(&summary.deeds),
         },
+        "trace": summary.trace.map(|tally| json!({
+            "events": tally.events,
+            "digest": format!("{:#018x}", tally.digest),
+        })),
+        "checks": summary.checks,
         "interrupts": summary.interrupts,
         "turns": summary.turns,
         "blocks": summary.blocks,
@@ -90,6 +122,8 @@ pub(super) fn json(outcome: &Outcome, code: ExitCode, summary: &Summary) -> Valu
             "spurious": f.spurious,
             "retry": f.retry,
             "mmio": f.mmio,
+            "mmio_cached": f.mmio_cached,
+            "fast": f.fast,
             "rom_write": f.rom_write,
         },
         "levels": by_size(f.fixed),

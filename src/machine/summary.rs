@@ -5,7 +5,9 @@ use hypervisor::VmStats;
 use mmu::MmuStats;
 
 use super::Machine;
+use crate::trace::Recorded;
 use crate::vmm::VmmCounters;
+use crate::vmm::agent::{Deeds, Tally};
 
 /// Counters of a run, all of them functions of image, configuration and seed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,10 +32,16 @@ pub struct Summary {
     pub interrupts: u64,
     /// Turns taken.
     pub turns: u64,
+    /// Looks at the hypervisor's invariants.
+    pub checks: u64,
     /// What the VMM was asked.
     pub vmm: VmmCounters,
+    /// What the VMM did by its own will.
+    pub deeds: Deeds,
     /// Blocks decoded.
     pub blocks: u64,
+    /// What was recorded of it, if anything.
+    pub trace: Option<Recorded>,
     /// The hypervisor's counters.
     pub vm: VmStats,
     /// The translation units' counters, added up.
@@ -61,8 +69,11 @@ impl Machine {
             halts: c.halts,
             interrupts: c.interrupts,
             turns: c.turns,
+            checks: self.checks.as_ref().map_or(0, |checks| checks.done),
             vmm: self.vmm.counters(),
+            deeds: self.vmm.deeds().clone(),
             blocks,
+            trace: self.trace(),
             vm: self.vm.stats(),
             mmu,
         }
@@ -115,6 +126,9 @@ impl core::fmt::Display for Summary {
             faults.mmio
         )?;
         writeln!(f, "folios       {}", by_size(self.vm.folios))?;
+        if self.checks > 0 {
+            writeln!(f, "checks       every invariant {} times", self.checks)?;
+        }
         let v = &self.vmm;
         if v.hypercalls > 0 || v.memory_faults > 0 {
             writeln!(
@@ -122,6 +136,24 @@ impl core::fmt::Display for Summary {
                 "VMM          {} hypercalls  ({} refused, {} conversions)  {} memory faults",
                 v.hypercalls, v.refused, v.conversions, v.memory_faults
             )?;
+        }
+        for record in &self.deeds.script {
+            let what = &record.what;
+            match &record.result {
+                Ok(0) => writeln!(f, "VMM          at {}: {what}: done", record.at)?,
+                Ok(bytes) => writeln!(f, "VMM          at {}: {what}: done, {bytes:#x} bytes", record.at)?,
+                Err(why) => writeln!(f, "VMM          at {}: {what}: refused: {why}", record.at)?,
+            }
+        }
+        if self.deeds.not_kept > 0 {
+            writeln!(f, "VMM          and {} more", self.deeds.not_kept)?;
+        }
+        for (kind, tally) in self.deeds.random.iter().filter(|(_, tally)| tally.done + tally.refused > 0) {
+            let (name, Tally { done, refused, bytes, first_refusal }) = (kind.name(), tally);
+            writeln!(f, "VMM          at random {name}: {done} done, {bytes:#x} bytes; {refused} refused")?;
+            if let Some(why) = first_refusal {
+                writeln!(f, "             the first: {why}")?;
+            }
         }
         let m = &self.mmu;
         writeln!(

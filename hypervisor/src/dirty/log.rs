@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use emu_core::event::Event;
 use emu_core::memory::BusError;
 use emu_core::sync::{MutexGuard, Task};
 use emu_core::{Gfn, PageSize};
@@ -13,9 +14,9 @@ use super::RingWithBitmap;
 use super::bitmap::{DirtyBitmap, Initially, WORD_PAGES};
 use super::ring::{DirtyGfn, DirtyRing};
 use crate::config::VmError;
-use crate::fault::level;
+use crate::fault::{back, level};
 use crate::flush::Owed;
-use crate::memslot::{MemSlot, Slot};
+use crate::memslot::{MemSlot, Publication, Slot};
 use crate::params::{EagerPageSplit, ManualProtect, NxHugePages, Pml};
 use crate::tdp::{Arm, Split, TdpFormat, WholeExecute};
 use crate::vcpu::{TableCache, VcpuId};
@@ -95,7 +96,7 @@ impl Vm {
         match (ring, &log.bitmap) {
             (Some(ring), _) => {
                 let pushed = ring.push(DirtyGfn { slot: slot.info().id, page });
-                assert!(pushed.is_ok(), "a processor runs with a full dirty ring: it must leave at the soft limit");
+                assert!(pushed.is_ok(), "whoever pushes has made sure of room");
             }
             (None, Some(bitmap)) => bitmap.mark(page),
             (None, None) => self.unlogged.count(),
@@ -118,30 +119,39 @@ impl Vm {
     /// Starts or stops logging writes to a memslot. When it returns, every later write is logged, or none has to be.
     pub fn set_dirty_logging(&self, id: SlotId, logging: DirtyLogging, task: &Task<'_>) -> Result<(), DirtyLogError> {
         let changes = self.slots_lock.lock(task);
-        let (info, logged) = {
-            let slots = self.slots.read(task);
-            let slot = slots.by_id(id).ok_or(DirtyLogError::NotLogged { slot: id })?;
-            (*slot.info(), slot.log().is_some())
-        };
-        match (logging, logged) {
+        let slot = self.slots.read(task).by_id(id).cloned().ok_or(DirtyLogError::NotLogged { slot: id })?;
+        self.log_writes(&slot, logging, &changes, task)
+    }
+
+    /// The same with `slots_lock` held.
+    pub(crate) fn log_writes(
+        &self,
+        slot: &Slot,
+        logging: DirtyLogging,
+        changes: &MutexGuard<'_, ()>,
+        task: &Task<'_>,
+    ) -> Result<(), DirtyLogError> {
+        match (logging, slot.log().is_some()) {
             (DirtyLogging::On, true) | (DirtyLogging::Off, false) => Ok(()),
-            (DirtyLogging::On, false) => self.start_log(&info, &changes, task),
+            (DirtyLogging::On, false) => self.start_log(slot, changes, task),
             (DirtyLogging::Off, true) => {
-                self.slots.write(task).set_log(id, None);
-                self.recover_huge_pages(id, task)
+                self.slots.publish(Publication::Put(slot.with_log(None)), changes, task);
+                self.recover_huge_pages(slot.info().id, task)
             }
         }
     }
 
-    fn start_log(&self, info: &MemSlot, _: &MutexGuard<'_, ()>, task: &Task<'_>) -> Result<(), DirtyLogError> {
+    fn start_log(&self, slot: &Slot, changes: &MutexGuard<'_, ()>, task: &Task<'_>) -> Result<(), DirtyLogError> {
+        let info = slot.info();
         let initially = match self.params.manual_protect {
             ManualProtect::InitiallySet => Initially::Dirty,
             ManualProtect::Off | ManualProtect::On => Initially::Clean,
         };
         let has_bitmap = self.params.dirty_ring.is_none_or(|ring| ring.bitmap == RingWithBitmap::Yes);
         let bitmap = has_bitmap.then(|| DirtyBitmap::new(info.nr_pages, initially));
-        // Whoever faults from here on logs, and puts no writable leaf above 4K; writers of the lock waited for the others.
-        self.slots.write(task).set_log(info.id, Some(Arc::new(SlotLog { bitmap })));
+        // Whoever faults from here on logs, and puts no writable leaf above 4K; the others were waited for.
+        let logged = slot.with_log(Some(Arc::new(SlotLog { bitmap })));
+        self.slots.publish(Publication::Put(logged), changes, task);
         if has_bitmap && initially == Initially::Dirty {
             // Everything counts as written: leaves are armed when the VMM clears their marks.
             return Ok(());
@@ -186,12 +196,10 @@ impl Vm {
             // What is about to change is not put under a leaf that shows it.
             let changing =
                 self.invalidation.range().is_some_and(|(from, to)| from.raw() < gfn.raw() + size.frames() && gfn < to);
-            let backed = || slot.inode().peek(info.index_of(gfn), task);
             !changing
                 && size <= self.pages.max_level
-                && backed().is_some_and(|folio| {
-                    let gmem = slot.inode().mapping_size(&info.span(), info.index_of(gfn), folio.size, task);
-                    folio.sfn == sfn && level::largest(info, gfn, sfn, gmem.min(self.pages.max_level)) >= size
+                && back::present(self, slot, gfn, task).is_some_and(|(memory, origin)| {
+                    memory.sfn == sfn && level::allowed(self, slot, gfn, memory, origin, task) >= size
                 })
         };
         let execute = match self.nx_huge_pages() {
@@ -223,7 +231,12 @@ impl Vm {
         let (slot, bitmap) = self.logged(&slots, id)?;
         self.kick_all(task);
         if self.params.manual_protect != ManualProtect::Off {
-            bitmap.words().for_each(|(word, bits)| found(word, bits));
+            let mut nr_dirty = 0;
+            bitmap.words().for_each(|(word, bits)| {
+                nr_dirty += u64::from(bits.count_ones());
+                found(word, bits);
+            });
+            task.report(Event::GetDirtyLog { slot: id.0, nr_dirty });
             return Ok(());
         }
         let mut owed = Owed::default();
@@ -238,6 +251,8 @@ impl Vm {
         };
         self.flush(&owed, task);
         // What is told is safe to copy only after the flush.
+        let nr_dirty = harvested.iter().map(|(_, bits)| u64::from(bits.count_ones())).sum();
+        task.report(Event::GetDirtyLog { slot: id.0, nr_dirty });
         harvested.into_iter().for_each(|(word, bits)| found(word, bits));
         armed
     }
