@@ -94,6 +94,19 @@ impl World {
         World::build(defects, Shareability::SHARED, size, size.frames()).expect("a VM of this size can be had")
     }
 
+    /// Huge pages again, of which the first slot shows the first but for its first page, from an aligned guest frame on.
+    pub(super) fn misaligned(defects: Defects) -> Rc<World> {
+        let world = World::huge(defects);
+        let show_askew = || -> Result<(), VmError> {
+            world.vm.remove_memslot(SlotId(0), QUIET)?;
+            let (gpa, len_bytes) = (Gpa::new(512 * PAGE), 511 * PAGE);
+            let (id, flags, gmem) = (SlotId(0), SlotFlags::empty(), world.gmems[0]);
+            world.vm.add_memslot(&MemSlotSpec { id, gpa, len_bytes, flags, gmem, offset_bytes: PAGE }, QUIET)
+        };
+        show_askew().expect("the slot fits");
+        world
+    }
+
     fn build(
         defects: Defects,
         initial: Shareability,
