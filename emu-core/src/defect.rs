@@ -44,11 +44,13 @@ pub enum Defect {
     ClearFirst4K,
     /// only huge pages that lie in the converted range as a whole are merged.
     MergeInsideRangeOnly,
+    /// a memory failure neither zaps nor invalidates.
+    FailureTellsNobody,
 }
 
 impl Defect {
     /// Every one.
-    pub const ALL: [Defect; 18] = [
+    pub const ALL: [Defect; 19] = [
         Defect::SkipStaleCheck,
         Defect::SampleAfterLookup,
         Defect::IgnoreRangeInProgress,
@@ -67,6 +69,7 @@ impl Defect {
         Defect::AllocationRoundsDown,
         Defect::ClearFirst4K,
         Defect::MergeInsideRangeOnly,
+        Defect::FailureTellsNobody,
     ];
 
     /// Its name on a command line.
@@ -90,6 +93,7 @@ impl Defect {
             Defect::AllocationRoundsDown => "allocation-rounds-down",
             Defect::ClearFirst4K => "clear-first-4k",
             Defect::MergeInsideRangeOnly => "merge-inside-range-only",
+            Defect::FailureTellsNobody => "failure-tells-nobody",
         }
     }
 
@@ -114,6 +118,7 @@ impl Defect {
             Defect::AllocationRoundsDown => "both ends of a range to be populated are rounded down to huge pages",
             Defect::ClearFirst4K => "only the first 4K of a fresh huge page is cleared",
             Defect::MergeInsideRangeOnly => "only huge pages that lie in the converted range as a whole are merged",
+            Defect::FailureTellsNobody => "a memory failure neither zaps nor invalidates",
         }
     }
 

@@ -99,7 +99,7 @@ pub const RACES: &[Race] = races! {
     47 "a slot out of step with huge pages" By(OrderWithoutCongruence "B4");
     48 "a reservation on the wrong node" Not("a strict policy may fail; tests of the pools prove it");
     49 "a memory failure in a piece of a huge folio" Not("proved by tests of the inode");
-    50 "a memory failure against a fault" Not("no scenario with memory failures yet");
+    50 "a memory failure against a fault" By(FailureTellsNobody "B18");
     51 "populating a launch image against a user fault, each with the other's lock" Not("no launch images");
     52 "populating a launch image against holes" Not("no launch images");
     53 "a hole over a VMSA" Not(SNP);

@@ -58,7 +58,7 @@ impl Scenario {
 }
 
 /// Every scenario.
-pub const SCENARIOS: [Scenario; 18] = [
+pub const SCENARIOS: [Scenario; 19] = [
     Scenario {
         name: "fault-punch",
         what: "a processor touches a page while it is punched out",
@@ -124,6 +124,12 @@ pub const SCENARIOS: [Scenario; 18] = [
         what: "pages that were never populated are made private while processors touch them",
         shows: &[],
         start: programs::faults_and_conversion_of_nothing,
+    },
+    Scenario {
+        name: "fault-failure",
+        what: "the memory of a page fails while a processor touches it",
+        shows: &[Defect::FailureTellsNobody],
+        start: programs::fault_and_failure,
     },
     Scenario {
         name: "refused-conversion",

@@ -2,6 +2,7 @@
 
 use emu_core::defect::Defects;
 use emu_core::sync::Task;
+use gmem::PageIndex;
 use hypervisor::{Shareability, SlotId};
 use interleave::Program;
 
@@ -122,5 +123,15 @@ pub(super) fn faults_and_conversion_of_nothing(defects: Defects) -> Program {
         ("vcpu 1", world.vcpu(1, PRIVATE, &[5, 6])),
         ("converter", world.host(convert(4, 4, PRIVATE))),
     ];
+    world.program(threads)
+}
+
+/// The memory of a page fails while a processor touches it.
+pub(super) fn fault_and_failure(defects: Defects) -> Program {
+    let world = World::new(defects, SHARED);
+    let fail = |world: &World, task: &Task<'_>| {
+        world.vm.memory_failure(world.gmems[0], PageIndex(3), task).expect("the page is there or not");
+    };
+    let threads = vec![("vcpu", world.vcpu(0, SHARED, &[3])), ("failure", world.host(fail))];
     world.program(threads)
 }

@@ -12,6 +12,7 @@ use emu_core::event::{Event, EventSink};
 use emu_core::memory::SystemMemory;
 use emu_core::sync::{Point, Schedule, Task};
 use emu_core::{AccessKind, Gfn, Gpa, PageSize, Sfn};
+use gmem::GetError;
 use hypervisor::check::{Cached, CheckHistory, Moment, Witness};
 use hypervisor::tdp::{Entry, Level, Spte};
 use hypervisor::{
@@ -173,7 +174,11 @@ impl World {
                 while !world.read_in_guest(n, gfn, &task) {
                     let input =
                         FaultInput { privacy: meaning, ..FaultInput::new(Gpa::new(gfn * PAGE), AccessKind::Read) };
-                    match world.vm.handle_fault(VcpuId(n), input, &task).expect("memory is enough") {
+                    let answer = world.vm.handle_fault(VcpuId(n), input, &task);
+                    if let Err(VmError::Backing(GetError::Poisoned { .. })) = answer {
+                        break;
+                    }
+                    match answer.expect("memory is enough") {
                         Action::Resume(Resumed::Retry) => task.give_way(),
                         Action::Resume(_) => {}
                         Action::MemoryFault(_) | Action::Mmio { .. } => break,

@@ -102,7 +102,6 @@ macro_rules! invariants {
 }
 
 const HISTORY: &str = "hypervisor/tests/history.rs";
-const WHOLE: &str = "no random history of the whole API";
 const INODE: &str = "gmem/tests/history.rs";
 const UNITS: &str = "gmem/src/provider/tests.rs";
 const POOLS: &str = "gmem/src/pool/tests.rs";
@@ -121,7 +120,7 @@ invariants! {
     A4 Always Scan(inodes::slots_have_live_inodes) "a slot's inode is open";
     A5 Always Scan(inodes::inodes_stay_what_they_are) "size and flags of an inode never change";
     A6 Call Open("inodes live and die with their VM") "a live inode implies a live VM";
-    A7 Call Open(WHOLE) "slots keep no inode open for ever: closing after the last slot always succeeds";
+    A7 Call Test("hypervisor/tests/memslots.rs") "slots keep no inode open for ever: closing after the last slot always succeeds";
     A8 MmuLockFree Within(Invariant::B4) "after an inode is closed no leaf shows its frames";
     A9 Call Test(HISTORY) "bytes of an index depend on the inode's history, not on slots";
     A10 Call Test(HISTORY) "a refused memslot call leaves nothing behind";
@@ -141,13 +140,13 @@ invariants! {
     B12 Call Test(HISTORY) "a hole reads as zero, and no byte outside it changes";
     B13 Call Test(HISTORY) "a page that was punched out cannot be reached when the call returns";
     B14 Call Test(INODE) "who holds a reference to a removed page reads its old bytes";
-    B15 Call Open(WHOLE) "populating changes no byte";
+    B15 Call Test(HISTORY) "populating changes no byte";
     B16 Call Test("gmem/tests/generations.rs") "populating a range gives every index of it a folio";
     B17 MmuLockFree Within(Invariant::B4) "a page changes its frame only by removal and allocation";
     B18 MmuLockFree Scan(leaves::poisoned_frames_are_not_mapped) "a frame whose memory failed is not mapped";
     B19 Call Test(INODE) "references block conversion to private and merging, and nothing else";
     C1 Always Scan(inodes::attributes_cover_every_page) "every index has one attribute, in maximal runs";
-    C2 Call Open(WHOLE) "a hole changes no attribute";
+    C2 Call Test(HISTORY) "a hole changes no attribute";
     C3 Always Open(USERS) "no user PTE maps a private page";
     C4 Call Test(INODE) "a page that became private is held by the page cache alone";
     C5 Call Test(INODE) "making private fails exactly when somebody holds a folio of the range, and says which";
@@ -160,7 +159,7 @@ invariants! {
     C12 Call Test(HISTORY) "guest and host see the same bytes of shared memory";
     C13 Call Open("nothing compares VM-wide attributes yet") "VM-wide attributes outlive slots";
     C14 Always Asserted("hypervisor/src/attributes/mod.rs") "VM-wide and per-inode attributes are never both in force";
-    C15 Call Open(WHOLE) "a conversion allocates no folio";
+    C15 Call Test(HISTORY) "a conversion allocates no folio";
     C16 Always Asserted("gmem/src/inode.rs") "who reads attributes without the inode's lock sees an old or a new value";
     D1 MmuLockFree Scan(leaves::leaves_cover_one_attribute) "a leaf covers pages of one attribute";
     D2 MmuLockFree Scan(leaves::leaves_fit_their_folios) "a leaf is no larger than its folio";
