@@ -46,6 +46,7 @@ mod vcpu;
 mod vm;
 
 pub use age::Aging;
+pub use attributes::{AttributeError, MEMORY_ATTRIBUTE_PRIVATE, MemoryAttributes};
 pub use config::{PagePolicy, VmConfig, VmError};
 pub use fault::{Action, EntryState, FaultCause, FaultInput, MemoryFault, MemoryFaultReason, Resumed};
 pub use flush::FlushRequest;
