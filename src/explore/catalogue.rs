@@ -51,7 +51,7 @@ macro_rules! races {
 /// Every one, ascending.
 pub const RACES: &[Race] = races! {
     1 "a fault against a hole" By(SkipStaleCheck "B4", SampleAfterLookup "B4");
-    2 "a fault against a hole that is still in progress" By(IgnoreRangeInProgress "B4");
+    2 "a fault against a hole that is still in progress" By(IgnoreRangeInProgress "E6");
     3 "two holes at once, of which the second resets the range" By(ResetRangeOnBegin "E2");
     4 "a user fault against the removal of a huge folio" Not(NOTIFIER);
     5 "a neighbour's huge leaf over attributes that change" By(NarrowConversion "D1");
