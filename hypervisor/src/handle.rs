@@ -1,8 +1,10 @@
 //! A nested fault from its exit to its answer (`kvm_mmu_page_fault`, `kvm_tdp_mmu_page_fault`): the stages of
 //! [`crate::fault`] in their order, with the locks and checks between them.
 
+use std::sync::atomic::Ordering;
+
 use emu_core::defect::Defect;
-use emu_core::event::{Event, FaultOutcome, Stage};
+use emu_core::event::{Bits, ClipReason, Event, FaultOutcome, Stage};
 use emu_core::sync::{Point, Task};
 use emu_core::{AccessKind, PageSize};
 use gmem::Shareability;
@@ -18,7 +20,7 @@ use crate::memslot::Slot;
 use crate::mmio::MmioFault;
 use crate::params::NxHugePages;
 use crate::tdp::{AdType, Fast, Install, Logged, Outcome, Rights, Touch};
-use crate::vcpu::{VcpuId, VcpuMmu};
+use crate::vcpu::{Vcpu, VcpuId, VcpuMmu};
 use crate::vm::Vm;
 
 const RETRY: Stop = Stop::Answer(Action::Resume(Resumed::Retry));
@@ -26,12 +28,13 @@ const RETRY: Stop = Stop::Answer(Action::Resume(Resumed::Retry));
 impl Vm {
     /// Answers a nested fault of `vcpu`.
     pub fn handle_fault(&self, vcpu: VcpuId, fault: FaultInput, task: &Task<'_>) -> Result<Action, VmError> {
-        let mut own = self.vcpu(vcpu)?.mmu.lock(task);
+        let vcpu = self.vcpu(vcpu)?;
+        let mut own = vcpu.mmu.lock(task);
         own.stats.taken += 1;
         own.stats.on_guest_tables += u64::from(fault.cause == FaultCause::GuestTable);
         own.stats.denied += u64::from(fault.entry == EntryState::Denied);
         task.report_with(|| Event::PageFault { gpa: fault.gpa, access: fault.kind, error_code: fault.error_code() });
-        let action = match self.fault(&mut own, fault, Touch::Demand, task) {
+        let action = match self.fault(vcpu, &mut own, fault, Touch::Demand, task) {
             Ok(resumed) => Ok(Action::Resume(resumed)),
             Err(Stop::Answer(action)) => Ok(action),
             Err(Stop::Failed(error)) => Err(error),
@@ -50,6 +53,7 @@ impl Vm {
     /// The stages. `own` is the processor's, whose mutex the caller holds.
     pub(crate) fn fault(
         &self,
+        vcpu: &Vcpu,
         own: &mut VcpuMmu,
         input: FaultInput,
         touch: Touch,
@@ -106,16 +110,18 @@ impl Vm {
         if is_stale() {
             return Err(RETRY);
         }
+        let is_obsolete = || touch == Touch::Demand && vcpu.obsolete.load(Ordering::Acquire);
         task.report(Event::FaultStage { stage: Stage::Lock });
         task.at(Point::F5);
         let mut owed = Owed::default();
         let outcome = {
             let tables = self.mmu.read(task);
-            if is_stale() {
+            if is_stale() || is_obsolete() {
                 return Err(RETRY);
             }
             task.report(Event::FaultStage { stage: Stage::Level });
             let fault = self.limited(level::choose(fault, self, task), slot);
+            report_level(&fault, slot, self, task);
             task.report(Event::FaultStage { stage: Stage::Install });
             task.at(Point::F6);
             let outcome = tables.install(
@@ -174,13 +180,21 @@ impl Vm {
         if !candidate || attribute != input.privacy {
             return Ok(None);
         }
+        task.report(Event::FaultStage { stage: Stage::Fast });
         let logged = if slot.log().is_some() { Logged::Yes } else { Logged::No };
         let gfn = input.gpa.frame();
         Ok(match self.tdp.fast_fault(gfn, input.kind, logged, task).map_err(VmError::from)? {
             Fast::Declined => None,
             Fast::Spurious => Some(Resumed::Spurious),
-            Fast::Fixed { size } => {
+            Fast::Fixed { size, old, new } => {
                 own.stats.fast += 1;
+                task.report_with(|| Event::FastPageFault {
+                    gpa: input.gpa,
+                    error_code: input.error_code(),
+                    old_spte: Bits(old.raw()),
+                    new_spte: Bits(new.raw()),
+                    outcome: FaultOutcome::Fixed,
+                });
                 if input.kind == AccessKind::Write {
                     // Afterwards, and before the guest can write: a harvest in between arms the leaf again, and the write
                     // faults again.
@@ -190,4 +204,29 @@ impl Vm {
             }
         })
     }
+}
+
+/// Reports the leaf that a fault asks for, and what made it smaller than the memory behind it.
+fn report_level(fault: &Sized<'_>, slot: &Slot, vm: &Vm, task: &Task<'_>) {
+    let (gfn, sfn, size) = (fault.gfn(), fault.sfn(), fault.size());
+    task.report(Event::SpteRequested { gfn, sfn, size });
+    let folio = fault.folio_size();
+    if size == folio || !task.is_reporting() {
+        return;
+    }
+    let fits = level::largest(slot.info(), gfn, sfn, folio);
+    let reason = if size < fault.requested() {
+        ClipReason::NxHugePage
+    } else if slot.log().is_some() {
+        ClipReason::DirtyLogging
+    } else if size == vm.pages.max_level {
+        ClipReason::Limit
+    } else if size < fits {
+        ClipReason::Attributes
+    } else if (gfn.raw() ^ sfn.raw()) & (folio.frames() - 1) != 0 {
+        ClipReason::Alignment
+    } else {
+        ClipReason::Slot
+    };
+    task.report(Event::OrderClipped { gfn, folio, size, reason });
 }

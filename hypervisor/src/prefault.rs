@@ -115,9 +115,10 @@ impl Vm {
             }
             self.slot_attribute(slot, gpa.frame(), task)
         };
-        let mut own = self.vcpu(vcpu)?.mmu.lock(task);
+        let vcpu = self.vcpu(vcpu)?;
+        let mut own = vcpu.mmu.lock(task);
         let input = FaultInput { privacy, ..FaultInput::new(gpa, AccessKind::Read) };
-        match self.fault(&mut own, input, Touch::Ahead, task) {
+        match self.fault(vcpu, &mut own, input, Touch::Ahead, task) {
             Ok(Resumed::Fixed { size }) => Ok(Page::Mapped(size)),
             Ok(Resumed::Spurious) => {
                 let _walking = self.tdp.lockless(task);

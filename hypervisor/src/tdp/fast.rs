@@ -24,6 +24,10 @@ pub(crate) enum Fast {
     Fixed {
         /// Its size.
         size: PageSize,
+        /// The leaf before.
+        old: Spte,
+        /// The leaf after.
+        new: Spte,
     },
     /// It did already.
     Spurious,
@@ -47,7 +51,7 @@ impl Tables {
     /// The entry at which a walk for `gfn` ends: a leaf, or whatever else is not a table. What it says may have changed by
     /// the time it is read.
     pub(super) fn last_entry(&self, gfn: Gfn) -> Result<(Place, Spte), BusError> {
-        let (mut table, mut level) = (self.root, Level::ROOT);
+        let (mut table, mut level) = (self.root(), Level::ROOT);
         loop {
             let place = Place::in_table(table, level, gfn);
             let spte = self.load(place)?;
@@ -95,7 +99,7 @@ impl Tables {
             task.at(Point::FF2);
             // Rights are only added: nothing can be owed.
             if self.change(place, old, new, &mut Owed::default(), task)?.is_ok() {
-                return Ok(Fast::Fixed { size });
+                return Ok(Fast::Fixed { size, old, new });
             }
         }
         Ok(Fast::Declined)

@@ -76,6 +76,8 @@ pub(super) struct Kept {
     /// Tables that are out of the tree and may still be walked by who held `mmu_lock` for reading when they went.
     graveyard: Vec<Spa>,
     pub(super) nx: NxTables,
+    /// Roots that were given up and still hold entries.
+    pub(super) invalid_roots: Vec<Spa>,
 }
 
 /// See [`crate::tdp`].
@@ -84,7 +86,7 @@ pub struct Tables {
     pub(super) format: TdpFormat,
     /// How leaves record accesses.
     pub(super) ad: AdType,
-    pub(super) root: Spa,
+    pub(super) current_root: AtomicU64,
     counters: Sharded<Counters>,
     pub(super) kept: Mutex<Kept>,
     /// Tables that were made for entries of devices.
@@ -102,7 +104,7 @@ impl Tables {
             memory: Arc::clone(host.memory()),
             format,
             ad,
-            root,
+            current_root: AtomicU64::new(root.raw()),
             counters: Sharded::default(),
             kept: Mutex::default(),
             mmio_tables: AtomicU64::new(0),
@@ -110,11 +112,6 @@ impl Tables {
         };
         tables.count_linked(Level::ROOT, task);
         Ok(tables)
-    }
-
-    /// The root table.
-    pub const fn root(&self) -> Spa {
-        self.root
     }
 
     /// The format.
@@ -128,8 +125,8 @@ impl Tables {
     }
 
     /// What nCR3 (NPT) or the EPTP (EPT) holds.
-    pub const fn root_register(&self) -> u64 {
-        self.format.root_register(self.root, self.ad)
+    pub fn root_register(&self) -> u64 {
+        self.format.root_register(self.root(), self.ad)
     }
 
     /// The counters. Exact while nothing changes the tree.
@@ -296,8 +293,8 @@ impl Tables {
 
     /// Every table that a walk can reach, the root first.
     pub fn reachable(&self) -> Result<Vec<Spa>, BusError> {
-        let mut found = vec![self.root];
-        self.collect_tables(self.root, Level::ROOT, &mut found)?;
+        let mut found = vec![self.root()];
+        self.collect_tables(self.root(), Level::ROOT, &mut found)?;
         Ok(found)
     }
 
@@ -327,7 +324,7 @@ impl Tables {
     /// Every present leaf, ascending: for checks and listings.
     pub fn leaves(&self) -> Result<Vec<LeafView>, BusError> {
         let mut found = Vec::new();
-        self.collect(self.root, Level::ROOT, Gfn::new(0), &mut found)?;
+        self.collect(self.root(), Level::ROOT, Gfn::new(0), &mut found)?;
         Ok(found)
     }
 
