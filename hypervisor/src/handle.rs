@@ -60,6 +60,9 @@ impl Vm {
         task: &Task<'_>,
     ) -> Result<Resumed, Stop> {
         task.report(Event::FaultStage { stage: Stage::Resolve });
+        if own.ring.as_ref().is_some_and(|ring| ring.room() == 0) {
+            return Err(VmError::DirtyRingFull.into());
+        }
         let gfn = input.gpa.frame();
         if input.entry == EntryState::Reserved && self.mmio_fault(own, gfn, task)? == MmioFault::Mmio {
             return Err(match input.privacy.is_private() {
