@@ -30,3 +30,6 @@ pub trait EventSink {
     /// Takes one event. Must not call back into the pipeline.
     fn report(&self, event: Event);
 }
+
+#[cfg(test)]
+mod tests;
