@@ -10,7 +10,7 @@ use emu_core::memory::SystemMemory;
 use emu_core::regs::Cr0;
 use emu_core::sync::Task;
 use emu_core::{Access, AccessKind, Gpa, Gva, PageSize, Privilege};
-use hypervisor::{FaultInput, PagePolicy, RamLayout, SlotId, SystemMemoryPlan, TdpFormat, VcpuId, Vm, VmConfig};
+use hypervisor::{FaultInput, PagePolicy, RamLayout, SlotId, SystemMemoryPlan, VcpuId, Vm, VmConfig};
 use mmu::{Asid, Mmu, MmuFault, NestedNx, Npt, PagingChange, PagingFeatures, PagingState, Stage2, Stage2Levels};
 
 /// Guest physical addresses from here are fresh memory above the 4 GiB hole.
@@ -30,7 +30,7 @@ fn guest(page: PageSize) -> Guest {
     let pages = PagePolicy::of(page);
     let plan = SystemMemoryPlan::for_guest(layout.inode_bytes, pages);
     let memory = SystemMemory::flat(plan.arena_bytes).expect("address space");
-    let config = VmConfig { format: TdpFormat::Npt, pages, maxphyaddr: 48, nr_vcpus: 1, host: plan.host };
+    let config = VmConfig::new(pages, plan.host);
     let vm = Vm::new(Arc::clone(&memory), &config).expect("a sound plan");
     vm.add_ram(&layout, SlotId(0), &Task::QUIET).expect("the plan has room");
     let mut mmu = Mmu::new(memory, PagingFeatures::AMD);

@@ -31,6 +31,11 @@ const fn row(kernel: &'static str, cpus: u32, mmu: &'static str, pages: &'static
 
 /// Boots the row's kernel with a ramdisk; `None` when something was not fetched.
 fn boot(row: Row, ramdisk: &str) -> Option<Ended> {
+    boot_with(row, ramdisk, &[])
+}
+
+/// The same with further flags.
+fn boot_with(row: Row, ramdisk: &str, flags: &[&str]) -> Option<Ended> {
     let kernel = fetched(&format!("vmlinuz-{}", row.kernel))?;
     let initrd = fetched(ramdisk)?;
     let Row { cpus, seed, .. } = row;
@@ -39,7 +44,7 @@ fn boot(row: Row, ramdisk: &str) -> Option<Ended> {
     // A panic becomes a reset at once, which ends the run with another outcome than a power-off.
     let append = ["--no-reboot", "--append", "console=ttyS0 panic=-1"];
     let mut words = vec![kernel.into_os_string(), "--initrd".into(), initrd.into_os_string()];
-    words.extend(options.into_iter().chain(append).map(Into::into));
+    words.extend(options.into_iter().chain(append).chain(flags.iter().copied()).map(Into::into));
     Some(guest(words, LIMIT))
 }
 
@@ -115,6 +120,15 @@ fn linux_6_12_one_cpu_npt_2m() {
 #[test]
 fn linux_6_12_two_cpus_ept_1g() {
     workload(row("6.12", 2, "ept", "1g"));
+}
+
+/// Processors on host threads of their own: locked instructions, flushes and clocks hold beside one another.
+#[test]
+fn linux_6_12_two_cpus_at_the_same_time() {
+    let row = row("6.12", 2, "npt", "4k");
+    if let Some(ended) = boot_with(row, "workload.cpio", &["--parallel"]) {
+        check(row, &ended, "workload.sh");
+    }
 }
 
 /// The same command twice: the same bytes on the console, the same counters to the last one.

@@ -4,10 +4,12 @@
 //! that follows from other state (effective segment bases, the mode key, the fast TLB's context) is refreshed by
 //! [`Cpu::refresh_mode`] and [`Cpu::refresh_privilege`], which every change of its sources must call.
 
+use std::sync::Arc;
+
 use emu_core::cpu_model::CpuModel;
 use emu_core::memory::code::Cursor;
 use emu_core::regs::{Cr0, Cr4, Dr6, Dr7, Efer, Rflags, Xcr0};
-use emu_core::time::Instant;
+use emu_core::time::{Instant, MeetingPoint};
 use emu_core::{Exception, Gva, Privilege};
 use mmu::Mmu;
 
@@ -82,6 +84,10 @@ pub(crate) struct Cpu {
     pub unlinked: Option<OpenLink>,
     pub latch: Latch,
     pub code_cursor: Cursor,
+    /// Where it meets the clocks of processors that run at the same time.
+    pub meeting_point: Option<Arc<MeetingPoint>>,
+    /// Units by which its clock was moved there.
+    pub skipped: u64,
     /// APIC ID, for CPUID and nothing else.
     pub apic_id: u32,
     /// Number of processors, for CPUID's topology leaves.
@@ -160,6 +166,15 @@ impl Cpu {
     #[inline]
     pub fn now(&self) -> Instant {
         Instant::new(self.until.units().wrapping_sub(self.budget as u64))
+    }
+
+    /// Where other processors have come further than `now`, so has this one: its clock moves to theirs.
+    pub fn meet_others(&mut self, now: Instant) {
+        if let Some(point) = &self.meeting_point {
+            let ahead = point.meet(now).saturating_since(now);
+            self.until = self.until + ahead;
+            self.skipped += ahead.units();
+        }
     }
 
     /// On whose authority the program's own operands are accessed.

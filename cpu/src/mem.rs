@@ -9,6 +9,7 @@
 use emu_core::memory::Scalar;
 use emu_core::regs::{BreakpointKind, Dr6};
 use emu_core::{Access, AccessKind, Exception, Gpa, Gva, Privilege, Spa};
+use mmu::fast::Others;
 use mmu::{MmuFault, NestedPageFault, Stage2Cause};
 
 use crate::cpu::Cpu;
@@ -35,12 +36,8 @@ pub(crate) trait Path {
     /// Stores.
     fn store<T: Scalar>(cpu: &mut Cpu, linear: u64, seg: u8, value: T) -> Result<(), Self::Stop>;
     /// Loads, changes and stores back; nothing is changed unless the store is possible.
-    fn update<T: Scalar, R>(
-        cpu: &mut Cpu,
-        linear: u64,
-        seg: u8,
-        change: impl FnOnce(T) -> (T, R),
-    ) -> Result<R, Self::Stop>;
+    fn update<T: Scalar, R>(cpu: &mut Cpu, linear: u64, seg: u8, change: impl Fn(T) -> (T, R))
+    -> Result<R, Self::Stop>;
     /// Makes sure that a store of `len` bytes would succeed.
     fn probe_store(cpu: &mut Cpu, linear: u64, seg: u8, len: u64) -> Result<(), Self::Stop>;
 }
@@ -61,7 +58,7 @@ impl Path for Fast {
         cpu.mmu.fast.store(linear, value).ok_or(Miss)
     }
     #[inline(always)]
-    fn update<T: Scalar, R>(cpu: &mut Cpu, linear: u64, _seg: u8, change: impl FnOnce(T) -> (T, R)) -> Result<R, Miss> {
+    fn update<T: Scalar, R>(cpu: &mut Cpu, linear: u64, _seg: u8, change: impl Fn(T) -> (T, R)) -> Result<R, Miss> {
         cpu.mmu.fast.update(linear, change).ok_or(Miss)
     }
     #[inline(always)]
@@ -88,10 +85,22 @@ impl Path for Slow {
             None => store_slow(cpu, linear, seg, value),
         }
     }
-    fn update<T: Scalar, R>(cpu: &mut Cpu, linear: u64, seg: u8, change: impl FnOnce(T) -> (T, R)) -> Result<R, Trap> {
+    fn update<T: Scalar, R>(cpu: &mut Cpu, linear: u64, seg: u8, change: impl Fn(T) -> (T, R)) -> Result<R, Trap> {
         // Writability is settled before the load, so that a read-only page faults as a write does and a device's read
         // is not repeated.
-        Self::probe_store(cpu, linear, seg, size_of::<T>() as u64)?;
+        let len = size_of::<T>() as u64;
+        Self::probe_store(cpu, linear, seg, len)?;
+        if cpu.mmu.fast.others() == Others::Beside && split(linear, len).is_none() {
+            // Others may store between a load and a store of ours. What crosses a page is done in two steps all the same.
+            if let Target::Memory(spa) = cpu.place(linear, AccessKind::Write, seg)? {
+                let Ok(result) = cpu.mmu.fast.memory().update(spa, change) else {
+                    unreachable!("the page was there when it was placed")
+                };
+                cpu.note_data_access(linear, len, BreakpointKind::ReadWrite);
+                cpu.look_for_written_code();
+                return Ok(result);
+            }
+        }
         let (new, result) = change(Self::load(cpu, linear, seg)?);
         Self::store(cpu, linear, seg, new)?;
         Ok(result)

@@ -9,7 +9,8 @@ use emu_core::memory::code::Cursor;
 use emu_core::msr::Msr;
 use emu_core::regs::{Cr0, Cr4, Dr6, Dr7, Efer, Rflags, Xcr0};
 use emu_core::rng::{Consumer, Seed};
-use emu_core::time::Instant;
+use emu_core::time::{Instant, MeetingPoint};
+use mmu::fast::Others;
 use mmu::{Mmu, PagingCapabilities, PagingChange, PagingFeatures, PagingState};
 
 use crate::code::JumpTable;
@@ -159,6 +160,8 @@ impl Vcpu {
             code_cursor: Cursor::default(),
             apic_id: config.apic_id,
             cpu_count: config.cpu_count,
+            meeting_point: None,
+            skipped: 0,
             apic_enabled: true,
         };
         cpu.gpr[RIP as usize] = 0xfff0;
@@ -190,6 +193,19 @@ impl Vcpu {
             cpu.until = to;
             cpu.budget = 0;
         }
+    }
+
+    /// From now on the machine's other processors run at the same time, on other host threads, and their clocks meet at
+    /// `point`. `None`: they take turns again.
+    pub fn run_beside_others(&mut self, point: Option<Arc<MeetingPoint>>) {
+        let cpu = &mut self.engine.cpu;
+        cpu.mmu.fast.set_others(if point.is_some() { Others::Beside } else { Others::InTurn });
+        cpu.meeting_point = point;
+    }
+
+    /// Units of time that passed because others had come further, without being executed here.
+    pub fn skipped(&self) -> u64 {
+        self.engine.cpu.skipped
     }
 
     /// Answers the exit that asked for something. Returns whether something was asked.
@@ -370,3 +386,9 @@ pub(crate) fn x87_in(from: &X87Registers) -> X87State {
         fds: 0,
     }
 }
+
+/// A processor may run on any host thread.
+const _: () = {
+    const fn is_send<T: Send>() {}
+    is_send::<Vcpu>();
+};

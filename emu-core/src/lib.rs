@@ -12,13 +12,14 @@
 //!   [`defect`]: its known bugs, as switches.
 //!
 //! Always true: nothing here reads host time, host randomness, or anything else that could make two runs differ.
-//! `unsafe` is confined to [`memory`]'s arena.
+//! `unsafe` is confined to [`memory`]'s arena and its atomics.
 
 pub mod access;
 pub mod addr;
 pub mod cpu_model;
 pub mod cpuid;
 pub mod defect;
+pub mod errno;
 pub mod event;
 pub mod exception;
 pub mod memory;
@@ -33,6 +34,7 @@ pub use access::{Access, AccessKind, Privilege};
 pub use addr::{Gfn, Gpa, Gva, Gvn, Sfn, Spa};
 pub use cpu_model::{CpuModel, Vendor};
 pub use cpuid::Feature;
+pub use errno::Errno;
 pub use exception::{Exception, PageFaultCode};
 pub use msr::Msr;
 pub use page::{MemoryType, Order, PageSize};

@@ -5,6 +5,7 @@
 //! lasts one virtual nanosecond; every clock of the machine is integer arithmetic over it.
 
 use core::ops::{Add, Sub};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 /// A point in virtual time, in units (= virtual nanoseconds) since reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -70,6 +71,24 @@ impl Sub<Duration> for Instant {
     }
 }
 
+/// How far time has come for processors that run at the same time, each with a clock of its own.
+///
+/// Whoever reads the time meets the others here: it is never earlier for one than what another has seen before it. So a
+/// counter read on two processors in turn does not run backwards, although their clocks differ.
+#[derive(Debug, Default)]
+pub struct MeetingPoint(AtomicU64);
+
+impl MeetingPoint {
+    /// The later of `own` and what anybody has come to so far.
+    pub fn meet(&self, own: Instant) -> Instant {
+        Instant(self.0.fetch_max(own.0, Ordering::AcqRel).max(own.0))
+    }
+    /// What anybody has come to so far.
+    pub fn latest(&self) -> Instant {
+        Instant(self.0.load(Ordering::Acquire))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,5 +104,14 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn nobody_sees_time_before_what_another_has_seen() {
+        let point = MeetingPoint::default();
+        assert_eq!(point.meet(Instant::new(5)), Instant::new(5));
+        assert_eq!(point.meet(Instant::new(3)), Instant::new(5), "another was there already");
+        assert_eq!(point.meet(Instant::new(9)), Instant::new(9));
+        assert_eq!(point.latest(), Instant::new(9));
     }
 }

@@ -29,6 +29,7 @@ use thiserror::Error;
 
 use crate::Host;
 use crate::pagemap::PageMap;
+use crate::policy::{GmemPolicy, SlotSpan};
 use crate::provider::{FolioPolicy, FolioProvider, ProviderError};
 use crate::shareability::{Shareability, ShareabilityMap};
 use bindings::Bindings;
@@ -124,6 +125,8 @@ pub struct CreateInfo {
     pub flags: u64,
     /// Size and source of its folios.
     pub policy: FolioPolicy,
+    /// How it behaves.
+    pub gmem: GmemPolicy,
 }
 
 /// See the module.
@@ -137,6 +140,7 @@ pub struct GuestMemfd {
     cache: Mutex<PageMap<Cached>>,
     /// The largest folio there can be.
     unit: PageSize,
+    policy: GmemPolicy,
     /// Serialises allocation and clearing of what one folio may cover (`hugetlb_fault_mutex_table`, the folio lock). A
     /// lane serves many.
     folio_locks: Sharded<Mutex<()>>,
@@ -146,7 +150,7 @@ pub struct GuestMemfd {
 impl GuestMemfd {
     /// `KVM_CREATE_GUEST_MEMFD`. Reserves when the policy reserves; allocates nothing.
     pub fn create(host: &Host, info: CreateInfo, task: &Task<'_>) -> Result<GuestMemfd, CreateError> {
-        let CreateInfo { size_bytes, flags, policy } = info;
+        let CreateInfo { size_bytes, flags, policy, gmem } = info;
         let unknown = flags & !GmemFlags::all().bits();
         if unknown != 0 {
             return Err(CreateError::UnknownFlags { unknown });
@@ -171,6 +175,7 @@ impl GuestMemfd {
             attributes: ShardedLock::new(ShareabilityMap::new(nr_pages, initial)),
             cache: Mutex::new(PageMap::new()),
             unit: policy.folio_size(),
+            policy: gmem,
             folio_locks: Sharded::default(),
             provider: Mutex::new(provider),
         })
@@ -195,6 +200,23 @@ impl GuestMemfd {
     /// Flags of creation.
     pub const fn flags(&self) -> GmemFlags {
         self.flags
+    }
+
+    /// How it behaves.
+    pub const fn policy(&self) -> &GmemPolicy {
+        &self.policy
+    }
+
+    /// The largest leaf that a fault may put over `index` in `slot` when its folio is of size `folio`: by the order rule,
+    /// and with one attribute throughout. Exact as long as no conversion is between its begin and its end there.
+    pub fn mapping_size(&self, slot: &SlotSpan, index: PageIndex, folio: PageSize, task: &Task<'_>) -> PageSize {
+        let most = self.policy.order.largest(slot, index, folio);
+        if most == PageSize::Size4K {
+            return most;
+        }
+        let attributes = self.attributes(task);
+        let uniform = |size: &PageSize| attributes.is_uniform(index.0 & !(size.frames() - 1), size.frames());
+        PageSize::ALL[..=most.index()].iter().copied().rfind(uniform).unwrap_or(PageSize::Size4K)
     }
 
     /// Who may use `index`, at this moment.

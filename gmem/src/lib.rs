@@ -11,6 +11,7 @@
 //! - [`directmap::DirectMap`] is how the host itself maps its memory, and what a private page does to that.
 //! - [`GuestMemfd`] is the inode: a sparse map from page index to folio, the bindings of memslots, and who may use
 //!   which page ([`shareability`]).
+//! - [`GmemPolicy`] is every decision in which implementations of guest_memfd differ.
 //! - [`Invalidation`] is the sequence by which a fault notices that it raced with a removal.
 //!
 //! Always true:
@@ -32,6 +33,7 @@ pub mod inode;
 pub mod invalidate;
 pub mod numa;
 pub mod pagemap;
+pub mod policy;
 pub mod pool;
 pub mod provider;
 pub mod shareability;
@@ -46,6 +48,9 @@ pub use inode::{
 };
 pub use invalidate::{Invalidation, SeqSample};
 pub use numa::{MemPolicy, NodeId, NodeMask};
+pub use policy::{
+    BusyPages, Content, Generation, GmemPolicy, OrderRule, PunchPolicy, Quirks, SharedFolios, SlotSpan, SplitPolicy,
+};
 pub use pool::HugeSize;
 pub use provider::{FolioPolicy, FolioProvider};
 pub use shareability::{Shareability, ShareabilityMap};

@@ -7,7 +7,7 @@ use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use emu_core::memory::SystemMemory;
 use emu_core::sync::Task;
 use emu_core::{AccessKind, Gfn, Gpa, PageSize};
-use hypervisor::{FaultInput, PagePolicy, RamLayout, SlotId, SystemMemoryPlan, TdpFormat, VcpuId, Vm, VmConfig};
+use hypervisor::{FaultInput, PagePolicy, RamLayout, SlotId, SystemMemoryPlan, VcpuId, Vm, VmConfig};
 
 const QUIET: &Task<'static> = &Task::QUIET;
 /// Pages touched in one go: enough that the first tables do not weigh.
@@ -24,7 +24,7 @@ fn vm(page: PageSize) -> Vm {
     let pages = PagePolicy::of(page);
     let plan = SystemMemoryPlan::for_guest(layout.inode_bytes, pages);
     let memory = SystemMemory::flat(plan.arena_bytes).expect("address space");
-    let config = VmConfig { format: TdpFormat::Npt, pages, maxphyaddr: 48, nr_vcpus: 2, host: plan.host };
+    let config = VmConfig { nr_vcpus: 2, ..VmConfig::new(pages, plan.host) };
     let vm = Vm::new(memory, &config).expect("a sound plan");
     vm.add_ram(&layout, SlotId(0), QUIET).expect("the plan has room");
     vm

@@ -3,7 +3,9 @@
 use emu_core::PageSize;
 use emu_core::memory::BusError;
 use gmem::host::HostSetupError;
-use gmem::{ConvertError, CreateError, FolioPolicy, GetError, HostConfig, HugeSize, OutOfMemory, PageIndex, SlotId};
+use gmem::{
+    ConvertError, CreateError, FolioPolicy, GetError, GmemPolicy, HostConfig, HugeSize, OutOfMemory, PageIndex, SlotId,
+};
 use thiserror::Error;
 
 use crate::memslot::MemslotError;
@@ -45,6 +47,15 @@ pub struct VmConfig {
     pub nr_vcpus: u16,
     /// The host's share of system memory.
     pub host: HostConfig,
+    /// How guest_memfd behaves.
+    pub gmem: GmemPolicy,
+}
+
+impl VmConfig {
+    /// One vCPU, NPT, 48 bits, and the proposed guest_memfd; change what differs.
+    pub const fn new(pages: PagePolicy, host: HostConfig) -> VmConfig {
+        VmConfig { format: TdpFormat::Npt, pages, maxphyaddr: 48, nr_vcpus: 1, host, gmem: GmemPolicy::DEFAULT }
+    }
 }
 
 /// The host could not do what was asked. Nothing here is the guest's doing alone; a guest can only run into it where

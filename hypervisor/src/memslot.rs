@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bitflags::bitflags;
 use emu_core::page::PAGE_SIZE;
 use emu_core::{Gfn, Gpa};
-use gmem::{BindError, GuestMemfd, PageIndex, PageRange, SlotId};
+use gmem::{BindError, GuestMemfd, PageIndex, PageRange, SlotId, SlotSpan};
 use thiserror::Error;
 
 use crate::vm::GmemId;
@@ -59,6 +59,10 @@ impl MemSlot {
     /// The inode's page behind a guest frame of the slot.
     pub const fn index_of(&self, gfn: Gfn) -> PageIndex {
         PageIndex(gfn.raw() - self.first.raw() + self.first_index.0)
+    }
+    /// The slot as its inode's view.
+    pub const fn span(&self) -> SlotSpan {
+        SlotSpan { first: self.first, range: self.range() }
     }
     /// The inode's pages behind the slot.
     pub const fn range(&self) -> PageRange {
@@ -275,7 +279,7 @@ mod tests {
     use emu_core::memory::SystemMemory;
     use emu_core::sync::Task;
     use emu_core::{PageSize, Sfn};
-    use gmem::{CreateInfo, FolioPolicy, Host, HostConfig, HostMemory};
+    use gmem::{CreateInfo, FolioPolicy, GmemPolicy, Host, HostConfig, HostMemory};
 
     fn spec(id: u16, gpa: u64, len_bytes: u64) -> MemSlotSpec {
         MemSlotSpec {
@@ -292,7 +296,7 @@ mod tests {
         let memory = SystemMemory::flat(1 << 20).unwrap();
         let host = HostMemory::new(memory, &HostConfig { first: Sfn::new(1), nr_frames: 255, pools: vec![] }).unwrap();
         let policy = FolioPolicy::Buddy { largest: PageSize::Size4K };
-        let info = CreateInfo { size_bytes: 1 << 20, flags: 0, policy };
+        let info = CreateInfo { size_bytes: 1 << 20, flags: 0, policy, gmem: GmemPolicy::DEFAULT };
         Arc::new(GuestMemfd::create(&Host::new(host), info, &Task::QUIET).unwrap())
     }
 

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use emu_core::memory::SystemMemory;
 use emu_core::sync::{Mutex, ReadGuard, ShardedLock, Task};
 use emu_core::{Gfn, PageSize, Spa};
-use gmem::{CreateInfo, FolioPolicy, GuestMemfd, Host, HostMemory, Invalidation};
+use gmem::{CreateInfo, FolioPolicy, GmemPolicy, GuestMemfd, Host, HostMemory, Invalidation};
 
 use crate::config::{PagePolicy, VmConfig, VmError};
 use crate::flush::{FlushRequest, Owed};
@@ -38,6 +38,7 @@ pub struct Vm {
     pub(crate) invalidation: Invalidation,
     pub(crate) vcpus: Vec<Vcpu>,
     pub(crate) pages: PagePolicy,
+    pub(crate) gmem: GmemPolicy,
     format: TdpFormat,
     root: Spa,
     flushes: AtomicU64,
@@ -65,6 +66,7 @@ impl Vm {
             invalidation: Invalidation::default(),
             vcpus: (0..config.nr_vcpus.max(1)).map(|_| Vcpu::default()).collect(),
             pages: config.pages,
+            gmem: config.gmem,
             flushes: AtomicU64::new(0),
         })
     }
@@ -163,7 +165,7 @@ impl Vm {
         policy: FolioPolicy,
         task: &Task<'_>,
     ) -> Result<GmemId, VmError> {
-        let inode = GuestMemfd::create(&self.host, CreateInfo { size_bytes, flags, policy }, task)?;
+        let inode = GuestMemfd::create(&self.host, CreateInfo { size_bytes, flags, policy, gmem: self.gmem }, task)?;
         let mut gmems = self.gmems.lock(task);
         gmems.push(Some(Arc::new(inode)));
         Ok(GmemId(gmems.len() as u32 - 1))

@@ -122,7 +122,7 @@ impl World {
     fn new(format: TdpFormat, pages: PagePolicy) -> World {
         let plan = SystemMemoryPlan::for_guest((2 * INODE_PAGES) << 12, pages);
         let memory = SystemMemory::flat(plan.arena_bytes).unwrap();
-        let vm = Vm::new(memory, &VmConfig { format, pages, maxphyaddr: 40, nr_vcpus: 1, host: plan.host }).unwrap();
+        let vm = Vm::new(memory, &VmConfig { format, maxphyaddr: 40, ..VmConfig::new(pages, plan.host) }).unwrap();
         for n in 0..2 {
             let made = vm.create_guest_memfd(INODE_PAGES << 12, GmemFlags::INIT_SHARED.bits(), QUIET).unwrap();
             assert_eq!(made, GmemId(n));

@@ -90,7 +90,7 @@ impl World {
     fn new(format: TdpFormat, pages: PagePolicy) -> Rc<World> {
         let plan = SystemMemoryPlan::for_guest(INODE_PAGES << 12, pages);
         let memory = SystemMemory::flat(plan.arena_bytes).unwrap();
-        let config = VmConfig { format, pages, maxphyaddr: 40, nr_vcpus: CPUS as u16, host: plan.host };
+        let config = VmConfig { format, maxphyaddr: 40, nr_vcpus: CPUS as u16, ..VmConfig::new(pages, plan.host) };
         let vm = Vm::new(memory, &config).unwrap();
         let gmem = vm.create_guest_memfd(INODE_PAGES << 12, GmemFlags::INIT_SHARED.bits(), QUIET).unwrap();
         for id in 0..2 {

@@ -29,7 +29,7 @@ impl EventSink for Log {
 fn empty_vm(format: TdpFormat, pages: PagePolicy, inode_bytes: u64) -> Vm {
     let plan = SystemMemoryPlan::for_guest(inode_bytes, pages);
     let memory = SystemMemory::flat(plan.arena_bytes).unwrap();
-    Vm::new(memory, &VmConfig { format, pages, maxphyaddr: 48, nr_vcpus: 1, host: plan.host }).unwrap()
+    Vm::new(memory, &VmConfig { format, ..VmConfig::new(pages, plan.host) }).unwrap()
 }
 
 fn vm(format: TdpFormat, page: PageSize, memory_bytes: u64) -> (Vm, GmemId) {
@@ -318,7 +318,7 @@ fn running_out_of_memory_is_an_error_and_leaves_the_vm_usable() {
     let pages = PagePolicy::of(PageSize::Size4K);
     let memory = SystemMemory::flat(16 << 20).unwrap();
     let host = HostConfig { first: Sfn::new(16), nr_frames: 12, pools: vec![] };
-    let vm = Vm::new(memory, &VmConfig { format: TdpFormat::Npt, pages, maxphyaddr: 36, nr_vcpus: 1, host }).unwrap();
+    let vm = Vm::new(memory, &VmConfig { maxphyaddr: 36, ..VmConfig::new(pages, host) }).unwrap();
     let gmem = vm.add_ram(&RamLayout::pc(1 << 30, PageSize::Size4K).unwrap(), SlotId(0), QUIET).unwrap();
     let mut fixed_pages = 0;
     while vm.handle_fault(CPU, FaultInput::new(Gpa::new(fixed_pages * 0x1000), AccessKind::Write), QUIET).is_ok() {
@@ -354,11 +354,8 @@ fn ram_that_does_not_fit_leaves_nothing_behind() {
 fn bad_configurations_are_named() {
     let memory = SystemMemory::flat(16 << 20).unwrap();
     let config = |maxphyaddr, nr_frames, pools| VmConfig {
-        format: TdpFormat::Npt,
-        pages: PagePolicy::of(PageSize::Size2M),
         maxphyaddr,
-        nr_vcpus: 1,
-        host: HostConfig { first: Sfn::new(512), nr_frames, pools },
+        ..VmConfig::new(PagePolicy::of(PageSize::Size2M), HostConfig { first: Sfn::new(512), nr_frames, pools })
     };
     let why = |config: VmConfig| Vm::new(memory.clone(), &config).err().unwrap().to_string();
     assert!(why(config(52, 512, vec![])).contains("52 bits"));

@@ -17,7 +17,7 @@
 
 use std::sync::Arc;
 
-use emu_core::memory::{HostPage, PageView, Scalar, SystemMemory};
+use emu_core::memory::{HostPage, PageView, Scalar, SystemMemory, atomic};
 use emu_core::{Gva, Privilege, Sfn};
 
 /// Entries in one context.
@@ -110,6 +110,9 @@ pub struct CodePage {
     host: *const u8,
 }
 
+// SAFETY: the address is compared and nothing else; what reads code goes through a `FastTlb`.
+unsafe impl Send for CodePage {}
+
 impl CodePage {
     /// A value that equals no page.
     pub const NONE: CodePage = CodePage { host: core::ptr::null() };
@@ -127,6 +130,17 @@ pub struct FastTlb {
     /// decoded as often, and each time its frame's write tags must go.
     unwritable: [Option<Sfn>; UNWRITABLE],
     memory: Arc<SystemMemory>,
+    others: Others,
+}
+
+/// When the other processors of the machine run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Others {
+    /// Never at the same time: they take turns, and every instruction is atomic by itself.
+    #[default]
+    InTurn,
+    /// On other host threads, at the same time: what reads and writes memory does so in one step.
+    Beside,
 }
 
 const UNWRITABLE: usize = 16;
@@ -158,6 +172,7 @@ impl FastTlb {
             filled: Vec::with_capacity(TOTAL),
             unwritable: [None; UNWRITABLE],
             memory,
+            others: Others::InTurn,
         };
         tlb.select(Privilege::ALL[0]);
         tlb
@@ -180,6 +195,17 @@ impl FastTlb {
     /// The memory behind it.
     pub fn memory(&self) -> &Arc<SystemMemory> {
         &self.memory
+    }
+
+    /// When the machine's other processors run.
+    #[inline]
+    pub fn others(&self) -> Others {
+        self.others
+    }
+
+    /// Says when the machine's other processors will run.
+    pub fn set_others(&mut self, others: Others) {
+        self.others = others;
     }
 
     /// Makes the context of `privilege` the one that [`FastTlb::load`] and the others use.
@@ -231,11 +257,15 @@ impl FastTlb {
         Some(())
     }
 
-    /// Loads, computes and stores back in one look-up.
+    /// Loads, computes and stores back in one look-up, and in one step where other processors run at the same time.
     #[inline(always)]
-    pub fn update<T: Scalar, R>(&mut self, gva: u64, change: impl FnOnce(T) -> (T, R)) -> Option<R> {
+    pub fn update<T: Scalar, R>(&mut self, gva: u64, change: impl Fn(T) -> (T, R)) -> Option<R> {
         let entry = self.entry(gva);
         let at = Self::hit::<T>(entry.addend, entry.tag_w, gva)?;
+        if self.others == Others::Beside {
+            // SAFETY: as in `store`.
+            return Some(unsafe { atomic::update(at, change) });
+        }
         // SAFETY: as in `load`; a write tag implies that reading is allowed too.
         let old = unsafe { at.read_unaligned() };
         let (new, result) = change(old);

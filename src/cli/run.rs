@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::args::{OnReset, Report, RunConfig};
+use super::args::{OnReset, Report, RunConfig, Vcpus};
 use super::console::{Console, Wish};
 use super::exit::ExitCode;
 use super::{CliError, files, out, report};
@@ -39,7 +39,7 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
     let deadline = config.timeout.map(|span| Instant::now() + span);
     let limits = Limits { max_instructions: config.max_instructions };
     let outcome = loop {
-        match drive(&mut machine, &mut console, limits, deadline)? {
+        match drive(&mut machine, &mut console, config.vcpus, limits, deadline)? {
             Outcome::Reset if config.on_reset == OnReset::Restart => machine = build()?,
             outcome => break outcome,
         }
@@ -58,6 +58,7 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
 fn drive(
     machine: &mut Machine,
     console: &mut Console,
+    vcpus: Vcpus,
     limits: Limits,
     deadline: Option<Instant>,
 ) -> Result<Outcome, CliError> {
@@ -65,7 +66,7 @@ fn drive(
     let mut failed = None;
     loop {
         let mut wish = Wish::Continue;
-        let outcome = machine.run(limits, |machine| {
+        let attend = |machine: &mut Machine| {
             if let Err(cause) = console.write(&machine.take_serial()) {
                 failed = Some(cause);
             }
@@ -75,7 +76,11 @@ fn drive(
             }
             wish = wanted;
             failed.is_none() && wish == Wish::Continue && !late()
-        })?;
+        };
+        let outcome = match vcpus {
+            Vcpus::InTurns => machine.run(limits, attend)?,
+            Vcpus::Parallel => machine.run_parallel(limits, attend)?,
+        };
         console.write(&machine.take_serial()).map_err(CliError::Console)?;
         if let Some(cause) = failed.take() {
             return Err(CliError::Console(cause));

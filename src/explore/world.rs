@@ -19,7 +19,7 @@ use gmem::{GuestMemfd, PageIndex};
 use hypervisor::tdp::{Entry, Level, Spte};
 use hypervisor::{
     Action, FaultInput, FlushRequest, GmemFlags, GmemId, HostConfig, HugeSize, MemSlotSpec, PagePolicy, Resumed,
-    Shareability, SlotFlags, SlotId, TdpFormat, VcpuId, Vm, VmConfig, VmError,
+    Shareability, SlotFlags, SlotId, VcpuId, Vm, VmConfig, VmError,
 };
 use interleave::{Body, Program, Progress};
 
@@ -91,7 +91,7 @@ impl World {
         let memory = SystemMemory::flat(nr_frames * PAGE)?;
         let pools = if page == PageSize::Size2M { vec![(HugeSize::Size2M, 2)] } else { Vec::new() };
         let host = HostConfig { first: Sfn::new(1), nr_frames: nr_frames - 1, pools };
-        let config = VmConfig { format: TdpFormat::Npt, pages, maxphyaddr: 36, nr_vcpus: 2, host };
+        let config = VmConfig { maxphyaddr: 36, nr_vcpus: 2, ..VmConfig::new(pages, host) };
         let vm = Vm::new(memory, &config)?;
         let flags = if initial.is_private() { GmemFlags::empty() } else { GmemFlags::INIT_SHARED };
         let show = |id: u16, first: u64| -> Result<GmemId, VmError> {

@@ -1,5 +1,7 @@
 //! Building a machine: from a configuration and an image to processors ready to run.
 
+use std::sync::Arc;
+
 use cpu::{Vcpu, VcpuConfig};
 use devices::acpi::tables::{AcpiConfig, AcpiImage};
 use devices::board::TestPorts;
@@ -18,7 +20,8 @@ use hypervisor::{
 use mmu::{Asid, Ept, EptExecute, Eptp, NestedNx, Npt, Stage2, Stage2Levels, Vpid};
 
 use super::guest_memory::HostSide;
-use super::{Activity, BuildError, Counters, Machine, Processor, boot, firmware};
+use super::seat::{Activity, Processor};
+use super::{BuildError, Counters, Machine, boot, firmware};
 use crate::config::NestedPaging;
 use crate::loader::{self, Image, LoadOptions, MemoryMap, Module};
 
@@ -130,10 +133,9 @@ impl Builder {
         };
         let vm_config = VmConfig {
             format,
-            pages: policy,
             maxphyaddr: config.model.maxphyaddr().min(48),
             nr_vcpus: config.cpus,
-            host: plan.host,
+            ..VmConfig::new(policy, plan.host)
         };
         let vm = Vm::new(memory.clone(), &vm_config)?;
         vm.add_ram(&layout, SlotId(0), &Task::QUIET)?;
@@ -180,13 +182,13 @@ impl Builder {
                 } else {
                     Activity::WaitForSipi
                 };
-                Processor { vcpu, activity, retired: 0 }
+                Processor::new(vcpu, activity)
             })
             .collect();
         let scheduler = config.seed.stream(Consumer::Scheduler);
         Ok(Machine {
             config,
-            vm,
+            vm: Arc::new(vm),
             board,
             vcpus,
             now: Instant::ZERO,

@@ -1,6 +1,6 @@
 //! What each exit of a processor leads to.
 
-use cpu::{Completion, Exit, IoAccess, MmioAccess, MmioData, MsrAccess};
+use cpu::{Completion, Exit, IoAccess, MmioAccess, MmioData, MsrAccess, Vcpu};
 use devices::lapic::MsrError;
 use devices::{BoardEvents, CpuIndex, Port, Width};
 use emu_core::sync::Task;
@@ -11,7 +11,7 @@ use super::run::Outcome;
 use super::{Activity, Machine, RunError};
 
 /// What the board said, or how the run ended.
-type Handled = Result<BoardEvents, Outcome>;
+pub(super) type Handled = Result<BoardEvents, Outcome>;
 
 /// What a guest reads that asks for a hypercall we do not have (Linux `KVM_ENOSYS`).
 const NO_SUCH_HYPERCALL: u64 = -1000_i64 as u64;
@@ -74,20 +74,14 @@ impl Machine {
         fault: NestedPageFault,
         access: Option<MmioAccess>,
     ) -> Result<Handled, RunError> {
-        let input = FaultInput {
-            cause: match fault.cause {
-                Stage2Cause::FinalAddress => FaultCause::FinalAddress,
-                _ => FaultCause::GuestTable,
-            },
-            entry: match fault.kind {
-                NestedFaultKind::NotPresent { .. } => EntryState::NotPresent,
-                _ => EntryState::Denied,
-            },
-            ..FaultInput::new(fault.gpa, fault.access)
-        };
-        let action = self.vm.handle_fault(VcpuId(n as u16), input, &Task::QUIET)?;
+        let action = self.vm.handle_fault(VcpuId(n as u16), fault_input(&fault), &Task::QUIET)?;
         self.flush_owed();
-        Ok(match action {
+        Ok(self.after_fault(n, action, access))
+    }
+
+    /// What the hypervisor's answer to a nested fault means for processor `n`.
+    pub(super) fn after_fault(&mut self, n: usize, action: Action, access: Option<MmioAccess>) -> Handled {
+        match action {
             Action::Resume(_) => Ok(BoardEvents::empty()),
             Action::Mmio { gpa } => match access {
                 Some(access) => Ok(self.device(n, access)),
@@ -102,18 +96,17 @@ impl Machine {
                 None => Err(self.no_memory(n, gpa)),
             },
             Action::MemoryFault(fault) => Err(self.no_memory(n, fault.gpa)),
-        })
+        }
     }
 
     /// Makes every processor forget what the hypervisor says it must.
     pub(super) fn flush_owed(&mut self) {
         for (n, processor) in self.vcpus.iter_mut().enumerate() {
-            match self.vm.take_flush(VcpuId(n as u16), &Task::QUIET) {
-                None => {}
-                Some(FlushRequest::All) => processor.vcpu.mmu().flush_all(),
-                Some(FlushRequest::Range { first, nr_pages }) => {
-                    processor.vcpu.mmu().flush_gpa_range(first, nr_pages);
-                }
+            // A processor that is running elsewhere looks for itself before it enters the guest again.
+            if let Some(vcpu) = processor.vcpu.present()
+                && let Some(request) = self.vm.take_flush(VcpuId(n as u16), &Task::QUIET)
+            {
+                forget(vcpu, request);
             }
         }
     }
@@ -192,6 +185,29 @@ impl Machine {
         }
         self.vcpus[n].vcpu.complete(Completion::value(value as u64));
         BoardEvents::REQUESTS
+    }
+}
+
+/// A nested fault in the hypervisor's words.
+pub(super) fn fault_input(fault: &NestedPageFault) -> FaultInput {
+    FaultInput {
+        cause: match fault.cause {
+            Stage2Cause::FinalAddress => FaultCause::FinalAddress,
+            _ => FaultCause::GuestTable,
+        },
+        entry: match fault.kind {
+            NestedFaultKind::NotPresent { .. } => EntryState::NotPresent,
+            _ => EntryState::Denied,
+        },
+        ..FaultInput::new(fault.gpa, fault.access)
+    }
+}
+
+/// Makes a processor forget what the hypervisor says it must.
+pub(super) fn forget(vcpu: &mut Vcpu, request: FlushRequest) {
+    match request {
+        FlushRequest::All => vcpu.mmu().flush_all(),
+        FlushRequest::Range { first, nr_pages } => vcpu.mmu().flush_gpa_range(first, nr_pages),
     }
 }
 

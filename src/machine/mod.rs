@@ -6,7 +6,7 @@
 //!
 //! Time is one line for the whole machine: processors take turns on it, in an order and for lengths that the seed
 //! decides, so that two processors never see it run backwards. Everything that happens is a function of image,
-//! configuration and seed.
+//! configuration and seed; except with [`Machine::run_parallel`], which gives each processor a host thread.
 
 mod boot;
 mod builder;
@@ -14,7 +14,9 @@ mod error;
 mod exits;
 mod firmware;
 mod guest_memory;
+mod parallel;
 mod run;
+mod seat;
 mod summary;
 
 pub use builder::{Builder, MachineConfig};
@@ -22,18 +24,21 @@ pub use error::{BuildError, RunError};
 pub use run::{Limits, Outcome};
 pub use summary::Summary;
 
-use cpu::{Vcpu, VcpuState};
+use std::sync::Arc;
+
+use cpu::VcpuState;
 use devices::Board;
 use emu_core::Gpa;
 use emu_core::rng::Stream;
 use emu_core::sync::Task;
 use emu_core::time::Instant;
 use hypervisor::{GuestAccessError, Vm};
+use seat::{Activity, Processor};
 
 /// A whole computer.
 pub struct Machine {
     config: MachineConfig,
-    vm: Vm,
+    vm: Arc<Vm>,
     board: Board,
     vcpus: Vec<Processor>,
     now: Instant,
@@ -43,24 +48,6 @@ pub struct Machine {
     serial: Vec<u8>,
     /// Which processor's turn it is.
     turn: usize,
-}
-
-/// A processor and what the machine knows of it.
-struct Processor {
-    vcpu: Vcpu,
-    activity: Activity,
-    /// Units of time it has run.
-    retired: u64,
-}
-
-/// What a processor does when its turn comes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Activity {
-    Running,
-    /// HLT: until an interrupt.
-    Halted,
-    /// After INIT: until a start-up message.
-    WaitForSipi,
 }
 
 /// What the machine itself counts.
@@ -105,8 +92,8 @@ impl Machine {
     }
 
     /// The architectural state of processor `n`, if there is one.
-    pub fn vcpu_state(&self, n: usize) -> Option<VcpuState> {
-        self.vcpus.get(n).map(|p| p.vcpu.state())
+    pub fn vcpu_state(&mut self, n: usize) -> Option<VcpuState> {
+        self.vcpus.get_mut(n)?.vcpu.present().map(|vcpu| vcpu.state())
     }
 
     /// Reads guest physical memory as a device would.

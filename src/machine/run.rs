@@ -5,7 +5,8 @@ use devices::{BoardEvents, BoardRequest, CpuIndex};
 use emu_core::time::{Duration, Instant};
 
 use super::guest_memory::HostSide;
-use super::{Activity, Machine, RunError};
+use super::seat::{Activity, Message};
+use super::{Machine, RunError};
 
 /// Longest turn of a lone processor when nothing is due.
 const LONE_TURN: u64 = 1 << 20;
@@ -105,20 +106,25 @@ impl Machine {
         let count = self.vcpus.len();
         for offset in 0..count {
             let n = (self.turn + offset) % count;
-            let index = CpuIndex(n as u16);
-            let processor = &mut self.vcpus[n];
-            if processor.activity == Activity::Halted
-                && (processor.vcpu.has_event()
-                    || processor.vcpu.interrupts_enabled() && self.board.interrupt_for(index).is_some())
-            {
-                processor.activity = Activity::Running;
-            }
-            if processor.activity == Activity::Running {
+            if self.wakes(n) {
                 self.turn = (n + 1) % count;
                 return Some(n);
             }
         }
         None
+    }
+
+    /// Whether processor `n` can run; it wakes if it has reason to.
+    pub(super) fn wakes(&mut self, n: usize) -> bool {
+        let processor = &mut self.vcpus[n];
+        processor.read_mail();
+        if processor.activity == Activity::Halted
+            && (processor.vcpu.has_event()
+                || processor.vcpu.interrupts_enabled() && self.board.interrupt_for(CpuIndex(n as u16)).is_some())
+        {
+            processor.activity = Activity::Running;
+        }
+        processor.activity == Activity::Running
     }
 
     /// How long the turn lasts at the most.
@@ -171,7 +177,7 @@ impl Machine {
     }
 
     /// Gives processor `n` the interrupt that waits for it, or asks to be told when it can take one.
-    fn offer_interrupt(&mut self, n: usize) {
+    pub(super) fn offer_interrupt(&mut self, n: usize) {
         let index = CpuIndex(n as u16);
         let waits = self.board.interrupt_for(index).is_some();
         let vcpu = &mut self.vcpus[n].vcpu;
@@ -206,41 +212,22 @@ impl Machine {
                 BoardRequest::PowerOff => return Some(Outcome::PowerOff),
                 BoardRequest::Reset => return Some(Outcome::Reset),
                 BoardRequest::DebugExit(value) => return Some(Outcome::DebugExit(value)),
-                BoardRequest::Init(cpu) => {
-                    if let Some(processor) = self.vcpus.get_mut(cpu.index()) {
-                        processor.vcpu.init();
-                        // The bootstrap processor goes to the reset vector, the others wait to be started.
-                        processor.activity = match cpu.index() {
-                            0 => Activity::Running,
-                            _ => Activity::WaitForSipi,
-                        };
-                    }
-                }
-                BoardRequest::Sipi { cpu, vector } => {
-                    if let Some(processor) = self.vcpus.get_mut(cpu.index())
-                        && processor.activity == Activity::WaitForSipi
-                    {
-                        processor.vcpu.start_at(vector);
-                        processor.activity = Activity::Running;
-                    }
-                }
-                BoardRequest::Nmi(cpu) => {
-                    if let Some(processor) = self.vcpus.get_mut(cpu.index()) {
-                        processor.vcpu.inject_nmi();
-                        if processor.activity == Activity::Halted {
-                            processor.activity = Activity::Running;
-                        }
-                    }
-                }
+                BoardRequest::Init(cpu) => self.tell(cpu, Message::Init),
+                BoardRequest::Sipi { cpu, vector } => self.tell(cpu, Message::Sipi { vector }),
+                BoardRequest::Nmi(cpu) => self.tell(cpu, Message::Nmi),
                 BoardRequest::FlushPage(gpa) => {
-                    for processor in &mut self.vcpus {
-                        processor.vcpu.mmu().flush_gpa_range(gpa.frame(), 1);
-                    }
+                    self.vcpus.iter_mut().for_each(|processor| processor.tell(Message::Forget { gfn: gpa.frame() }));
                 }
                 // Interrupts are looked at before each entry; address line 20 is always on.
                 BoardRequest::InterruptChanged(_) | BoardRequest::A20(_) => {}
             }
         }
         None
+    }
+
+    fn tell(&mut self, cpu: CpuIndex, message: Message) {
+        if let Some(processor) = self.vcpus.get_mut(cpu.index()) {
+            processor.tell(message);
+        }
     }
 }

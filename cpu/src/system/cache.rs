@@ -3,8 +3,11 @@
 //!
 //! Caches and reordering are not modelled: fences and write-backs only check what they must. Entries of the TLB are.
 
+use core::sync::atomic::Ordering;
+
 use emu_core::regs::Cr4;
 use emu_core::{Access, AccessKind};
+use mmu::fast::Others;
 use mmu::{Invpcid as Scope, MmuFault, Pcid, Stage2Cause};
 
 use crate::address::{Addressing, Legacy, Use, effective};
@@ -84,10 +87,15 @@ impl Act for FlushLine {
     }
 }
 
-/// MFENCE, LFENCE, SFENCE: accesses happen in program order anyway.
+/// MFENCE, LFENCE, SFENCE: a processor's own accesses happen in program order anyway; what others see of them, the host
+/// decides.
 pub(crate) struct Fence;
 impl Pure for Fence {
-    fn exec(_cpu: &mut Cpu, _op: &Op) {}
+    fn exec(cpu: &mut Cpu, _op: &Op) {
+        if cpu.mmu.fast.others() == Others::Beside {
+            core::sync::atomic::fence(Ordering::SeqCst);
+        }
+    }
 }
 
 /// HLT

@@ -158,6 +158,7 @@ pub(crate) struct Rdtsc;
 impl Act for Rdtsc {
     fn exec(cpu: &mut Cpu, op: &Op) -> Result<(), Trap> {
         check_tsd(cpu)?;
+        cpu.meet_others(cpu.now_at(op));
         set_edx_eax(cpu, cpu.tsc(cpu.now_at(op)));
         Ok(())
     }

@@ -187,6 +187,14 @@ pub(super) fn store<T: Scalar>(page: HostPage, offset: usize, value: T) -> Optio
     Some(())
 }
 
+pub(super) fn update<T: Scalar, R>(page: HostPage, offset: usize, change: impl Fn(T) -> (T, R)) -> Option<R> {
+    if !fits::<T>(offset) {
+        return None;
+    }
+    // SAFETY: inside one live, writable page (checked).
+    Some(unsafe { super::atomic::update(page.as_ptr().add(offset).cast::<T>(), change) })
+}
+
 #[inline]
 pub(super) fn compare_exchange_u64(page: HostPage, offset: usize, current: u64, new: u64) -> Option<Result<u64, u64>> {
     if !fits::<u64>(offset) || !offset.is_multiple_of(8) {

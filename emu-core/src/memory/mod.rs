@@ -13,6 +13,7 @@
 //! - a host page handed out stays mapped as long as the `SystemMemory` it came from.
 
 mod arena;
+pub mod atomic;
 pub mod code;
 
 use core::ptr::NonNull;
@@ -204,6 +205,19 @@ impl SystemMemory {
             self.code.note_write(spa.frame(), LineMask::covering(spa.page_offset(), size_of::<T>()));
         }
         Ok(())
+    }
+
+    /// Replaces a value that does not leave its 4 KiB page by what `change` makes of it, as one step for every processor:
+    /// see [`atomic::update`]. ROM keeps its contents, and `change` its result.
+    pub fn update<T: Scalar, R>(&self, spa: Spa, change: impl Fn(T) -> (T, R)) -> Result<R, BusError> {
+        let refused = BusError { spa, len_bytes: size_of::<T>() };
+        let view = self.page(spa.frame()).ok_or(refused)?;
+        if view.writability == Writability::Rom {
+            return Ok(change(self.load(spa)?).1);
+        }
+        let result = arena::update(view.host, spa.page_offset(), change).ok_or(refused)?;
+        self.code.note_write(spa.frame(), LineMask::covering(spa.page_offset(), size_of::<T>()));
+        Ok(result)
     }
 
     /// Atomically replaces an aligned 8-byte value: how a walker sets A and D bits. `Ok(Err(seen))` when another

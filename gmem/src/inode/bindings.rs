@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use emu_core::Gfn;
+use emu_core::{Errno, Gfn, PageSize};
 use thiserror::Error;
 
 use super::{PageIndex, PageRange, SlotId};
@@ -18,6 +18,14 @@ pub enum BindError {
         /// The inode's size.
         nr_pages: u64,
     },
+    /// `EINVAL`: the order rule wants memslots and inodes made of the largest pages.
+    #[error("pages {:#x} to {:#x} do not start and end at pages of {page}", range.first.0, range.end().0)]
+    Misaligned {
+        /// The range.
+        range: PageRange,
+        /// The inode's largest page.
+        page: PageSize,
+    },
     /// `EEXIST`.
     #[error("page {} is bound to memslot {} already", at.0, slot.0)]
     Overlap {
@@ -26,6 +34,16 @@ pub enum BindError {
         /// To whom.
         slot: SlotId,
     },
+}
+
+impl BindError {
+    /// What the system call returns.
+    pub const fn errno(&self) -> Errno {
+        match self {
+            BindError::OutOfBounds { .. } | BindError::Misaligned { .. } => Errno::Inval,
+            BindError::Overlap { .. } => Errno::Exist,
+        }
+    }
 }
 
 /// A memslot's view of a part of an inode.

@@ -48,6 +48,10 @@ impl Exclusive<'_> {
     /// Makes `slot`, from guest frame `first` on, a view of `range` (`kvm_gmem_bind`).
     pub fn bind(&mut self, slot: SlotId, range: PageRange, first: Gfn) -> Result<(), BindError> {
         self.bindings.check(range, self.inode.nr_pages)?;
+        let page = self.inode.unit;
+        if !self.inode.policy.order.binds(range, self.inode.nr_pages, page) {
+            return Err(BindError::Misaligned { range, page });
+        }
         self.bindings.insert(slot, range, first);
         Ok(())
     }

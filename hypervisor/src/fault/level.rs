@@ -41,14 +41,10 @@ impl Sized<'_> {
 pub fn choose<'s>(backed: Backed<'s>, max_level: PageSize, task: &Task<'_>) -> Sized<'s> {
     let fault = backed.fault().fault();
     let gmem::Backed { sfn, size } = backed.folio();
-    let mut size = largest(fault.slot().info(), fault.fault().gfn(), sfn, size.min(max_level));
-    if size > PageSize::Size4K {
-        // In a slot where `size` fits, indices and guest frames are aligned alike, so the leaf's indices are these.
-        let attributes = fault.slot().inode().attributes(task);
-        let one_attribute =
-            |size: &PageSize| attributes.is_uniform(fault.index().0 & !(size.frames() - 1), size.frames());
-        size = PageSize::ALL[..=size.index()].iter().copied().rfind(one_attribute).unwrap_or(PageSize::Size4K);
-    }
+    let info = fault.slot().info();
+    let gmem_allows = fault.slot().inode().mapping_size(&info.span(), fault.index(), size, task);
+    // Whatever the order rule of guest_memfd, a leaf lies in its slot and is congruent with its frames.
+    let size = largest(info, fault.fault().gfn(), sfn, gmem_allows.min(max_level));
     Sized { backed, size }
 }
 
