@@ -10,10 +10,36 @@ use crate::exit::Completion;
 /// What was asked, compared on the second run so that an answer cannot reach another question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Question {
-    Memory { address: u64, len_bytes: u8, write: bool },
-    Port { port: u16, write: bool },
-    Msr { msr: u32, write: bool },
-    TaskPriority { write: bool },
+    Memory {
+        address: u64,
+        len_bytes: u8,
+        write: bool,
+    },
+    Port {
+        port: u16,
+        write: bool,
+    },
+    Msr {
+        msr: u32,
+        write: bool,
+    },
+    TaskPriority {
+        write: bool,
+    },
+    /// An access that shadow tables refuse; of no bytes, whether there may be one.
+    Linear {
+        address: u64,
+        len_bytes: u8,
+        write: bool,
+    },
+    /// A read-modify-write that they refuse.
+    Exchange {
+        address: u64,
+        len_bytes: u8,
+    },
+    Pdptes {
+        address: u64,
+    },
 }
 
 #[derive(Clone, Debug, Default)]
@@ -54,6 +80,13 @@ impl Latch {
                 None
             }
         }
+    }
+
+    /// The answer to `question` if it is the next there is; asks nothing.
+    pub fn answered(&mut self, question: Question) -> Option<Completion> {
+        let (_, answer) = self.answered.get(self.next).filter(|(asked, _)| *asked == question)?;
+        self.next += 1;
+        Some(*answer)
     }
 
     /// The machine answers the open question. Returns whether there was one.

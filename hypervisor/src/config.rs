@@ -122,6 +122,9 @@ pub enum VmError {
         /// The page.
         index: PageIndex,
     },
+    /// Only a VM that shadows its guest's tables can do this.
+    #[error("the VM has nested paging and shadows nothing")]
+    NotShadowing,
     /// A table or a folio lies outside system memory.
     #[error(transparent)]
     Bus(#[from] BusError),

@@ -10,13 +10,14 @@
 //! - [`fault`] is the pipeline: resolve, admit, fault in, choose the level, install. Each stage consumes the type that the
 //!   stage before it made, so none can be left out or reordered.
 //! - [`tdp`] is the tables, in NPT or EPT format, in system memory. Every entry changes through one function.
+//! - [`shadow`] is what takes their place for a processor without nested paging.
 //! - [`plan`] lays out guest RAM and the system memory that a guest of some size needs.
 //!
 //! Always true: an entry holds no reference to its frame; what keeps it legal is that backing changes only between the
 //! begin and the end of an invalidation, which zaps, and that a fault which raced retries. Removals owe a flush: it waits
 //! in each vCPU's mailbox ([`Vm::take_flush`]), which the machine empties before the vCPU enters the guest again.
 //!
-//! Left out so far: splitting of leaves and folios, dirty logging, shadow paging, the RMP, second address space (SMM).
+//! Left out so far: splitting of leaves and folios, dirty logging, the RMP, second address space (SMM).
 #![forbid(unsafe_code)]
 
 mod change;
@@ -28,6 +29,7 @@ mod io;
 pub mod memslot;
 pub mod plan;
 mod region;
+pub mod shadow;
 mod stats;
 pub mod tdp;
 mod vcpu;

@@ -39,6 +39,8 @@ pub struct Vm {
     pub(crate) vcpus: Vec<Vcpu>,
     pub(crate) pages: PagePolicy,
     pub(crate) gmem: GmemPolicy,
+    /// Without nested paging.
+    pub(crate) shadow: Option<crate::shadow::ShadowVm>,
     format: TdpFormat,
     root: Spa,
     flushes: AtomicU64,
@@ -67,6 +69,7 @@ impl Vm {
             vcpus: (0..config.nr_vcpus.max(1)).map(|_| Vcpu::default()).collect(),
             pages: config.pages,
             gmem: config.gmem,
+            shadow: None,
             flushes: AtomicU64::new(0),
         })
     }

@@ -186,8 +186,12 @@ impl GuestPaging {
     ) -> Result<GuestWalk, GuestWalkError> {
         let gva = self.context.linear(gva);
         let mut software = Software { memory, tables, uncounted: MmuStats::default(), missing: None };
-        let root =
-            |level, mask| TablePointer { level, table: Gpa::new(self.context.cr3 & mask), spa: None, grants: Grants::all() };
+        let root = |level, mask| TablePointer {
+            level,
+            table: Gpa::new(self.context.cr3 & mask),
+            spa: None,
+            grants: Grants::all(),
+        };
         match &self.context.tables {
             Tables::Off => Ok(GuestWalk {
                 steps: [None; Level::MAX],

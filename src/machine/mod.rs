@@ -17,6 +17,7 @@ mod guest_memory;
 mod parallel;
 mod run;
 mod seat;
+mod shadow;
 mod summary;
 
 pub use builder::{Builder, MachineConfig};

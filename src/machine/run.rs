@@ -2,6 +2,7 @@
 
 use cpu::{Event, Exit};
 use devices::{BoardEvents, BoardRequest, CpuIndex};
+use emu_core::sync::Task;
 use emu_core::time::{Duration, Instant};
 
 use super::guest_memory::HostSide;
@@ -152,6 +153,7 @@ impl Machine {
             let due = self.board.next_event(self.now).unwrap_or(Instant::FAR);
             let until = end.min(due.max(self.now + Duration::new(1)));
             let vcpu = &mut self.vcpus[n].vcpu;
+            super::shadow::reload(&self.vm, n, vcpu, &Task::QUIET)?;
             let exit = vcpu.run(until);
             let after = vcpu.now();
             self.vcpus[n].retired += after.saturating_since(self.now).units();

@@ -117,11 +117,6 @@ impl Role {
         frames(self.level)
     }
 
-    /// Whether two roles read the same guest table, or parts of it, alike: entries of either stay what they mean.
-    pub fn same_paging(self, other: Role) -> bool {
-        self.format == other.format && self.controls == other.controls
-    }
-
     /// Guest physical offset in its table of the guest's entry behind shadow entry `index`.
     pub const fn guest_offset(self, index: u16) -> u64 {
         let index = index as u64;
@@ -175,9 +170,12 @@ mod tests {
 
     #[test]
     fn every_guest_entry_stands_behind_the_shadow_entries_that_name_it() {
-        for (format, level, quadrants) in
-            [(TableFormat::Long, 1, 1), (TableFormat::Pae, 2, 1), (TableFormat::Legacy, 1, 2), (TableFormat::Legacy, 2, 4)]
-        {
+        for (format, level, quadrants) in [
+            (TableFormat::Long, 1, 1),
+            (TableFormat::Pae, 2, 1),
+            (TableFormat::Legacy, 1, 2),
+            (TableFormat::Legacy, 2, 4),
+        ] {
             let mut seen = vec![0; 4096 / format.entry_bytes() as usize];
             for quadrant in 0..quadrants {
                 let role = role(format, level, quadrant);

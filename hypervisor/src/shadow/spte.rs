@@ -116,11 +116,6 @@ impl ShadowPte {
         ShadowPte(self.0 & !(W | MMU_WRITABLE))
     }
 
-    /// The entry with its accessed flag cleared.
-    pub const fn aged(self) -> ShadowPte {
-        ShadowPte(self.0 & !A)
-    }
-
     /// Whether the accessed flag is set.
     pub const fn is_accessed(self) -> bool {
         self.0 & A != 0

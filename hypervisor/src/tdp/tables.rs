@@ -11,6 +11,7 @@ use gmem::{Host, OutOfMemory};
 
 use super::spte::{Entry, Level, Rights, Spte, TdpFormat};
 use crate::flush::Owed;
+use crate::shadow::ShadowMmu;
 
 /// Counters of a tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -75,6 +76,8 @@ pub struct Tables {
     counters: Sharded<Counters>,
     /// Tables that are out of the tree and may still be walked by who held `mmu_lock` for reading when they went.
     graveyard: Mutex<Vec<Spa>>,
+    /// What `mmu_lock` guards besides, in a VM without nested paging.
+    shadow: Option<Box<ShadowMmu>>,
 }
 
 impl Tables {
@@ -88,9 +91,23 @@ impl Tables {
             root,
             counters: Sharded::default(),
             graveyard: Mutex::new(Vec::new()),
+            shadow: None,
         };
         tables.count_linked(Level::ROOT, task);
         Ok(tables)
+    }
+
+    /// The shadow pages of a VM without nested paging.
+    pub fn shadow(&self) -> Option<&ShadowMmu> {
+        self.shadow.as_deref()
+    }
+
+    pub(crate) fn shadow_mut(&mut self) -> Option<&mut ShadowMmu> {
+        self.shadow.as_deref_mut()
+    }
+
+    pub(crate) fn set_shadow(&mut self, shadow: ShadowMmu) {
+        self.shadow = Some(Box::new(shadow));
     }
 
     /// The root table.
@@ -142,6 +159,9 @@ impl Tables {
         if !dead.is_empty() {
             let mut host = host.lock(task);
             dead.drain(..).for_each(|table| host.free_table(table));
+        }
+        if let Some(shadow) = &mut self.shadow {
+            shadow.bury(host, task);
         }
     }
 

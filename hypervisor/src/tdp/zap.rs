@@ -23,6 +23,9 @@ type Visit<'v> = dyn FnMut(Place, Spte) -> Result<(), BusError> + 'v;
 impl Tables {
     /// Removes every leaf that reaches into `[first, first + nr_pages)`; tables stay for the next fault.
     pub(crate) fn zap(&mut self, first: Gfn, nr_pages: u64, owed: &mut Owed, task: &Task<'_>) -> Result<(), BusError> {
+        if let Some(shadow) = self.shadow_mut() {
+            shadow.zap_range(first, nr_pages, owed, task);
+        }
         let tables = &*self;
         tables.for_each_leaf(first, nr_pages, &mut |place, spte| tables.clear(place, spte, Spte::ABSENT, owed, task))
     }
@@ -31,6 +34,9 @@ impl Tables {
     pub(crate) fn zap_all(&mut self, owed: &mut Owed, task: &Task<'_>) -> Result<(), BusError> {
         self.drop_entries(self.root, Level::ROOT, Gfn::new(0), Spte::ABSENT, owed, task)?;
         owed.all();
+        if let Some(shadow) = self.shadow_mut() {
+            shadow.zap_all(owed, task);
+        }
         Ok(())
     }
 
