@@ -1,14 +1,24 @@
-//! Builds the built-in guest (`guests/builtin`) with the compiler that builds us, for its embedding by
-//! `src/loader/builtin.rs`. It is a freestanding program: no crate, no target specification, no build tool of its own.
+//! Builds the built-in guests (`guests/`) with the compiler that builds us, for their embedding by
+//! `src/loader/builtin.rs`. They are freestanding programs: no crate, no target specification, no build tool of their own.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// The guests, each a folder of `guests/` and the name of its image.
+const GUESTS: [&str; 2] = ["builtin", "conversions"];
+
 fn main() {
-    let guest = PathBuf::from(variable("CARGO_MANIFEST_DIR")).join("guests/builtin");
-    println!("cargo::rerun-if-changed={}", guest.display());
-    let image = PathBuf::from(variable("OUT_DIR")).join("builtin.elf");
-    let script = guest.join("linker.ld");
+    let guests = PathBuf::from(variable("CARGO_MANIFEST_DIR")).join("guests");
+    for name in GUESTS {
+        println!("cargo::rerun-if-changed={}", guests.join(name).display());
+        build(&guests, name);
+    }
+}
+
+fn build(guests: &Path, name: &str) {
+    let image = PathBuf::from(variable("OUT_DIR")).join(format!("{name}.elf"));
+    // One layout for all of them.
+    let script = guests.join("builtin/linker.ld");
     let link_args = [
         "-nostdlib".to_owned(),
         "-nostartfiles".to_owned(),
@@ -18,15 +28,15 @@ fn main() {
         format!("-Wl,-T,{}", script.display()),
     ];
     let mut rustc = Command::new(variable("RUSTC"));
-    rustc.args(["--edition=2024", "--crate-name=builtin", "--crate-type=bin", "--target=x86_64-unknown-linux-gnu"]);
+    rustc.args(["--edition=2024", "--crate-name", name, "--crate-type=bin", "--target=x86_64-unknown-linux-gnu"]);
     rustc.args(["-Copt-level=s", "-Cpanic=abort", "-Crelocation-model=static", "-Ccodegen-units=1", "-Cstrip=symbols"]);
     // Little SSE: the guest should run long before every vector instruction does.
     rustc.args(["-Cno-vectorize-loops", "-Cno-vectorize-slp"]);
     rustc.args(link_args.iter().map(|arg| format!("-Clink-arg={arg}")));
-    rustc.arg("-o").arg(&image).arg(guest.join("main.rs"));
+    rustc.arg("-o").arg(&image).arg(guests.join(name).join("main.rs"));
     match rustc.status() {
         Ok(status) if status.success() => {}
-        Ok(status) => panic!("the built-in guest does not build ({status}): {rustc:?}"),
+        Ok(status) => panic!("the guest {name} does not build ({status}): {rustc:?}"),
         Err(error) => panic!("cannot run {rustc:?}: {error}"),
     }
 }

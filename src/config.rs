@@ -8,7 +8,10 @@ use core::str::FromStr;
 
 use emu_core::PageSize;
 use emu_core::cpu_model::CpuModel;
+use hypervisor::VmKind;
 use thiserror::Error;
+
+use crate::vmm::{InitialRam, OnMemoryFault};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -43,6 +46,18 @@ pub enum ConfigError {
     /// Not a kind of nested paging.
     #[error("\"{0}\" is not a kind of nested paging")]
     NestedPaging(String),
+    /// Not a kind of VM.
+    #[error("\"{0}\" is not a kind of VM")]
+    VmKind(String),
+    /// A key of the list after the kind of VM that does not exist, or a value that it cannot have.
+    #[error("\"{0}\" is not a property of a software-protected VM")]
+    VmProperty(String),
+    /// A property that this kind of VM does not have.
+    #[error("a default VM has no private memory, so \"{0}\" means nothing")]
+    NoPrivateMemory(String),
+    /// Not a built-in guest.
+    #[error("\"{0}\" is no guest of the program")]
+    Guest(String),
     /// Not a seed.
     #[error("\"{0}\" is not a seed")]
     Seed(String),
@@ -55,6 +70,10 @@ impl ConfigError {
             ConfigError::NotASize(_) => "sizes are like 512M, 2G or 1T; a bare number is MiB",
             ConfigError::MemorySize(_) => "the smallest machine has 1M, the largest 16T",
             ConfigError::MemoryProperty(_) | ConfigError::NoMemorySize => "memory is 2G, or size=2G,pages=2m",
+            ConfigError::Guest(_) => "bifold run --list-guests tells which there are",
+            ConfigError::VmKind(_) => "kinds of VM are default and sw-protected",
+            ConfigError::VmProperty(_) => "properties are ram=shared, ram=private, fault=convert and fault=stop",
+            ConfigError::NoPrivateMemory(_) => "say --vm sw-protected",
             ConfigError::Twice(_) => "give it once",
             ConfigError::PageSize(_) => "page sizes are 4k, 2m and 1g",
             ConfigError::CpuCount(_) => "a machine has 1 to 64 vCPUs",
@@ -245,6 +264,47 @@ impl fmt::Display for NestedPaging {
     }
 }
 
+/// What `--vm` says: a kind, and for a software-protected one how its RAM begins and who resolves memory faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct VmChoice {
+    /// The kind.
+    pub kind: VmKind,
+    /// How RAM begins.
+    pub ram: InitialRam,
+    /// What the VMM does about memory faults.
+    pub on_memory_fault: OnMemoryFault,
+}
+
+impl FromStr for VmChoice {
+    type Err = ConfigError;
+    fn from_str(text: &str) -> Result<VmChoice, ConfigError> {
+        let mut words = text.split(',');
+        let kind = match words.next() {
+            Some("default") => VmKind::Default,
+            Some("sw-protected") => VmKind::SwProtected,
+            other => return Err(ConfigError::VmKind(other.unwrap_or_default().to_owned())),
+        };
+        let (mut ram, mut on_memory_fault) = (None, None);
+        for property in words {
+            if kind == VmKind::Default {
+                return Err(ConfigError::NoPrivateMemory(property.to_owned()));
+            }
+            let twice = match property {
+                "ram=shared" => ram.replace(InitialRam::Shared).map(|_| "ram"),
+                "ram=private" => ram.replace(InitialRam::Private).map(|_| "ram"),
+                "fault=convert" => on_memory_fault.replace(OnMemoryFault::Convert).map(|_| "fault"),
+                "fault=stop" => on_memory_fault.replace(OnMemoryFault::Stop).map(|_| "fault"),
+                _ => return Err(ConfigError::VmProperty(property.to_owned())),
+            };
+            if let Some(name) = twice {
+                return Err(ConfigError::Twice(name));
+            }
+        }
+        let (ram, on_memory_fault) = (ram.unwrap_or_default(), on_memory_fault.unwrap_or_default());
+        Ok(VmChoice { kind, ram, on_memory_fault })
+    }
+}
+
 /// A 64-bit number, decimal or with `0x`.
 pub fn parse_seed(text: &str) -> Result<u64, ConfigError> {
     let parsed = match text.strip_prefix("0x") {
@@ -292,6 +352,23 @@ mod tests {
         assert_eq!(refused("2G,hot=on"), ConfigError::MemoryProperty("hot=on".to_owned()));
         assert_eq!(refused("2G,4G"), ConfigError::MemoryProperty("4G".to_owned()));
         assert_eq!(refused("size=2G,pages=3m"), ConfigError::PageSize("3m".to_owned()));
+    }
+
+    #[test]
+    fn kinds_of_vm() {
+        let plain = VmChoice::default();
+        let protected = VmChoice { kind: VmKind::SwProtected, ..plain };
+        assert_eq!("default".parse(), Ok(plain));
+        assert_eq!("sw-protected".parse(), Ok(protected));
+        assert_eq!("sw-protected,ram=private".parse(), Ok(VmChoice { ram: InitialRam::Private, ..protected }));
+        let stops = VmChoice { on_memory_fault: OnMemoryFault::Stop, ..protected };
+        assert_eq!("sw-protected,fault=stop,ram=shared".parse(), Ok(stops));
+        let refused = |text: &str| text.parse::<VmChoice>().unwrap_err();
+        assert_eq!(refused(""), ConfigError::VmKind(String::new()));
+        assert_eq!(refused("snp"), ConfigError::VmKind("snp".to_owned()));
+        assert_eq!(refused("default,ram=private"), ConfigError::NoPrivateMemory("ram=private".to_owned()));
+        assert_eq!(refused("sw-protected,ram=secret"), ConfigError::VmProperty("ram=secret".to_owned()));
+        assert_eq!(refused("sw-protected,ram=private,ram=shared"), ConfigError::Twice("ram"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! - [`config`]: what can be configured, in which limits.
 //! - [`machine`]: the whole computer, built and run.
 //! - [`loader`]: images, and how they get into a guest's memory.
+//! - [`vmm`]: the program in user space beside the machine: conversions, scripts.
 //! - [`explore`]: races of the memory pipeline, found by machine.
 //! - [`cli`]: the `bifold` command.
 
@@ -13,3 +14,4 @@ pub mod config;
 pub mod explore;
 pub mod loader;
 pub mod machine;
+pub mod vmm;

@@ -68,6 +68,66 @@ fn ept_1g() {
     passes_under("ept", "1g");
 }
 
+/// The guest that converts passes, and says that it converted.
+fn conversions(words: &[&str]) -> Ended {
+    let words: Vec<&str> = ["--guest", "conversions"].into_iter().chain(words.iter().copied()).collect();
+    let ended = passes(&words);
+    let (asked, json) = (ended.text().contains("memory can be private"), ended.json());
+    assert_eq!(asked, count(&json, &["vmm", "conversions"]) > 1000, "{words:?}: {json}");
+    assert_eq!(count(&json, &["vmm", "memory_faults"]), 0, "{words:?}: {json}");
+    ended
+}
+
+/// Ranges of every size and alignment keep their bytes when they become private, shared in part, and shared, whatever the
+/// pages behind them and however many processors convert at once.
+#[test]
+fn conversions_of_every_size_under_every_page_size_by_one_to_four_processors() {
+    for pages in ["4k", "2m", "1g"] {
+        for (cpus, mmu, ram) in [("1", "npt", "shared"), ("2", "ept", "private"), ("4", "npt", "private")] {
+            let vm = format!("sw-protected,ram={ram}");
+            let ended = conversions(&["--vm", &vm, "--pages", pages, "--cpus", cpus, "--mmu", mmu, "--memory", "256M"]);
+            assert_eq!(ended.text().matches("checks ok").count().to_string(), cpus, "{}", ended.text());
+        }
+    }
+}
+
+/// A GiB is converted as a whole and by its edges, where RAM has one.
+#[test]
+fn a_gib_is_converted_as_a_whole() {
+    for pages in ["4k", "2m", "1g"] {
+        let ended = conversions(&["--vm", "sw-protected", "--pages", pages, "--memory", "2G"]);
+        assert!(ended.text().contains("a GiB: "), "{}", ended.text());
+    }
+}
+
+/// Without private memory the conversion hypercall does not exist, and holes are holes.
+#[test]
+fn a_default_vm_has_no_private_memory() {
+    let ended = conversions(&["--memory", "64M"]);
+    assert!(ended.text().contains("no private memory here"), "{}", ended.text());
+    assert_eq!(count(&ended.json(), &["vmm", "conversions"]), 0);
+}
+
+/// The paging checks see nothing of who may use their memory.
+#[test]
+fn the_paging_guest_runs_in_private_memory() {
+    let private = passes(&["--memory", "64M", "--vm", "sw-protected,ram=private"]);
+    let shared = passes(&["--memory", "64M"]);
+    assert_eq!(private.console, shared.console);
+    assert_eq!(count(&private.json(), &["instructions"]), count(&shared.json(), &["instructions"]));
+}
+
+/// Every guest of the list runs.
+#[test]
+fn every_guest_that_is_listed_runs() {
+    let listed = guests::bifold(["run", "--list-guests"], LIMIT).stdout;
+    let names: Vec<&str> = listed.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(names, ["paging", "conversions"], "{listed}");
+    for name in names {
+        passes(&["--guest", name, "--memory", "64M"]);
+    }
+}
+
 /// The same command gives the same console and the same summary; the guest sees nothing of the seed.
 #[test]
 fn a_run_is_a_function_of_its_command() {

@@ -147,6 +147,9 @@ address_space! {
     Gpa in frames of Gfn;
     /// System physical address: what the RMP is indexed by and system memory answers to.
     Spa in frames of Sfn;
+    /// Host user address: where a process of the host, the VMM above all, sees a byte; what a memslot's
+    /// `userspace_addr` is.
+    Hva in frames of Hvn;
 }
 
 #[cfg(test)]

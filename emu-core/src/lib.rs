@@ -1,7 +1,7 @@
 //! The vocabulary every other crate speaks.
 //!
-//! - [`addr`]: the three address spaces of a machine with nested paging. No conversion exists between them; only a
-//!   page walk turns an address of one space into one of another.
+//! - [`addr`]: the three address spaces of a machine with nested paging, and that of a process on the host. No
+//!   conversion exists between them; only a page walk turns an address of one space into one of another.
 //! - [`page`]: page sizes, orders, memory types. [`access`]: what is asked of a translation.
 //! - [`regs`]: control, debug and flag registers. [`exception`]: what the architecture delivers to the guest.
 //! - [`cpu_model`], [`cpuid`], [`msr`]: what the modelled processor is, as tables that CPUID, instruction guards and
@@ -31,7 +31,7 @@ pub mod sync;
 pub mod time;
 
 pub use access::{Access, AccessKind, Privilege};
-pub use addr::{Gfn, Gpa, Gva, Gvn, Sfn, Spa};
+pub use addr::{Gfn, Gpa, Gva, Gvn, Hva, Hvn, Sfn, Spa};
 pub use cpu_model::{CpuModel, Vendor};
 pub use cpuid::Feature;
 pub use errno::Errno;

@@ -53,6 +53,11 @@ pub enum FolioKind {
     Gmem,
     /// A page table that the hypervisor built.
     PageTable,
+    /// Anonymous memory of processes; every entry that maps it holds one reference.
+    Anonymous,
+    /// A page of a driver: of a block that is no compound page the head has the driver's reference, and the tails have
+    /// none. Nobody else may count references on them.
+    Device,
 }
 
 /// Where a block goes when its last reference is dropped.

@@ -11,7 +11,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use emu_core::event::{Event, Ino};
 use emu_core::memory::{BusError, SystemMemory};
+use emu_core::sync::Task;
 use emu_core::{PageSize, Sfn, Spa};
 use thiserror::Error;
 
@@ -145,6 +147,8 @@ pub struct HostMemory {
     pub(crate) retired: u64,
     /// What [`HostMemory::occupy`] took, as `(first, frames)`.
     occupied: Vec<(Sfn, u64)>,
+    /// Inodes created so far.
+    inodes: u64,
 }
 
 impl HostMemory {
@@ -187,6 +191,7 @@ impl HostMemory {
             poisoned: BTreeSet::new(),
             retired: 0,
             occupied: Vec::new(),
+            inodes: 0,
         };
         for (size, wanted, got) in host.resize_pools(&layout.pools) {
             if got < wanted {
@@ -194,6 +199,20 @@ impl HostMemory {
             }
         }
         Ok(host)
+    }
+
+    /// A number for a new inode (`get_next_ino`).
+    pub(crate) fn next_ino(&mut self) -> Ino {
+        self.inodes += 1;
+        Ino(self.inodes)
+    }
+
+    /// Reports the counters of the pool of `size`, if there is one and anybody wants to know.
+    pub(crate) fn report_pool(&self, size: PageSize, task: &Task<'_>) {
+        if let Some(size) = HugeSize::of(size).filter(|_| task.is_reporting()) {
+            let PoolStats { nr, free, resv, surplus, .. } = self.pools[size as usize].stats();
+            task.report(Event::PoolChanged { size: size.page_size(), nr, free, resv, surplus });
+        }
     }
 
     /// The bytes.
@@ -332,12 +351,20 @@ impl HostMemory {
 
     /// A zeroed 4 KiB frame for a page table.
     pub fn alloc_table(&mut self) -> Result<Spa, OutOfMemory> {
-        let size = PageSize::Size4K;
+        Ok(self.alloc_folio(PageSize::Size4K, FolioKind::PageTable)?.base())
+    }
+
+    /// A zeroed block of the page allocator's that is not an inode's, with the one reference of whoever asked.
+    pub(crate) fn alloc_folio(&mut self, size: PageSize, kind: FolioKind) -> Result<Sfn, OutOfMemory> {
         let nodes = MemPolicy::Any.order(0, self.frames.online());
         let out_of_memory = OutOfMemory { size, free_frames: self.frames.pages.free_frames() };
         let sfn = self.frames.pages.alloc(size.order(), nodes).ok_or(out_of_memory)?;
-        self.begin_use(sfn, size, FolioKind::PageTable, FolioFlags::empty(), Source::Pages);
-        Ok(sfn.base())
+        self.begin_use(sfn, size, kind, FolioFlags::empty(), Source::Pages);
+        if kind == FolioKind::Anonymous {
+            // Its user writes at once, and never tells.
+            self.folios.meta_mut(sfn).flags.remove(FolioFlags::KNOWN_ZERO);
+        }
+        Ok(sfn)
     }
 
     /// Gives a page table's frame back.
@@ -408,7 +435,7 @@ impl HostMemory {
     pub(crate) fn begin_use(&mut self, head: Sfn, size: PageSize, kind: FolioKind, flags: FolioFlags, source: Source) {
         let refs = match kind {
             FolioKind::Gmem => size.frames() as u32,
-            FolioKind::PageTable => 1,
+            FolioKind::PageTable | FolioKind::Anonymous | FolioKind::Device => 1,
         };
         let meta = FolioMeta { kind, flags: flags | FolioFlags::KNOWN_ZERO, refs, maps: 0 };
         self.folios.insert(head, size, meta, source);

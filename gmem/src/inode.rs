@@ -13,8 +13,7 @@
 //! folio in the cache carries one reference for each of its pages; bindings are disjoint and lie inside the inode; an
 //! index that was removed reads as zero when it is next used, and bytes outside a removal are never touched.
 //!
-//! Left out: an inode has one view (one VM); a memory failure; the user's mmap, for which [`Shared::get_page`] and
-//! [`GuestMemfd::put_page`] are the references it would take.
+//! Left out: an inode has one view (one VM); a memory failure. The user's mmap is [`crate::mm`]'s.
 
 mod bindings;
 mod cache;
@@ -22,12 +21,14 @@ mod convert;
 mod lock;
 
 use bitflags::bitflags;
+use emu_core::event::{Event, Ino};
 use emu_core::page::PAGE_SIZE;
 use emu_core::sync::{Mutex, ReadGuard, Sharded, ShardedLock, Task};
 use emu_core::{PageSize, Sfn};
 use thiserror::Error;
 
 use crate::Host;
+use crate::mm::UserMappings;
 use crate::pagemap::PageMap;
 use crate::policy::{GmemPolicy, SlotSpan};
 use crate::provider::{FolioPolicy, FolioProvider, ProviderError};
@@ -131,6 +132,7 @@ pub struct CreateInfo {
 
 /// See the module.
 pub struct GuestMemfd {
+    ino: Ino,
     nr_pages: u64,
     flags: GmemFlags,
     /// `invalidate_lock`, with what only it guards.
@@ -145,6 +147,8 @@ pub struct GuestMemfd {
     /// lane serves many.
     folio_locks: Sharded<Mutex<()>>,
     provider: Mutex<Box<dyn FolioProvider>>,
+    /// Who maps it.
+    users: UserMappings,
 }
 
 impl GuestMemfd {
@@ -166,9 +170,16 @@ impl GuestMemfd {
         let nr_pages = size_bytes / PAGE;
         let flags = GmemFlags::from_bits_truncate(flags);
         let mut provider = policy.provider();
-        provider.reserve(&mut host.lock(task), nr_pages)?;
+        let ino = {
+            let mut host = host.lock(task);
+            provider.reserve(&mut host, nr_pages)?;
+            host.report_pool(policy.folio_size(), task);
+            host.next_ino()
+        };
         let initial = if flags.contains(GmemFlags::INIT_SHARED) { Shareability::SHARED } else { Shareability::PRIVATE };
+        task.report(Event::GmemCreated { ino, nr_pages, initial: initial.into() });
         Ok(GuestMemfd {
+            ino,
             nr_pages,
             flags,
             bindings: ShardedLock::default(),
@@ -178,6 +189,7 @@ impl GuestMemfd {
             policy: gmem,
             folio_locks: Sharded::default(),
             provider: Mutex::new(provider),
+            users: UserMappings::default(),
         })
     }
 
@@ -189,12 +201,25 @@ impl GuestMemfd {
         let exclusive = self.exclusive(task);
         assert!(!exclusive.is_bound(), "an inode outlives its bindings");
         self.remove_range(host, PageRange { first: PageIndex(0), nr_pages: self.nr_pages }, task);
-        self.provider.lock(task).unreserve(&mut host.lock(task));
+        let mut provider = self.provider.lock(task);
+        let mut host = host.lock(task);
+        provider.unreserve(&mut host);
+        host.report_pool(self.unit, task);
+    }
+
+    /// Its number on this host.
+    pub const fn ino(&self) -> Ino {
+        self.ino
     }
 
     /// Size in 4 KiB pages.
     pub const fn nr_pages(&self) -> u64 {
         self.nr_pages
+    }
+
+    /// Which address spaces map it.
+    pub const fn users(&self) -> &UserMappings {
+        &self.users
     }
 
     /// Flags of creation.

@@ -14,6 +14,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use emu_core::Gfn;
 use emu_core::defect::Defect;
+use emu_core::event::Event;
 use emu_core::sync::Task;
 
 /// The sequence number a fault saw before it read any state.
@@ -70,8 +71,9 @@ impl Invalidation {
     ///
     /// # Panics
     /// Outside a change.
-    pub fn add_range(&self, first: Gfn, nr_pages: u64) {
+    pub fn add_range(&self, first: Gfn, nr_pages: u64, task: &Task<'_>) {
         assert!(self.in_progress() > 0, "a range is added between begin and end");
+        task.report(Event::InvalidateBegin { first, nr_pages });
         let (first, end) = (first.raw(), first.raw().saturating_add(nr_pages));
         match self.range() {
             None => self.set_range(first, end),
@@ -83,11 +85,12 @@ impl Invalidation {
     ///
     /// # Panics
     /// Without a begin.
-    pub fn end(&self) {
+    pub fn end(&self, task: &Task<'_>) {
         assert!(self.in_progress() > 0, "an end without a begin");
         // The sequence first: whoever sees nothing in progress sees the new sequence.
-        self.seq.fetch_add(1, Ordering::AcqRel);
+        let seq = self.seq.fetch_add(1, Ordering::AcqRel) + 1;
         self.in_progress.fetch_sub(1, Ordering::AcqRel);
+        task.report(Event::InvalidateEnd { seq });
     }
 
     /// Whether a fault on `gfn` that started at `sample` must start over.
@@ -107,19 +110,19 @@ mod tests {
         let state = Invalidation::default();
         let before = state.sample();
         state.begin(&Task::QUIET);
-        state.add_range(Gfn::new(10), 2);
+        state.add_range(Gfn::new(10), 2, &Task::QUIET);
         assert!(state.must_retry(before, Gfn::new(11), &Task::QUIET));
         assert!(!state.must_retry(before, Gfn::new(12), &Task::QUIET));
         state.begin(&Task::QUIET);
-        state.add_range(Gfn::new(20), 1);
-        state.end();
+        state.add_range(Gfn::new(20), 1, &Task::QUIET);
+        state.end(&Task::QUIET);
         let between = state.sample();
         assert!(state.must_retry(before, Gfn::new(12), &Task::QUIET), "an end happened since");
         assert!(
             state.must_retry(between, Gfn::new(15), &Task::QUIET),
             "the hull does not shrink while one is in progress"
         );
-        state.end();
+        state.end(&Task::QUIET);
         let after = state.sample();
         assert!(!state.must_retry(after, Gfn::new(11), &Task::QUIET));
         assert_eq!((state.seq(), state.in_progress()), (2, 0));
@@ -130,6 +133,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "without a begin")]
     fn ends_balance() {
-        Invalidation::default().end();
+        Invalidation::default().end(&Task::QUIET);
     }
 }

@@ -11,6 +11,8 @@
 //! - [`directmap::DirectMap`] is how the host itself maps its memory, and what a private page does to that.
 //! - [`GuestMemfd`] is the inode: a sparse map from page index to folio, the bindings of memslots, and who may use
 //!   which page ([`shareability`]).
+//! - [`mm::Mm`] is the address space of a process on the host: anonymous memory, guest_memfd and device memory at user
+//!   addresses, get_user_pages, and the notifiers by which a secondary MMU learns that pages go.
 //! - [`GmemPolicy`] is every decision in which implementations of guest_memfd differ.
 //! - [`Invalidation`] is the sequence by which a fault notices that it raced with a removal.
 //!
@@ -20,7 +22,7 @@
 //!   cleared, and a 1 GiB folio does not become resident by being allocated;
 //! - every frame in use has exactly one owner, and freeing what is not in use is a panic, not a corruption.
 //!
-//! Left out on purpose so far: user page tables, cgroups.
+//! Left out on purpose so far: cgroups.
 #![forbid(unsafe_code)]
 
 pub mod buddy;
@@ -31,6 +33,7 @@ pub mod folio;
 pub mod host;
 pub mod inode;
 pub mod invalidate;
+pub mod mm;
 pub mod numa;
 pub mod pagemap;
 pub mod policy;
@@ -47,6 +50,7 @@ pub use inode::{
     GuestMemfd, PageIndex, PageRange, Shared, SlotId,
 };
 pub use invalidate::{Invalidation, SeqSample};
+pub use mm::{Kernel, Mm, MmId, MmuNotifier, NoNotifier};
 pub use numa::{MemPolicy, NodeId, NodeMask};
 pub use policy::{
     BusyPages, Content, Generation, GmemPolicy, OrderRule, PunchPolicy, Quirks, SharedFolios, SlotSpan, SplitPolicy,

@@ -9,6 +9,8 @@
 
 use std::collections::BTreeMap;
 
+use emu_core::event::Sharing;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum State {
     /// Guest only. Rejects: host mappings, host reads and writes, faults that ask for shared memory.
@@ -43,6 +45,15 @@ impl Shareability {
     /// Whether the page is the guest's alone.
     pub const fn is_private(self) -> bool {
         matches!(self.0, State::Private)
+    }
+}
+
+impl From<Shareability> for Sharing {
+    fn from(state: Shareability) -> Sharing {
+        match state.0 {
+            State::Private => Sharing::Private,
+            State::Shared => Sharing::Shared,
+        }
     }
 }
 

@@ -1,15 +1,17 @@
-//! What a nested fault costs: first touch of fresh memory, a fault on memory that is there but unmapped, and both by two
-//! processors at once. No page is written, so no page of the host is touched but those of tables.
+//! What does a nested fault cost? First touch of fresh memory by page size and backing, a fault on memory that is there
+//! but unmapped, and both by two processors at once; beside it what this host's own kernel takes for a first touch.
+//!
+//! No page is written by the model, so no page of the host is touched but those of tables.
+
+mod support;
 
 use std::hint::black_box;
 
-use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use emu_core::memory::SystemMemory;
-use emu_core::sync::Task;
-use emu_core::{AccessKind, Gfn, Gpa, PageSize};
-use hypervisor::{FaultInput, PagePolicy, RamLayout, SlotId, SystemMemoryPlan, VcpuId, Vm, VmConfig};
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use emu_core::{Gfn, PageSize};
+use hypervisor::{FolioPolicy, HugeSize, VcpuId, Vm};
+use support::{HIGH, QUIET, Setup, touch};
 
-const QUIET: &Task<'static> = &Task::QUIET;
 /// Pages touched in one go: enough that the first tables do not weigh.
 const fn touches(page: PageSize) -> u64 {
     match page {
@@ -19,63 +21,68 @@ const fn touches(page: PageSize) -> u64 {
     }
 }
 
-fn vm(page: PageSize) -> Vm {
-    let layout = RamLayout::pc(128 << 30, page).expect("a sound size");
-    let pages = PagePolicy::of(page);
-    let plan = SystemMemoryPlan::for_guest(layout.inode_bytes, pages);
-    let memory = SystemMemory::flat(plan.arena_bytes).expect("address space");
-    let config = VmConfig { nr_vcpus: 2, ..VmConfig::new(pages, plan.host) };
-    let vm = Vm::new(memory, &config).expect("a sound plan");
-    vm.add_ram(&layout, SlotId(0), QUIET).expect("the plan has room");
-    vm
-}
-
-/// Lets a processor touch `nr` pages from page `first` above 4 GiB on.
-fn touch_from(vm: &Vm, vcpu: u16, page: PageSize, first: u64, nr: u64) {
-    let task = Task::QUIET.on_lane(vcpu as u8);
-    for n in first..first + nr {
-        let gpa = Gpa::new((4 << 30) + n * page.bytes());
-        let action = vm.handle_fault(VcpuId(vcpu), FaultInput::new(gpa, AccessKind::Write), &task);
-        black_box(&action);
-    }
-}
-
-fn touch(vm: &Vm, page: PageSize) {
-    touch_from(vm, 0, page, 0, touches(page));
-}
-
 /// Each of two host threads touches half of the pages as a processor of its own.
 fn touch_in_parallel(vm: &Vm, page: PageSize) {
     let half = touches(page) / 2;
     std::thread::scope(|scope| {
-        scope.spawn(|| touch_from(vm, 1, page, half, half));
-        touch_from(vm, 0, page, 0, half);
+        scope.spawn(|| touch(vm, 1, HIGH + half * page.bytes(), page, half));
+        touch(vm, 0, HIGH, page, half);
     });
 }
 
 fn faults(c: &mut Criterion) {
     for page in PageSize::ALL {
         let mut group = c.benchmark_group(format!("handle_fault/{page}"));
-        group.throughput(criterion::Throughput::Elements(touches(page)));
+        group.throughput(Throughput::Elements(touches(page)));
+        let setup = Setup::of(page);
         group.bench_function("first_touch", |b| {
-            b.iter_batched_ref(|| vm(page), |vm| touch(vm, page), BatchSize::PerIteration);
+            b.iter_batched_ref(
+                || setup.build().0,
+                |vm| touch(vm, 0, HIGH, page, touches(page)),
+                BatchSize::PerIteration,
+            );
         });
+        if page == PageSize::Size2M {
+            let buddy = Setup::over(FolioPolicy::Buddy { largest: page });
+            group.bench_function("first_touch_page_allocator", |b| {
+                let build = || buddy.build().0;
+                b.iter_batched_ref(build, |vm| touch(vm, 0, HIGH, page, touches(page)), BatchSize::PerIteration);
+            });
+            assert_eq!(setup.pages.folios, FolioPolicy::Pool { size: HugeSize::Size2M });
+        }
         group.bench_function("first_touch_by_two", |b| {
-            b.iter_batched_ref(|| vm(page), |vm| touch_in_parallel(vm, page), BatchSize::PerIteration);
+            b.iter_batched_ref(|| setup.build().0, |vm| touch_in_parallel(vm, page), BatchSize::PerIteration);
         });
         group.bench_function("refault_after_zap", |b| {
-            let vm = vm(page);
-            touch(&vm, page);
+            let vm = setup.build().0;
+            touch(&vm, 0, HIGH, page, touches(page));
             b.iter(|| {
-                let zapped = vm.zap_range(Gfn::new(1 << 20), touches(page) * page.frames(), QUIET);
+                let zapped = vm.zap_range(Gfn::new(HIGH >> 12), touches(page) * page.frames(), QUIET);
                 black_box(&zapped);
                 black_box(vm.take_flush(VcpuId(0), QUIET));
-                touch(&vm, page);
+                touch(&vm, 0, HIGH, page, touches(page));
             });
         });
         group.finish();
     }
 }
 
-criterion_group!(benches, faults);
+/// A first touch by this process: an exception, a page of the kernel's, and clearing it.
+fn native(c: &mut Criterion) {
+    let page = PageSize::Size4K;
+    let len_bytes = (touches(page) * page.bytes()) as usize;
+    let mut group = c.benchmark_group("native");
+    group.throughput(Throughput::Elements(touches(page)));
+    group.bench_function("first_touch", |b| {
+        // Zeroed memory of this size is mapped and not there yet.
+        b.iter_batched_ref(
+            || vec![0_u8; len_bytes],
+            |fresh| fresh.iter_mut().step_by(page.bytes() as usize).for_each(|byte| *black_box(byte) = 1),
+            BatchSize::PerIteration,
+        );
+    });
+    group.finish();
+}
+
+criterion_group!(benches, faults, native);
 criterion_main!(benches);

@@ -7,7 +7,7 @@ use emu_core::defect::Defect;
 use emu_core::page::PAGE_SIZE;
 use emu_core::sync::{Point, Task};
 use emu_core::{Gfn, PageSize};
-use gmem::{Exclusive, PageIndex, PageRange, Shareability};
+use gmem::{Exclusive, NoNotifier, PageIndex, PageRange, Shareability};
 
 use crate::config::VmError;
 use crate::flush::Owed;
@@ -45,6 +45,7 @@ impl Vm {
             task.at(Point::I3);
             exclusive = inode.exclusive(task);
         }
+        exclusive.unmap_users(range, &self.host, &NoNotifier, task);
         exclusive.remove(&self.host, range, task);
         task.at(Point::I4);
         self.invalidate_end(&exclusive, range, task);
@@ -66,6 +67,11 @@ impl Vm {
         let inode = self.inode(id, task)?;
         let exclusive = inode.exclusive(task);
         task.at(Point::C1);
+        if to.is_private() {
+            // Before references are counted: a mapping is one, and a new one must wait for the lock.
+            exclusive.unmap_users(range, &self.host, &NoNotifier, task);
+            task.at(Point::C3);
+        }
         let Some(conversion) = exclusive.plan_conversion(&self.host, range, to, task)? else { return Ok(()) };
         task.at(Point::C4);
         let reach = if task.has(Defect::NarrowConversion) { Reach::Pages } else { Reach::Leaves };
@@ -95,7 +101,7 @@ impl Vm {
         if bound.is_empty() {
             return Ok(());
         }
-        let mut tables = self.mmu.write(task);
+        let tables = self.mmu.write(task);
         let mut owed = Owed::default();
         let mut zapped = Ok(());
         self.invalidation.begin(task);
@@ -107,7 +113,7 @@ impl Vm {
                 Reach::Leaves => self.pages.max_level,
             };
             let from = first.align_down(unit).raw();
-            self.invalidation.add_range(Gfn::new(from), end.raw().next_multiple_of(unit.frames()) - from);
+            self.invalidation.add_range(Gfn::new(from), end.raw().next_multiple_of(unit.frames()) - from, task);
             zapped = zapped.and(tables.zap(part.first, part.nr_pages, &mut owed, task));
         }
         task.at(Point::I2);
@@ -131,7 +137,7 @@ impl Vm {
     fn invalidate_end(&self, exclusive: &Exclusive<'_>, range: PageRange, task: &Task<'_>) {
         if exclusive.shows(range) {
             let _tables = self.mmu.write(task);
-            self.invalidation.end();
+            self.invalidation.end(task);
         }
     }
 }

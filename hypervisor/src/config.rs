@@ -8,6 +8,7 @@ use gmem::{
 };
 use thiserror::Error;
 
+use crate::kind::VmKind;
 use crate::memslot::MemslotError;
 use crate::tdp::TdpFormat;
 use crate::vcpu::VcpuId;
@@ -47,6 +48,8 @@ pub struct VmConfig {
     pub nr_vcpus: u16,
     /// The host's share of system memory.
     pub host: HostConfig,
+    /// Its kind.
+    pub kind: VmKind,
     /// How guest_memfd behaves.
     pub gmem: GmemPolicy,
 }
@@ -54,7 +57,15 @@ pub struct VmConfig {
 impl VmConfig {
     /// One vCPU, NPT, 48 bits, and the proposed guest_memfd; change what differs.
     pub const fn new(pages: PagePolicy, host: HostConfig) -> VmConfig {
-        VmConfig { format: TdpFormat::Npt, pages, maxphyaddr: 48, nr_vcpus: 1, host, gmem: GmemPolicy::DEFAULT }
+        VmConfig {
+            format: TdpFormat::Npt,
+            pages,
+            maxphyaddr: 48,
+            nr_vcpus: 1,
+            host,
+            kind: VmKind::Default,
+            gmem: GmemPolicy::DEFAULT,
+        }
     }
 }
 

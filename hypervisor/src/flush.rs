@@ -44,6 +44,12 @@ impl Owed {
         self.hull.is_none()
     }
 
+    /// First guest frame and length of what is owed; `u64::MAX` pages from frame 0 are everything.
+    pub(crate) fn span(&self) -> (Gfn, u64) {
+        let (from, to) = self.hull.unwrap_or((0, 0));
+        (Gfn::new(from), to - from)
+    }
+
     fn hull(&mut self, from: u64, to: u64) {
         self.hull = Some(self.hull.map_or((from, to), |(a, b)| (a.min(from), b.max(to))));
     }

@@ -1,18 +1,22 @@
 //! A nested fault from its exit to its answer (`kvm_mmu_page_fault`, `kvm_tdp_mmu_page_fault`): the stages of
 //! [`crate::fault`] in their order, with the locks and checks between them.
 
-use emu_core::AccessKind;
 use emu_core::defect::Defect;
-use emu_core::event::Event;
+use emu_core::event::{Event, FaultOutcome, Stage};
 use emu_core::sync::{Point, Task};
+use emu_core::{AccessKind, PageSize};
+use gmem::Shareability;
 
 use crate::config::VmError;
+use crate::fault::level::Sized;
 use crate::fault::{
     Action, EntryState, FaultCause, FaultInput, Resumed, Stop, Unresolved, admit, back, level, resolve,
 };
 use crate::flush::Owed;
-use crate::tdp::{Install, Outcome};
-use crate::vcpu::{TableCache, VcpuId};
+use crate::memslot::Slot;
+use crate::params::NxHugePages;
+use crate::tdp::{AdType, Fast, Install, Logged, Outcome, Rights, Touch};
+use crate::vcpu::{VcpuId, VcpuMmu};
 use crate::vm::Vm;
 
 const RETRY: Stop = Stop::Answer(Action::Resume(Resumed::Retry));
@@ -24,37 +28,47 @@ impl Vm {
         own.stats.taken += 1;
         own.stats.on_guest_tables += u64::from(fault.cause == FaultCause::GuestTable);
         own.stats.denied += u64::from(fault.entry == EntryState::Denied);
-        task.report(Event::PageFault {
-            gpa: fault.gpa,
-            write: fault.kind == AccessKind::Write,
-            execute: fault.kind == AccessKind::Execute,
-        });
-        let action = match self.fault(&mut own.tables, fault, task) {
-            Ok(resumed) => Action::Resume(resumed),
-            Err(Stop::Answer(action)) => action,
-            Err(Stop::Failed(error)) => return Err(error),
+        task.report_with(|| Event::PageFault { gpa: fault.gpa, access: fault.kind, error_code: fault.error_code() });
+        let action = match self.fault(&mut own, fault, Touch::Demand, task) {
+            Ok(resumed) => Ok(Action::Resume(resumed)),
+            Err(Stop::Answer(action)) => Ok(action),
+            Err(Stop::Failed(error)) => Err(error),
         };
+        task.report_with(|| Event::FaultDone {
+            gpa: fault.gpa,
+            outcome: action.as_ref().map_or(FaultOutcome::Error, |action| action.into()),
+        });
+        let action = action?;
         own.stats.count(&action);
         Ok(action)
     }
 
-    fn fault(&self, cache: &mut TableCache, input: FaultInput, task: &Task<'_>) -> Result<Resumed, Stop> {
+    fn fault(&self, own: &mut VcpuMmu, input: FaultInput, touch: Touch, task: &Task<'_>) -> Result<Resumed, Stop> {
+        task.report(Event::FaultStage { stage: Stage::Resolve });
         // Held to the end: whoever withdraws a slot waits for the faults that use it.
         let slots = self.slots.read(task);
         task.at(Point::F0);
+        let input = self.kind.meant(input, &slots, task);
         let unresolved = Unresolved::new(input, &self.invalidation);
         task.at(Point::F1);
         let fault = resolve::resolve(&slots, unresolved)?;
         let attribute = fault.slot().inode().attribute(fault.index(), task);
+        if let Some(resumed) = self.fast_fault(own, fault.slot(), &input, attribute, task)? {
+            return Ok(resumed);
+        }
         task.at(Point::F2);
+        task.report(Event::FaultStage { stage: Stage::Admit });
         let fault = admit::admit(attribute, fault)?;
         if unresolved.is_stale(&self.invalidation, task) {
             // Saves populating a page that is about to go.
             return Err(RETRY);
         }
-        cache.top_up(&self.host, task)?;
+        task.report(Event::FaultStage { stage: Stage::TopUp });
+        own.tables.top_up(&self.host, task)?;
+        task.report(Event::FaultStage { stage: Stage::FaultIn });
         task.at(Point::F3);
         let fault = back::fault_in(fault, &self.host, task)?;
+        let slot = fault.fault().fault().slot();
         task.at(Point::F4);
         let sampled = match task.has(Defect::SampleAfterLookup) {
             true => Unresolved::new(input, &self.invalidation),
@@ -64,6 +78,7 @@ impl Vm {
         if is_stale() {
             return Err(RETRY);
         }
+        task.report(Event::FaultStage { stage: Stage::Lock });
         task.at(Point::F5);
         let mut owed = Owed::default();
         let outcome = {
@@ -71,9 +86,19 @@ impl Vm {
             if is_stale() {
                 return Err(RETRY);
             }
-            let fault = level::choose(fault, self.pages.max_level, task);
+            task.report(Event::FaultStage { stage: Stage::Level });
+            let fault = self.limited(level::choose(fault, self.pages.max_level, task), slot);
+            task.report(Event::FaultStage { stage: Stage::Install });
             task.at(Point::F6);
-            let outcome = tables.install(&fault, &mut Install { cache, owed: &mut owed, task })?;
+            let outcome = tables.install(
+                &fault,
+                &mut Install { cache: &mut own.tables, owed: &mut owed, touch, nx: self.nx_huge_pages(), task },
+            )?;
+            if matches!(outcome, Outcome::Fixed { .. }) && fault.rights().contains(Rights::WRITE) {
+                // Whether or not this access writes, the next one may without being noticed.
+                self.mark_dirty(slot, fault.gfn(), own.ring.as_mut());
+            }
+            task.report(Event::FaultStage { stage: Stage::Finish });
             self.flush(&owed, task);
             task.at(Point::F7);
             outcome
@@ -88,6 +113,52 @@ impl Vm {
             Outcome::Fixed { size } => Resumed::Fixed { size },
             Outcome::Spurious => Resumed::Spurious,
             Outcome::Retry => Resumed::Retry,
+        })
+    }
+
+    /// The leaf is no larger than logging and the NX workaround let it be.
+    fn limited<'s>(&self, fault: Sized<'s>, slot: &Slot) -> Sized<'s> {
+        let executes = fault.kind() == AccessKind::Execute && self.nx_huge_pages() == NxHugePages::On;
+        match slot.log().is_some() {
+            // Not a table that could be recovered: nothing larger was possible.
+            true => fault.capped(PageSize::Size4K),
+            false if executes => fault.at_most(PageSize::Size4K),
+            false => fault,
+        }
+    }
+
+    /// Whether rights that are only withheld or tracked answer the fault (`page_fault_can_be_fast`). What the guest means
+    /// must agree with what the page is: otherwise the entry of the other side would look like an answer for ever.
+    fn fast_fault(
+        &self,
+        own: &mut VcpuMmu,
+        slot: &Slot,
+        input: &FaultInput,
+        attribute: Shareability,
+        task: &Task<'_>,
+    ) -> Result<Option<Resumed>, Stop> {
+        let may_be_tracked = self.tdp.ad() == AdType::Disabled;
+        let candidate = match input.entry {
+            EntryState::NotPresent => may_be_tracked,
+            EntryState::Denied => may_be_tracked || input.kind == AccessKind::Write,
+        };
+        if !candidate || attribute != input.privacy {
+            return Ok(None);
+        }
+        let logged = if slot.log().is_some() { Logged::Yes } else { Logged::No };
+        let gfn = input.gpa.frame();
+        Ok(match self.tdp.fast_fault(gfn, input.kind, logged, task).map_err(VmError::from)? {
+            Fast::Declined => None,
+            Fast::Spurious => Some(Resumed::Spurious),
+            Fast::Fixed { size } => {
+                own.stats.fast += 1;
+                if input.kind == AccessKind::Write {
+                    // Afterwards, and before the guest can write: a harvest in between arms the leaf again, and the write
+                    // faults again.
+                    self.mark_dirty(slot, gfn, own.ring.as_mut());
+                }
+                Some(Resumed::Fixed { size })
+            }
         })
     }
 }

@@ -7,7 +7,7 @@ use core::ops::Range;
 use emu_core::memory::BusError;
 use emu_core::page::PAGE_SIZE;
 use emu_core::sync::Task;
-use emu_core::{Gpa, PageSize, Spa};
+use emu_core::{Gfn, Gpa, PageSize, Spa};
 use gmem::GetError;
 use thiserror::Error;
 
@@ -114,6 +114,11 @@ impl Vm {
         let len = folio_left.min(slot_left) * PageSize::Size4K.bytes() - gpa.page_offset() as u64;
         let len_bytes = usize::try_from(len).unwrap_or(PAGE_SIZE).min(total - done);
         copy(backed.sfn.base().wrapping_add(gpa.page_offset() as u64), done..done + len_bytes)?;
+        if intent != Intent::Read && slot.log().is_some() {
+            // Afterwards: who harvests the mark and then reads the page sees the bytes.
+            let pages = (gpa.page_offset() + len_bytes).div_ceil(PAGE_SIZE) as u64;
+            (0..pages).for_each(|n| self.mark_dirty(slot, Gfn::new(gpa.frame().raw() + n), None));
+        }
         Ok(len_bytes)
     }
 }

@@ -13,6 +13,7 @@ use emu_core::{Gfn, Gpa};
 use gmem::{BindError, GuestMemfd, PageIndex, PageRange, SlotId, SlotSpan};
 use thiserror::Error;
 
+use crate::dirty::SlotLog;
 use crate::vm::GmemId;
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -85,11 +86,13 @@ pub struct Slot {
     info: MemSlot,
     state: SlotState,
     inode: Arc<GuestMemfd>,
+    /// Present while writes are logged (`KVM_MEM_LOG_DIRTY_PAGES`).
+    log: Option<Arc<SlotLog>>,
 }
 
 impl Slot {
     pub(crate) fn new(info: MemSlot, inode: Arc<GuestMemfd>) -> Slot {
-        Slot { info, state: SlotState::Active, inode }
+        Slot { info, state: SlotState::Active, inode, log: None }
     }
     /// What it is.
     pub const fn info(&self) -> &MemSlot {
@@ -98,6 +101,10 @@ impl Slot {
     /// Whether faults may use it.
     pub const fn state(&self) -> SlotState {
         self.state
+    }
+    /// Where its writes are logged, if they are.
+    pub fn log(&self) -> Option<&Arc<SlotLog>> {
+        self.log.as_ref()
     }
     /// The inode that backs it.
     pub fn inode(&self) -> &GuestMemfd {
@@ -263,6 +270,14 @@ impl MemSlots {
     pub(crate) fn invalidate(&mut self, id: SlotId) {
         if let Some(slot) = self.by_gfn.iter_mut().find(|slot| slot.info.id == id) {
             slot.state = SlotState::Invalid;
+        }
+    }
+
+    /// Publishes a slot with or without a log.
+    pub(crate) fn set_log(&mut self, id: SlotId, log: Option<Arc<SlotLog>>) {
+        if let Some(slot) = self.by_gfn.iter_mut().find(|slot| slot.info.id == id) {
+            slot.log = log;
+            self.generation += 1;
         }
     }
 

@@ -1,6 +1,7 @@
 //! `KVM_SET_USER_MEMORY_REGION2`: memslots come, move and go.
 
 use emu_core::Gpa;
+use emu_core::event::{Bits, Event, SlotChange};
 use emu_core::page::PAGE_SIZE;
 use emu_core::sync::{MutexGuard, Task};
 use gmem::{GmemFlags, SlotId};
@@ -24,7 +25,11 @@ impl Vm {
     fn bind_and_publish(&self, info: MemSlot, _: &MutexGuard<'_, ()>, task: &Task<'_>) -> Result<(), VmError> {
         let inode = self.inode_for_slot(info.gmem, task)?;
         inode.exclusive(task).bind(info.id, info.range(), info.first).map_err(MemslotError::Bind)?;
+        let MemSlot { id: SlotId(slot), first: gfn, nr_pages, first_index, .. } = info;
+        task.report(Event::GmemBound { ino: inode.ino(), slot, index: first_index.0, nr_pages, gfn });
         self.slots.write(task).publish(Slot::new(info, inode));
+        let flags = Bits(info.flags.bits().into());
+        task.report(Event::SetMemoryRegion { slot, first: gfn, nr_pages, change: SlotChange::Create, flags });
         Ok(())
     }
 
@@ -64,7 +69,7 @@ impl Vm {
         };
         self.slots.write(task).invalidate(id);
         let zapped = {
-            let mut tables = self.mmu.write(task);
+            let tables = self.mmu.write(task);
             let mut owed = Owed::default();
             let zapped = tables.zap(slot.first, slot.nr_pages, &mut owed, task);
             self.flush(&owed, task);
@@ -72,7 +77,10 @@ impl Vm {
             zapped
         };
         inode.exclusive(task).unbind(slot.first_index);
+        task.report(Event::GmemUnbound { ino: inode.ino(), index: slot.first_index.0 });
         self.slots.write(task).withdraw(id);
+        let (MemSlot { first, nr_pages, .. }, flags) = (slot, Bits(0));
+        task.report(Event::SetMemoryRegion { slot: id.0, first, nr_pages, change: SlotChange::Delete, flags });
         zapped?;
         Ok(slot)
     }

@@ -3,6 +3,7 @@
 use gmem::host::HostStats;
 
 use crate::fault::{Action, Resumed};
+use crate::shadow::ShadowStats;
 use crate::tdp::TablesStats;
 
 /// Faults by how they ended. Sizes are indexed by [`emu_core::PageSize::index`].
@@ -16,6 +17,8 @@ pub struct FaultStats {
     pub denied: u64,
     /// Ended with a leaf of each size.
     pub fixed: [u64; 3],
+    /// Of these, by the fast path, without a lock.
+    pub fast: u64,
     /// The leaf was there.
     pub spurious: u64,
     /// Raced with an invalidation.
@@ -50,6 +53,7 @@ impl core::ops::Add for FaultStats {
             on_guest_tables: self.on_guest_tables + other.on_guest_tables,
             denied: self.denied + other.denied,
             fixed: core::array::from_fn(|n| self.fixed[n] + other.fixed[n]),
+            fast: self.fast + other.fast,
             spurious: self.spurious + other.spurious,
             retry: self.retry + other.retry,
             mmio: self.mmio + other.mmio,
@@ -66,6 +70,8 @@ pub struct VmStats {
     pub faults: FaultStats,
     /// Leaves and tables.
     pub tables: TablesStats,
+    /// Shadow paging; all zero without it.
+    pub shadow: ShadowStats,
     /// Folios behind guest memory, by [`emu_core::PageSize::index`].
     pub folios: [u64; 3],
     /// Pools, free memory, everything in use.

@@ -6,7 +6,9 @@ use emu_core::Spa;
 use emu_core::sync::{Mutex, MutexGuard, Task};
 use gmem::{Host, OutOfMemory};
 
+use crate::dirty::DirtyRing;
 use crate::flush::{FlushRequest, Owed};
+use crate::params::DirtyRingConfig;
 use crate::stats::FaultStats;
 
 /// Number of a virtual processor of this VM.
@@ -46,6 +48,19 @@ impl TableCache {
         }
     }
 
+    /// An empty table, if one is left.
+    pub(crate) fn try_take(&mut self) -> Option<Spa> {
+        self.tables.pop()
+    }
+
+    /// Gives what is left back to the host.
+    pub(crate) fn empty(&mut self, host: &Host, task: &Task<'_>) {
+        if !self.tables.is_empty() {
+            let mut host = host.lock(task);
+            self.tables.drain(..).for_each(|table| host.free_table(table));
+        }
+    }
+
     /// Takes back a table in which nothing was written.
     pub(crate) fn put(&mut self, table: Spa) {
         self.tables.push(table);
@@ -57,6 +72,8 @@ impl TableCache {
 pub(crate) struct VcpuMmu {
     pub(crate) tables: TableCache,
     pub(crate) stats: FaultStats,
+    /// Present where pages that it wrote are pushed to a ring.
+    pub(crate) ring: Option<DirtyRing>,
 }
 
 /// One virtual processor, as the hypervisor sees it.
@@ -70,6 +87,18 @@ pub(crate) struct Vcpu {
 }
 
 impl Vcpu {
+    /// A processor that owes nothing.
+    pub(crate) fn new(ring: Option<DirtyRingConfig>) -> Vcpu {
+        let ring = ring.map(|config| DirtyRing::new(config.size));
+        Vcpu { mmu: Mutex::new(VcpuMmu { ring, ..VcpuMmu::default() }), ..Vcpu::default() }
+    }
+
+    /// Asks the processor to leave the guest and waits until it has (`kvm_vcpu_kick`).
+    pub(crate) fn kick(&self, task: &Task<'_>) {
+        self.kicked.store(true, Ordering::Release);
+        drop(self.in_guest.lock(task));
+    }
+
     /// Asks the processor to forget translations before it enters the guest again (`KVM_REQ_TLB_FLUSH`), and, if it is
     /// in the guest, waits until it has left.
     pub(crate) fn flush(&self, owed: &Owed, task: &Task<'_>) {

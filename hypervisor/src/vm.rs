@@ -6,16 +6,20 @@
 //! `invalidate_lock` exclusively takes no memslots: the inode's bindings say which guest frames show its pages.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use emu_core::event::Event;
 use emu_core::memory::SystemMemory;
 use emu_core::sync::{Mutex, ReadGuard, ShardedLock, Task};
 use emu_core::{Gfn, PageSize, Spa};
 use gmem::{CreateInfo, FolioPolicy, GmemPolicy, GuestMemfd, Host, HostMemory, Invalidation};
 
 use crate::config::{PagePolicy, VmConfig, VmError};
+use crate::dirty::Unlogged;
 use crate::flush::{FlushRequest, Owed};
+use crate::kind::VmKind;
 use crate::memslot::{MemSlots, MemslotError};
+use crate::params::{MmuParams, NxHugePages};
 use crate::stats::{FaultStats, VmStats};
 use crate::tdp::{AdBit, Tables, TdpFormat};
 use crate::vcpu::{InGuest, Vcpu, VcpuId};
@@ -34,27 +38,38 @@ pub struct Vm {
     pub(crate) slots_lock: Mutex<()>,
     pub(crate) slots: ShardedLock<MemSlots>,
     /// `kvm->mmu_lock`.
-    pub(crate) mmu: ShardedLock<Tables>,
+    pub(crate) mmu: ShardedLock<Arc<Tables>>,
+    /// The same tables, for who walks them without `mmu_lock`.
+    pub(crate) tdp: Arc<Tables>,
     pub(crate) invalidation: Invalidation,
     pub(crate) vcpus: Vec<Vcpu>,
     pub(crate) pages: PagePolicy,
+    pub(crate) kind: VmKind,
     pub(crate) gmem: GmemPolicy,
     /// Without nested paging.
     pub(crate) shadow: Option<crate::shadow::ShadowVm>,
-    format: TdpFormat,
-    root: Spa,
+    pub(crate) params: MmuParams,
+    /// Whether leaves above 4K may be executed now.
+    pub(crate) nx: AtomicBool,
+    /// Writes that no log could take.
+    pub(crate) unlogged: Unlogged,
     flushes: AtomicU64,
 }
 
 impl Vm {
     /// A VM without memory. The host's share of `memory` must be all zero.
     pub fn new(memory: Arc<SystemMemory>, config: &VmConfig) -> Result<Vm, VmError> {
+        Vm::with_params(memory, config, MmuParams::default())
+    }
+
+    /// The same with an MMU that works as `params` say.
+    pub fn with_params(memory: Arc<SystemMemory>, config: &VmConfig, params: MmuParams) -> Result<Vm, VmError> {
         let maxphyaddr = config.maxphyaddr;
         if !(32..=48).contains(&maxphyaddr) {
             return Err(VmError::MaxPhyAddr { maxphyaddr });
         }
         let host = Host::new(HostMemory::new(Arc::clone(&memory), &config.host)?);
-        let tables = Tables::new(&host, config.format, &Task::QUIET)?;
+        let tables = Arc::new(Tables::new(&host, config.format, params.ad, &Task::QUIET)?);
         let last_gfn = Gfn::new((1 << (u32::from(maxphyaddr) - emu_core::page::PAGE_SHIFT)) - 1);
         Ok(Vm {
             host,
@@ -62,31 +77,39 @@ impl Vm {
             gmems: Mutex::default(),
             slots_lock: Mutex::default(),
             slots: ShardedLock::new(MemSlots::new(last_gfn)),
-            root: tables.root(),
-            format: config.format,
+            tdp: Arc::clone(&tables),
             mmu: ShardedLock::new(tables),
             invalidation: Invalidation::default(),
-            vcpus: (0..config.nr_vcpus.max(1)).map(|_| Vcpu::default()).collect(),
+            vcpus: (0..config.nr_vcpus.max(1)).map(|_| Vcpu::new(params.dirty_ring)).collect(),
             pages: config.pages,
+            kind: config.kind,
             gmem: config.gmem,
             shadow: None,
+            params,
+            nx: AtomicBool::new(params.nx_huge_pages == NxHugePages::On),
+            unlogged: Unlogged::default(),
             flushes: AtomicU64::new(0),
         })
     }
 
+    /// What kind of VM it is.
+    pub const fn kind(&self) -> VmKind {
+        self.kind
+    }
+
     /// The root of the nested tables.
-    pub const fn root(&self) -> Spa {
-        self.root
+    pub fn root(&self) -> Spa {
+        self.tdp.root()
     }
 
     /// What nCR3 (NPT) or the EPTP (EPT) holds.
-    pub const fn root_register(&self) -> u64 {
-        self.format.root_register(self.root)
+    pub fn root_register(&self) -> u64 {
+        self.tdp.root_register()
     }
 
     /// The format of the nested tables.
-    pub const fn format(&self) -> TdpFormat {
-        self.format
+    pub fn format(&self) -> TdpFormat {
+        self.tdp.format()
     }
 
     /// The bytes.
@@ -100,12 +123,12 @@ impl Vm {
     }
 
     /// The nested tables, for listings and checks.
-    pub fn tables<'a>(&'a self, task: &Task<'a>) -> ReadGuard<'a, Tables> {
+    pub fn tables<'a>(&'a self, task: &Task<'a>) -> ReadGuard<'a, Arc<Tables>> {
         self.mmu.read(task)
     }
 
     /// The nested tables, unless somebody is changing them with `mmu_lock` held for writing.
-    pub fn try_tables<'a>(&'a self, task: &Task<'a>) -> Option<ReadGuard<'a, Tables>> {
+    pub fn try_tables<'a>(&'a self, task: &Task<'a>) -> Option<ReadGuard<'a, Arc<Tables>>> {
         self.mmu.try_read(task)
     }
 
@@ -148,6 +171,7 @@ impl Vm {
         VmStats {
             faults,
             tables: self.mmu.read(task).stats(),
+            shadow: self.shadow_stats(task),
             folios,
             host: self.host.lock(task).stats(),
             invalidations: self.invalidation.seq(),
@@ -193,6 +217,8 @@ impl Vm {
     pub(crate) fn flush(&self, owed: &Owed, task: &Task<'_>) {
         if !owed.is_empty() {
             self.flushes.fetch_add(1, Ordering::Relaxed);
+            let (first, nr_pages) = owed.span();
+            task.report(Event::RemoteTlbFlush { first, nr_pages });
             self.vcpus.iter().for_each(|vcpu| vcpu.flush(owed, task));
         }
     }
@@ -214,26 +240,26 @@ impl Vm {
 
     /// Removes the leaves of a range of guest frames; the memory stays and comes back by faults (`kvm_zap_gfn_range`).
     pub fn zap_range(&self, first: Gfn, nr_pages: u64, task: &Task<'_>) -> Result<(), VmError> {
-        let mut tables = self.mmu.write(task);
+        let tables = self.mmu.write(task);
         let mut owed = Owed::default();
         self.invalidation.begin(task);
-        self.invalidation.add_range(first, nr_pages);
+        self.invalidation.add_range(first, nr_pages, task);
         let zapped = tables.zap(first, nr_pages, &mut owed, task);
         self.flush(&owed, task);
-        self.invalidation.end();
+        self.invalidation.end(task);
         tables.bury(&self.host, task);
         Ok(zapped?)
     }
 
     /// Removes every leaf and every table but the root.
     pub fn zap_all(&self, task: &Task<'_>) -> Result<(), VmError> {
-        let mut tables = self.mmu.write(task);
+        let tables = self.mmu.write(task);
         let mut owed = Owed::default();
         self.invalidation.begin(task);
-        self.invalidation.add_range(Gfn::new(0), u64::MAX);
+        self.invalidation.add_range(Gfn::new(0), u64::MAX, task);
         let zapped = tables.zap_all(&mut owed, task);
         self.flush(&owed, task);
-        self.invalidation.end();
+        self.invalidation.end(task);
         tables.bury(&self.host, task);
         Ok(zapped?)
     }
@@ -247,7 +273,7 @@ impl Vm {
         found: &mut dyn FnMut(Gfn, PageSize),
         task: &Task<'_>,
     ) -> Result<(), VmError> {
-        let mut tables = self.mmu.write(task);
+        let tables = self.mmu.write(task);
         let mut owed = Owed::default();
         let harvested = tables.harvest(first, nr_pages, bit, found, &mut owed, task);
         self.flush(&owed, task);

@@ -4,7 +4,7 @@ mod reader;
 
 use std::cell::RefCell;
 
-use emu_core::event::{Event, EventSink};
+use emu_core::event::{Bits, Event, EventSink, Group};
 use emu_core::memory::SystemMemory;
 use emu_core::sync::Task;
 use emu_core::{AccessKind, Gfn, Gpa, PageSize, Sfn};
@@ -163,7 +163,17 @@ fn punched_pages_read_as_zero_give_their_folios_back_and_owe_a_flush() {
         assert_eq!(vm.take_flush(CPU, QUIET), None, "new entries owe nothing");
         let log = Log::default();
         vm.punch_hole(gmem, inside, page.bytes(), &Task::reporting(&log)).unwrap();
-        assert_eq!(*log.0.borrow(), [Event::Zapped { gfn: Gpa::new(inside).frame(), size: page }]);
+        let (first, nr_pages) = (Gpa::new(inside).frame(), page.frames());
+        let told: Vec<Event> =
+            log.0.borrow().iter().copied().filter(|event| event.kind().group() != Group::Pool).collect();
+        let [begin, changed, zapped, flush, punched, removed, end] = told[..] else { panic!("{told:?}") };
+        assert_eq!(begin, Event::InvalidateBegin { first, nr_pages });
+        assert!(matches!(changed, Event::SpteChanged { gfn, new_spte: Bits(0), .. } if gfn == first), "{changed:?}");
+        assert_eq!(zapped, Event::Zapped { gfn: first, size: page });
+        assert_eq!(flush, Event::RemoteTlbFlush { first, nr_pages });
+        assert!(matches!(punched, Event::Punched { index, nr_pages: n, .. } if (index, n) == (first.raw(), nr_pages)));
+        assert!(matches!(removed, Event::FolioRemoved { index, size, .. } if (index, size) == (first.raw(), page)));
+        assert!(matches!(end, Event::InvalidateEnd { .. }));
         let flush = FlushRequest::Range { first: Gpa::new(inside).frame(), nr_pages: page.frames() };
         assert_eq!(vm.take_flush(CPU, QUIET), Some(flush));
         assert_eq!(vm.take_flush(CPU, QUIET), None);

@@ -121,8 +121,7 @@ impl World {
         let mut reference = Mmu::new(Arc::clone(&copy), FEATURES);
         reference.set_caches(Caches::empty());
         let state = form.state();
-        let mut world =
-            World { form, vm, gmem, cpu, copy, reference, state, unflushed: BTreeSet::new() };
+        let mut world = World { form, vm, gmem, cpu, copy, reference, state, unflushed: BTreeSet::new() };
         world.build();
         world.write_registers(form.state(), PagingChange::Reset);
         world
@@ -138,7 +137,10 @@ impl World {
             // The window lies in another gigabyte than the region.
             self.host_store(at, link);
             if level == 3 {
-                self.host_store(at + 8 * (WINDOW >> 30), table(next + 1) | if self.form == Form::Pae { P } else { full });
+                self.host_store(
+                    at + 8 * (WINDOW >> 30),
+                    table(next + 1) | if self.form == Form::Pae { P } else { full },
+                );
             }
             at = table(next);
             next += 1;
@@ -280,7 +282,9 @@ impl World {
                     assert_eq!(spa.frame(), backed.sfn, "{gva:#x} {access:?} goes to {:?}", found.spa);
                 }
             }
-            (Err(code), Err(MmuFault::Guest { code: expected, .. })) => assert_eq!(code, expected, "{gva:#x} {access:?}"),
+            (Err(code), Err(MmuFault::Guest { code: expected, .. })) => {
+                assert_eq!(code, expected, "{gva:#x} {access:?}")
+            }
             (ours, theirs) => panic!("{gva:#x} {access:?}: {ours:?}, but the guest's tables say {theirs:?}"),
         }
         self.align();
@@ -308,8 +312,8 @@ impl World {
     }
 
     fn check(&self) {
-        let tables = self.vm.tables(QUIET);
-        check::all(tables.shadow().expect("the VM shadows"), &FEATURES).unwrap();
+        let verdict = self.vm.tables(QUIET).with_shadow(QUIET, |pages| check::all(pages, &FEATURES));
+        verdict.expect("the VM shadows").unwrap();
     }
 }
 
@@ -317,20 +321,45 @@ impl World {
 #[derive(Clone, Copy, Debug)]
 enum Step {
     /// An entry of a page table.
-    Pte { table: u64, index: u64, frame: u64, bits: u64 },
+    Pte {
+        table: u64,
+        index: u64,
+        frame: u64,
+        bits: u64,
+    },
     /// An entry of the page directory: a table, or a large page.
-    Pde { index: u64, to: u64, bits: u64 },
-    Read { page: u64, privilege: u64 },
-    Write { page: u64, privilege: u64 },
-    Fetch { page: u64, privilege: u64 },
-    Invlpg { page: u64 },
+    Pde {
+        index: u64,
+        to: u64,
+        bits: u64,
+    },
+    Read {
+        page: u64,
+        privilege: u64,
+    },
+    Write {
+        page: u64,
+        privilege: u64,
+    },
+    Fetch {
+        page: u64,
+        privilege: u64,
+    },
+    Invlpg {
+        page: u64,
+    },
     Invpcid,
     LoadCr3,
     ToggleWp,
     ToggleNx,
-    Zap { first: u64, nr_pages: u64 },
+    Zap {
+        first: u64,
+        nr_pages: u64,
+    },
     ZapAll,
-    Unprotect { table: u64 },
+    Unprotect {
+        table: u64,
+    },
 }
 
 fn steps() -> impl Strategy<Value = Step> {

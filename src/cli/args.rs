@@ -11,8 +11,9 @@ use emu_core::rng::Seed;
 use super::CliError;
 use super::explore::ExploreArguments;
 use crate::config::{
-    ConfigError, CpuCount, CpuKind, MemoryArgument, MemorySize, NestedPaging, parse_page_size, parse_seed,
+    ConfigError, CpuCount, CpuKind, MemoryArgument, MemorySize, NestedPaging, VmChoice, parse_page_size, parse_seed,
 };
+use crate::loader::{BUILTINS, BuiltinGuest};
 
 /// An x86-64 machine in software whose memory virtualisation is the point.
 #[derive(Debug, Parser)]
@@ -43,6 +44,12 @@ pub struct RunArguments {
     /// The same as IMAGE.
     #[arg(short, long, value_name = "FILE", conflicts_with = "image")]
     pub kernel: Option<PathBuf>,
+    /// One of the guests that need no file [default: paging].
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["image", "kernel"])]
+    pub guest: Option<String>,
+    /// List the guests that need no file, and end.
+    #[arg(long)]
+    pub list_guests: bool,
     /// Initial ramdisk, or first boot module.
     #[arg(short, long, value_name = "FILE", alias = "initramfs")]
     pub initrd: Option<PathBuf>,
@@ -64,6 +71,9 @@ pub struct RunArguments {
     /// Nested paging: npt or ept [default: npt].
     #[arg(long, value_name = "KIND")]
     pub mmu: Option<String>,
+    /// Kind of VM: default, or sw-protected[,ram=shared|private][,fault=convert|stop] [default: default].
+    #[arg(long, value_name = "KIND")]
+    pub vm: Option<String>,
     /// What decides every choice of the run; printed with its summary [default: 0].
     #[arg(long, value_name = "N")]
     pub seed: Option<String>,
@@ -119,6 +129,15 @@ pub enum OnReset {
     End,
 }
 
+/// What a run is of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImageChoice {
+    /// A file.
+    File(PathBuf),
+    /// A guest that is part of the program, by its name.
+    Builtin(&'static str),
+}
+
 /// When vCPUs run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Vcpus {
@@ -131,8 +150,8 @@ pub enum Vcpus {
 /// A run as it was asked for, every value checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunConfig {
-    /// The image; `None` is the built-in guest.
-    pub image: Option<PathBuf>,
+    /// What to run.
+    pub image: ImageChoice,
     /// Initial ramdisk.
     pub initrd: Option<PathBuf>,
     /// The kernel's command line.
@@ -147,6 +166,8 @@ pub struct RunConfig {
     pub cpu: CpuKind,
     /// The format of nested tables.
     pub nested: NestedPaging,
+    /// The kind of VM.
+    pub vm: VmChoice,
     /// What decides every choice.
     pub seed: Seed,
     /// When vCPUs run.
@@ -187,8 +208,12 @@ impl RunArguments {
             (Some(memory), Some(pages)) if memory != pages => return Err(CliError::Pages { memory, pages }),
             (memory, pages) => pages.or(memory).unwrap_or(PageSize::Size4K),
         };
+        let guest = value("--guest", self.guest.as_deref(), &BUILTINS[0], |name| {
+            BuiltinGuest::named(name).ok_or_else(|| ConfigError::Guest(name.to_owned()))
+        })?;
+        let image = self.image.or(self.kernel).map_or(ImageChoice::Builtin(guest.name), ImageChoice::File);
         Ok(RunConfig {
-            image: self.image.or(self.kernel),
+            image,
             initrd: self.initrd,
             cmdline: self.append,
             memory: size,
@@ -196,6 +221,7 @@ impl RunArguments {
             cpus: value("--cpus", self.cpus.as_deref(), CpuCount::ONE, str::parse)?,
             cpu: value("--cpu", self.cpu.as_deref(), CpuKind::default(), str::parse)?,
             nested: value("--mmu", self.mmu.as_deref(), NestedPaging::default(), str::parse)?,
+            vm: value("--vm", self.vm.as_deref(), VmChoice::default(), str::parse)?,
             seed: Seed(value("--seed", self.seed.as_deref(), 0, parse_seed)?),
             vcpus: if self.parallel { Vcpus::Parallel } else { Vcpus::InTurns },
             max_instructions: self.max_instructions,
@@ -235,7 +261,10 @@ mod tests {
     #[test]
     fn nothing_said_means_the_builtin_guest() {
         let config = resolve(&[]).unwrap();
-        assert_eq!((config.image, config.memory, config.cpus), (None, MemorySize::DEFAULT, CpuCount::ONE));
+        assert_eq!(
+            (config.image, config.memory, config.cpus),
+            (ImageChoice::Builtin("paging"), MemorySize::DEFAULT, CpuCount::ONE)
+        );
         assert_eq!((config.pages, config.nested, config.seed), (PageSize::Size4K, NestedPaging::Npt, Seed(0)));
         assert_eq!((config.report, config.on_reset), (Report::Text, OnReset::Restart));
     }
@@ -276,5 +305,13 @@ mod tests {
     #[test]
     fn two_images_are_one_too_many() {
         assert!(Arguments::try_parse_from(["bifold", "run", "a", "--kernel", "b"]).is_err());
+        assert!(Arguments::try_parse_from(["bifold", "run", "a", "--guest", "paging"]).is_err());
+    }
+
+    #[test]
+    fn guests_have_names() {
+        assert_eq!(resolve(&["--guest", "conversions"]).unwrap().image, ImageChoice::Builtin("conversions"));
+        let error = resolve(&["--guest", "quake"]).unwrap_err();
+        assert_eq!(error.to_string(), "--guest: \"quake\" is no guest of the program");
     }
 }

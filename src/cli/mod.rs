@@ -127,6 +127,7 @@ pub fn main() -> ExitCode {
     let command = Arguments::parse().command;
     // A panic is a broken invariant of ours, and says so by its exit code; its message has been printed by then.
     let outcome = std::panic::catch_unwind(move || match command {
+        Command::Run(arguments) if arguments.list_guests => run::list_guests(),
         Command::Run(arguments) => arguments.resolve().and_then(|config| run(&config)),
         Command::Check(arguments) => check::check(&arguments),
         Command::Explore(arguments) => explore::explore(&arguments),

@@ -14,6 +14,7 @@ pub(super) fn name(outcome: &Outcome) -> &'static str {
         Outcome::DebugExit(_) => "debug-exit",
         Outcome::TripleFault { .. } => "triple-fault",
         Outcome::NoMemory { .. } => "no-memory",
+        Outcome::MemoryFault { .. } => "memory-fault",
         Outcome::Asleep { .. } => "asleep",
         Outcome::LimitReached => "limit",
         Outcome::Interrupted => "interrupted",
@@ -25,7 +26,10 @@ pub(super) fn exit_code(outcome: &Outcome) -> ExitCode {
     match outcome {
         Outcome::PowerOff | Outcome::Reset | Outcome::Interrupted => ExitCode::Done,
         Outcome::DebugExit(value) => ExitCode::Guest(*value),
-        Outcome::TripleFault { .. } | Outcome::NoMemory { .. } | Outcome::Asleep { .. } => ExitCode::GuestDied,
+        Outcome::TripleFault { .. }
+        | Outcome::NoMemory { .. }
+        | Outcome::MemoryFault { .. }
+        | Outcome::Asleep { .. } => ExitCode::GuestDied,
         Outcome::LimitReached => ExitCode::Limit,
     }
 }
@@ -39,6 +43,10 @@ pub(super) fn sentence(outcome: &Outcome) -> String {
         Outcome::TripleFault { cpu, registers } => format!("triple fault on CPU {cpu}: {registers}"),
         Outcome::NoMemory { cpu, gpa, registers } => {
             format!("CPU {cpu} executes, or has page tables, at {gpa}, where no memory is: {registers}")
+        }
+        Outcome::MemoryFault { cpu, fault, registers } => {
+            let meant = if fault.privacy.is_private() { "private" } else { "shared" };
+            format!("CPU {cpu} wants {meant} memory at {}, and the VMM gives none: {registers}", fault.gpa)
         }
         Outcome::Asleep { registers } => {
             format!("every CPU sleeps and nothing is due that could wake one: {registers}")
@@ -56,6 +64,8 @@ fn by_size(counts: [u64; 3]) -> Value {
 pub(super) fn json(outcome: &Outcome, code: ExitCode, summary: &Summary) -> Value {
     let f = &summary.vm.faults;
     let m = &summary.mmu;
+    let s = &summary.vm.shadow;
+    let v = &summary.vmm;
     json!({
         "schema": 1,
         "outcome": name(outcome),
@@ -64,6 +74,12 @@ pub(super) fn json(outcome: &Outcome, code: ExitCode, summary: &Summary) -> Valu
         "instructions": summary.instructions,
         "time_ns": summary.time_ns,
         "exits": { "all": summary.exits, "io": summary.io, "mmio": summary.mmio, "msr": summary.msr, "hlt": summary.halts },
+        "vmm": {
+            "hypercalls": v.hypercalls,
+            "refused": v.refused,
+            "conversions": v.conversions,
+            "memory_faults": v.memory_faults,
+        },
         "interrupts": summary.interrupts,
         "turns": summary.turns,
         "blocks": summary.blocks,
@@ -78,6 +94,21 @@ pub(super) fn json(outcome: &Outcome, code: ExitCode, summary: &Summary) -> Valu
             "rom_write": f.rom_write,
         },
         "levels": by_size(f.fixed),
+        "shadow": {
+            "pages": s.pages,
+            "created": s.created,
+            "zapped": s.zapped_pages,
+            "recycled": s.recycled,
+            "prefetched": s.prefetched,
+            "write_protected": s.write_protected,
+            "unsync": s.unsync,
+            "synced": s.synced,
+            "emulated": s.emulated,
+            "flooded": s.flooded,
+            "reflected": s.reflected,
+            "roots_loaded": s.roots_loaded,
+            "roots_reused": s.roots_reused,
+        },
         "folios": by_size(summary.vm.folios),
         "translation": {
             "fast_misses": m.fast_misses,

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::args::{OnReset, Report, RunConfig, Vcpus};
+use super::args::{ImageChoice, OnReset, Report, RunConfig, Vcpus};
 use super::console::{Console, Wish};
 use super::exit::ExitCode;
 use super::{CliError, files, out, report};
-use crate::loader::{BUILTIN, Image};
+use crate::loader::{BUILTIN, BUILTINS, BuiltinGuest, Image};
 use crate::machine::{BuildError, Limits, Machine, Outcome};
 
 /// How long to sleep between looks at the clock while the guest waits for a key.
@@ -14,8 +14,14 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Runs what `config` asks for.
 pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
-    let file = config.image.as_deref().map(files::read_named).transpose()?;
-    let image = file.as_ref().map_or(BUILTIN, |(name, bytes)| Image { name, bytes });
+    let file;
+    let image = match &config.image {
+        ImageChoice::File(path) => {
+            file = files::read_named(path)?;
+            Image { name: &file.0, bytes: &file.1 }
+        }
+        ImageChoice::Builtin(name) => BuiltinGuest::named(name).map_or(BUILTIN, |guest| guest.image),
+    };
     let initrd = config.initrd.as_deref().map(files::read).transpose()?;
     let build = || -> Result<Machine, CliError> {
         let mut builder = Machine::builder()
@@ -23,6 +29,8 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
             .memory(config.memory.bytes())
             .pages(config.pages)
             .mmu(config.nested)
+            .kind(config.vm.kind, config.vm.ram)
+            .on_memory_fault(config.vm.on_memory_fault)
             .model(config.cpu.model())
             .seed(config.seed)
             .append(&config.cmdline);
@@ -52,6 +60,14 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
         Report::Json => out::line(format_args!("{}", report::json(&outcome, code, &summary)))?,
     }
     Ok(code)
+}
+
+/// Writes the guests that need no file to standard output.
+pub(super) fn list_guests() -> Result<ExitCode, CliError> {
+    for guest in &BUILTINS {
+        out::line(format_args!("{:14}{}", guest.name, guest.about))?;
+    }
+    Ok(ExitCode::Done)
 }
 
 /// Runs the machine to its end, carrying bytes between it and the console.

@@ -26,6 +26,8 @@ const fn at(point: Point) -> &'static str {
         Point::F6 => "F6 mmu_lock taken, going on",
         Point::F7 => "F7 entry written",
         Point::F8 => "F8 mmu_lock released",
+        Point::FF1 => "FF1 leaf read without a lock",
+        Point::FF2 => "FF2 about to exchange it",
         Point::I1 => "I1 invalidation begun",
         Point::I2 => "I2 entries zapped",
         Point::I3 => "I3 flushed, mmu_lock released",

@@ -114,7 +114,7 @@ impl World {
             match self.vm.format().read(spte, level) {
                 Entry::Table(next) => (table, level) = (next, level.below()?),
                 Entry::Leaf { sfn, .. } => return Some(Sfn::new(sfn.raw() + gfn.raw() - level.base(gfn).raw())),
-                Entry::Absent | Entry::Frozen => return None,
+                Entry::Absent | Entry::Frozen | Entry::Mmio(_) => return None,
             }
         }
     }

@@ -34,7 +34,7 @@ mod tests;
 use emu_core::Gpa;
 
 pub use boot_segments::BootSegments;
-pub use builtin::BUILTIN;
+pub use builtin::{BUILTIN, BUILTINS, BuiltinGuest};
 pub use error::{LoadError, Part};
 pub use flat::{FlatMode, FlatPlacement};
 pub use fuzz::fuzz_one;

@@ -393,8 +393,10 @@ fn every_refusal_says_what_to_do() {
 }
 
 #[test]
-fn the_builtin_guest_loads_by_pvh() {
+fn the_builtin_guests_load_by_pvh() {
     let map = MemoryMap::pc(MIB64, LOW_END).unwrap();
-    let entry = load(&BUILTIN, &LoadOptions::new(&map), &mut Bytes::default()).unwrap();
-    assert!(matches!(entry, Entry::Pvh32 { eip: 0x10_0000..0x11_0000, .. }), "{entry:x?}");
+    for guest in BUILTINS {
+        let entry = load(&guest.image, &LoadOptions::new(&map), &mut Bytes::default()).unwrap();
+        assert!(matches!(entry, Entry::Pvh32 { eip: 0x10_0000..0x11_0000, .. }), "{}: {entry:x?}", guest.name);
+    }
 }

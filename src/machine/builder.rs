@@ -16,8 +16,8 @@ use emu_core::{PageSize, Spa};
 use hypervisor::plan::LOW_RAM_END;
 use hypervisor::shadow::ShadowConfig;
 use hypervisor::{
-    FolioPolicy, GmemFlags, MemSlotSpec, PagePolicy, RamLayout, SlotFlags, SlotId, SystemMemoryPlan, TdpFormat, Vm,
-    VmConfig,
+    FolioPolicy, GmemFlags, MemSlotSpec, PagePolicy, RamLayout, Shareability, SlotFlags, SlotId, SystemMemoryPlan,
+    TdpFormat, Vm, VmConfig, VmKind,
 };
 use mmu::{Asid, Ept, EptExecute, Eptp, NestedNx, Npt, SpaceTag, Stage2, Stage2Levels, Vpid};
 
@@ -26,6 +26,8 @@ use super::seat::{Activity, Processor};
 use super::{BuildError, Counters, Machine, boot, firmware};
 use crate::config::NestedPaging;
 use crate::loader::{self, Image, LoadOptions, MemoryMap, Module};
+use crate::vmm::hypercall::GpaRange;
+use crate::vmm::{InitialRam, OnMemoryFault, Vmm, memory};
 
 /// The most processors a machine has.
 pub(crate) const MAX_CPUS: u16 = 64;
@@ -41,6 +43,12 @@ pub struct MachineConfig {
     pub pages: PageSize,
     /// Format of the nested tables.
     pub mmu: NestedPaging,
+    /// The kind of the VM.
+    pub kind: VmKind,
+    /// How RAM of a software-protected VM begins.
+    pub ram: InitialRam,
+    /// What the VMM does about memory faults.
+    pub on_memory_fault: OnMemoryFault,
     /// The run's seed.
     pub seed: Seed,
     /// The processor model.
@@ -56,6 +64,9 @@ impl Default for MachineConfig {
             memory_bytes: 1 << 30,
             pages: PageSize::Size4K,
             mmu: NestedPaging::Npt,
+            kind: VmKind::Default,
+            ram: InitialRam::Shared,
+            on_memory_fault: OnMemoryFault::Convert,
             seed: Seed(0),
             model: CpuModel::amd_v3(),
             quantum: 20_000,
@@ -91,6 +102,16 @@ impl Builder {
     /// Nested paging format.
     pub fn mmu(mut self, kind: NestedPaging) -> Builder {
         self.config.mmu = kind;
+        self
+    }
+    /// The kind of the VM, and how its RAM begins: [`InitialRam::Private`] needs a kind that has private memory.
+    pub fn kind(mut self, kind: VmKind, ram: InitialRam) -> Builder {
+        (self.config.kind, self.config.ram) = (kind, ram);
+        self
+    }
+    /// What the VMM does about memory faults.
+    pub fn on_memory_fault(mut self, what: OnMemoryFault) -> Builder {
+        self.config.on_memory_fault = what;
         self
     }
     /// The seed.
@@ -141,6 +162,7 @@ impl Builder {
             format,
             maxphyaddr: config.model.maxphyaddr().min(48),
             nr_vcpus: config.cpus,
+            kind: config.kind,
             ..VmConfig::new(policy, plan.host)
         };
         let mut vm = Vm::new(memory.clone(), &vm_config)?;
@@ -175,6 +197,12 @@ impl Builder {
             ..LoadOptions::new(&map)
         };
         let entry = loader::load(image, &options, &mut host)?;
+        if config.ram == InitialRam::Private {
+            for range in &layout.ranges {
+                let all = GpaRange { gpa: range.gpa, len_bytes: range.len_bytes };
+                memory::convert(&vm, all, Shareability::PRIVATE, &Task::QUIET)?;
+            }
+        }
 
         let vcpus = (0..config.cpus)
             .map(|n| {
@@ -198,10 +226,12 @@ impl Builder {
                 Processor::new(vcpu, activity)
             })
             .collect();
+        let on_memory_fault = config.on_memory_fault;
         let scheduler = config.seed.stream(Consumer::Scheduler);
         Ok(Machine {
             config,
             vm: Arc::new(vm),
+            vmm: Vmm::new(on_memory_fault),
             board,
             vcpus,
             now: Instant::ZERO,

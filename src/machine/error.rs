@@ -9,6 +9,7 @@ use hypervisor::{VmError, plan};
 use thiserror::Error;
 
 use crate::loader::{LoadError, MemoryMapError};
+use crate::vmm::memory::MemoryError;
 
 /// A machine that cannot be built as asked.
 #[derive(Debug, Error)]
@@ -33,6 +34,9 @@ pub enum BuildError {
     /// The hypervisor could not be set up.
     #[error(transparent)]
     Vm(#[from] VmError),
+    /// RAM could not become private.
+    #[error(transparent)]
+    Private(#[from] MemoryError),
     /// The board could not be set up.
     #[error(transparent)]
     Board(#[from] BoardError),

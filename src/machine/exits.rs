@@ -9,12 +9,11 @@ use mmu::{NestedFaultKind, NestedPageFault, Stage2Cause};
 
 use super::run::Outcome;
 use super::{Activity, Machine, RunError};
+use crate::vmm::AfterFault;
+use crate::vmm::hypercall::Hypercall;
 
 /// What the board said, or how the run ended.
 pub(super) type Handled = Result<BoardEvents, Outcome>;
-
-/// What a guest reads that asks for a hypercall we do not have (Linux `KVM_ENOSYS`).
-const NO_SUCH_HYPERCALL: u64 = -1000_i64 as u64;
 
 impl Machine {
     pub(super) fn handle_exit(&mut self, n: usize, exit: Exit) -> Result<Handled, RunError> {
@@ -37,8 +36,10 @@ impl Machine {
             Exit::Msr(access) => Ok(Ok(self.msr(n, access))),
             Exit::TaskPriority { write } => Ok(Ok(self.task_priority(n, write))),
             Exit::Hypercall => {
-                self.counters.hypercalls += 1;
-                self.vcpus[n].vcpu.set_gpr(0, NO_SUCH_HYPERCALL);
+                let asked = Hypercall::read(&self.vcpus[n].vcpu.state());
+                let answer = self.vmm.hypercall(&self.vm, asked, &Task::QUIET);
+                self.flush_owed();
+                self.vcpus[n].vcpu.set_gpr(0, answer);
                 Ok(Ok(BoardEvents::empty()))
             }
             Exit::TscMoved => {
@@ -100,7 +101,14 @@ impl Machine {
                 }
                 None => Err(self.no_memory(n, gpa)),
             },
-            Action::MemoryFault(fault) => Err(self.no_memory(n, fault.gpa)),
+            Action::MemoryFault(fault) => {
+                let after = self.vmm.memory_fault(&self.vm, &fault, &Task::QUIET);
+                self.flush_owed();
+                match after {
+                    AfterFault::Retry => Ok(BoardEvents::empty()),
+                    AfterFault::Stop => Err(Outcome::MemoryFault { cpu: n as u16, fault, registers: self.describe(n) }),
+                }
+            }
         }
     }
 

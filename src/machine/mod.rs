@@ -36,10 +36,13 @@ use emu_core::time::Instant;
 use hypervisor::{GuestAccessError, Vm};
 use seat::{Activity, Processor};
 
+use crate::vmm::Vmm;
+
 /// A whole computer.
 pub struct Machine {
     config: MachineConfig,
     vm: Arc<Vm>,
+    vmm: Vmm,
     board: Board,
     vcpus: Vec<Processor>,
     now: Instant,
@@ -61,7 +64,6 @@ struct Counters {
     halts: u64,
     interrupts: u64,
     turns: u64,
-    hypercalls: u64,
 }
 
 impl Machine {

@@ -44,6 +44,15 @@ pub enum Outcome {
         /// Its registers, in words.
         registers: String,
     },
+    /// A fault on guest memory that the VMM did not resolve (`KVM_EXIT_MEMORY_FAULT`). Run again, it comes again.
+    MemoryFault {
+        /// Which processor.
+        cpu: u16,
+        /// What the guest meant, and where.
+        fault: hypervisor::MemoryFault,
+        /// Its registers, in words.
+        registers: String,
+    },
     /// Every processor waits and nothing is due that could wake one.
     Asleep {
         /// The first processor's registers, in words.

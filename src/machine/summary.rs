@@ -5,6 +5,7 @@ use hypervisor::VmStats;
 use mmu::MmuStats;
 
 use super::Machine;
+use crate::vmm::VmmCounters;
 
 /// Counters of a run, all of them functions of image, configuration and seed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub struct Summary {
     pub interrupts: u64,
     /// Turns taken.
     pub turns: u64,
+    /// What the VMM was asked.
+    pub vmm: VmmCounters,
     /// Blocks decoded.
     pub blocks: u64,
     /// The hypervisor's counters.
@@ -58,6 +61,7 @@ impl Machine {
             halts: c.halts,
             interrupts: c.interrupts,
             turns: c.turns,
+            vmm: self.vmm.counters(),
             blocks,
             vm: self.vm.stats(),
             mmu,
@@ -111,6 +115,14 @@ impl core::fmt::Display for Summary {
             faults.mmio
         )?;
         writeln!(f, "folios       {}", by_size(self.vm.folios))?;
+        let v = &self.vmm;
+        if v.hypercalls > 0 || v.memory_faults > 0 {
+            writeln!(
+                f,
+                "VMM          {} hypercalls  ({} refused, {} conversions)  {} memory faults",
+                v.hypercalls, v.refused, v.conversions, v.memory_faults
+            )?;
+        }
         let m = &self.mmu;
         writeln!(
             f,

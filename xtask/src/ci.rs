@@ -67,7 +67,7 @@ fn fmt(tree: &Tree) -> Result<(), Error> {
     must(cargo(tree.root(), ["fmt", "--all", "--check"]))?;
     must(cargo(tree.root(), ["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]))?;
     // Not a crate of the workspace: the root's build script compiles it.
-    let style = ["--check", "--edition", "2024", "guests/builtin/main.rs"];
+    let style = ["--check", "--edition", "2024", "guests/builtin/main.rs", "guests/conversions/main.rs"];
     must(command(tree.root(), "rustfmt", style))
 }
 

@@ -28,6 +28,10 @@ pub enum Point {
     F7,
     /// `mmu_lock` is released; the guest is not entered yet.
     F8,
+    /// The fast path has read a leaf.
+    FF1,
+    /// It is about to exchange it.
+    FF2,
     /// An invalidation is begun.
     I1,
     /// Its entries are zapped.

@@ -2,7 +2,7 @@
 
 use super::Point;
 use crate::defect::{Defect, Defects};
-use crate::event::{Event, EventSink, Silent};
+use crate::event::{Event, EventSink};
 
 /// What a task waits for: the identity of a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,18 +32,18 @@ pub trait Schedule {
 #[derive(Clone, Copy)]
 pub struct Task<'a> {
     schedule: Option<&'a dyn Schedule>,
-    sink: &'a dyn EventSink,
+    sink: Option<&'a dyn EventSink>,
     defects: Defects,
     lane: u8,
 }
 
 impl<'a> Task<'a> {
     /// A task that runs freely, reports nothing and has no defects.
-    pub const QUIET: Task<'static> = Task { schedule: None, sink: &Silent, defects: Defects::NONE, lane: 0 };
+    pub const QUIET: Task<'static> = Task { schedule: None, sink: None, defects: Defects::NONE, lane: 0 };
 
     /// A task that runs freely and reports to `sink`.
     pub const fn reporting(sink: &'a dyn EventSink) -> Task<'a> {
-        Task { schedule: None, sink, defects: Defects::NONE, lane: 0 }
+        Task { schedule: None, sink: Some(sink), defects: Defects::NONE, lane: 0 }
     }
 
     /// The same task under a schedule.
@@ -92,7 +92,23 @@ impl<'a> Task<'a> {
     /// Reports an event.
     #[inline]
     pub fn report(&self, event: Event) {
-        self.sink.report(event);
+        if let Some(sink) = self.sink {
+            sink.report(event);
+        }
+    }
+
+    /// Reports an event that takes work to build: nothing is built for a task that reports nowhere.
+    #[inline]
+    pub fn report_with(&self, event: impl FnOnce() -> Event) {
+        if let Some(sink) = self.sink {
+            sink.report(event());
+        }
+    }
+
+    /// Whether anybody takes what it reports.
+    #[inline]
+    pub const fn is_reporting(&self) -> bool {
+        self.sink.is_some()
     }
 
     #[inline]

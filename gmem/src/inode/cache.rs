@@ -117,6 +117,7 @@ impl GuestMemfd {
                 let contents = if flags.contains(FolioFlags::KNOWN_ZERO) { Contents::Defined } else { Contents::Stale };
                 flags.remove(FolioFlags::KNOWN_ZERO);
                 flags.set(FolioFlags::UPTODATE, contents == Contents::Defined);
+                host.report_pool(fresh.size, task);
                 (fresh, contents)
             };
             task.at(Point::A2);
@@ -127,7 +128,7 @@ impl GuestMemfd {
                 host.lock(task).put_page(head, size.frames() as u32);
                 continue;
             }
-            task.report(Event::FolioAllocated { sfn: head, size });
+            task.report(Event::FolioAllocated { ino: self.ino, index: base, sfn: head, size });
             task.at(Point::A3);
             return Ok((Backed { sfn: Sfn::new(head.raw() + (index.0 - base)), size }, contents));
         }
@@ -143,6 +144,7 @@ impl GuestMemfd {
                 host.clear(head, backed.size.frames());
                 host.folios.meta_mut(head).flags.insert(FolioFlags::UPTODATE);
             }
+            task.report(Event::FolioZeroed { sfn: head, nr_pages: backed.size.frames() });
             if let Some(cached) = self.cache.lock(task).get_mut(index.0) {
                 cached.contents = Contents::Defined;
             }
@@ -165,12 +167,22 @@ impl GuestMemfd {
             if first <= hit.base && hit.end() <= end {
                 cache.remove(hit.base);
                 drop(cache);
-                host.lock(task).put_page(hit.value.head, hit.size.frames() as u32);
+                let mut host = host.lock(task);
+                host.put_page(hit.value.head, hit.size.frames() as u32);
+                task.report(Event::FolioRemoved {
+                    ino: self.ino,
+                    index: hit.base,
+                    sfn: hit.value.head,
+                    size: hit.size,
+                });
+                host.report_pool(hit.size, task);
             } else {
                 drop(cache);
                 let from = hit.base.max(first);
                 let to = hit.end().min(end);
-                host.lock(task).clear(Sfn::new(hit.value.head.raw() + (from - hit.base)), to - from);
+                let sfn = Sfn::new(hit.value.head.raw() + (from - hit.base));
+                host.lock(task).clear(sfn, to - from);
+                task.report(Event::FolioZeroed { sfn, nr_pages: to - from });
             }
         }
     }
@@ -221,6 +233,8 @@ impl Exclusive<'_> {
     /// Removes the folios of `range`, clipped to the inode, as far as they lie inside it; of those that reach out of it,
     /// clears the part inside. The caller zapped and flushed what [`Exclusive::bound`] told.
     pub fn remove(&self, host: &Host, range: PageRange, task: &Task<'_>) {
-        self.inode.remove_range(host, range.clipped(self.inode.nr_pages), task);
+        let inode = self.inode;
+        task.report(Event::Punched { ino: inode.ino, index: range.first.0, nr_pages: range.nr_pages });
+        inode.remove_range(host, range.clipped(inode.nr_pages), task);
     }
 }

@@ -5,6 +5,7 @@
 //! invalidation store the attributes ([`Exclusive::convert`]). All or nothing. Folios are not split: a huge folio whose
 //! parts differ is mapped by smaller leaves.
 
+use emu_core::event::Event;
 use emu_core::sync::Task;
 use thiserror::Error;
 
@@ -88,5 +89,7 @@ impl Exclusive<'_> {
     pub fn convert(&self, conversion: Conversion, task: &Task<'_>) {
         let Conversion { range, to } = conversion;
         self.inode.attributes.write(task).set(range.first.0, range.nr_pages, to);
+        let (ino, index) = (self.inode.ino, range.first.0);
+        task.report(Event::Converted { ino, index, nr_pages: range.nr_pages, to: to.into() });
     }
 }

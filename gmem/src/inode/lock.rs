@@ -19,7 +19,7 @@ pub struct Shared<'a> {
 
 /// Folios may be removed, bindings and attributes changed.
 pub struct Exclusive<'a> {
-    pub(super) inode: &'a GuestMemfd,
+    pub(crate) inode: &'a GuestMemfd,
     bindings: WriteGuard<'a, Bindings>,
 }
 

@@ -12,6 +12,7 @@ use crate::tdp::Rights;
 pub struct Sized<'s> {
     backed: Backed<'s>,
     size: PageSize,
+    requested: PageSize,
 }
 
 impl Sized<'_> {
@@ -26,6 +27,20 @@ impl Sized<'_> {
     /// Level of the leaf.
     pub const fn size(&self) -> PageSize {
         self.size
+    }
+    /// What it could be but for [`Sized::at_most`].
+    pub const fn requested(&self) -> PageSize {
+        self.requested
+    }
+    /// The same fault with a smaller leaf, which fits wherever a larger one does.
+    #[must_use]
+    pub fn at_most(self, size: PageSize) -> Self {
+        Sized { size: self.size.min(size), ..self }
+    }
+    /// The same fault where nothing larger than `size` could be.
+    #[must_use]
+    pub fn capped(self, size: PageSize) -> Self {
+        Sized { size: self.size.min(size), requested: self.requested.min(size), ..self }
     }
     /// What the leaf allows.
     pub const fn rights(&self) -> Rights {
@@ -45,7 +60,7 @@ pub fn choose<'s>(backed: Backed<'s>, max_level: PageSize, task: &Task<'_>) -> S
     let gmem_allows = fault.slot().inode().mapping_size(&info.span(), fault.index(), size, task);
     // Whatever the order rule of guest_memfd, a leaf lies in its slot and is congruent with its frames.
     let size = largest(info, fault.fault().gfn(), sfn, gmem_allows.min(max_level));
-    Sized { backed, size }
+    Sized { backed, size, requested: size }
 }
 
 /// The largest size up to `limit` whose guest frames around `gfn` lie in `slot` and are congruent with the system frames

@@ -13,6 +13,7 @@ pub mod back;
 pub mod level;
 pub mod resolve;
 
+use emu_core::event::{FaultOutcome, NpfCode};
 use emu_core::sync::Task;
 use emu_core::{AccessKind, Gfn, Gpa, PageSize};
 use gmem::{Invalidation, SeqSample, Shareability};
@@ -62,6 +63,23 @@ impl FaultInput {
             entry: EntryState::NotPresent,
             privacy: Shareability::SHARED,
         }
+    }
+
+    /// The error code that the processor reports such a fault with.
+    pub fn error_code(&self) -> NpfCode {
+        let mut code = NpfCode::USER;
+        code |= match self.kind {
+            AccessKind::Read => NpfCode::empty(),
+            AccessKind::Write => NpfCode::WRITE,
+            AccessKind::Execute => NpfCode::FETCH,
+        };
+        code |= match self.cause {
+            FaultCause::FinalAddress => NpfCode::GUEST_FINAL,
+            FaultCause::GuestTable => NpfCode::GUEST_PAGE,
+        };
+        code.set(NpfCode::PRESENT, self.entry == EntryState::Denied);
+        code.set(NpfCode::GUEST_ENC, self.privacy.is_private());
+        code
     }
 }
 
@@ -118,6 +136,20 @@ pub enum Action {
     },
     /// Leave the run loop.
     MemoryFault(MemoryFault),
+}
+
+/// As events tell it.
+impl From<&Action> for FaultOutcome {
+    fn from(action: &Action) -> FaultOutcome {
+        match action {
+            Action::Resume(Resumed::Fixed { .. }) => FaultOutcome::Fixed,
+            Action::Resume(Resumed::Spurious) => FaultOutcome::Spurious,
+            Action::Resume(Resumed::Retry) => FaultOutcome::Retry,
+            Action::Mmio { .. } => FaultOutcome::Emulate,
+            Action::RomWrite { .. } => FaultOutcome::WriteProtected,
+            Action::MemoryFault(_) => FaultOutcome::MemoryFault,
+        }
+    }
 }
 
 /// A stage ended the fault.

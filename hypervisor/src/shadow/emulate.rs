@@ -75,35 +75,37 @@ impl Vm {
     /// Tells the shadow MMU of a write to guest memory. The write comes first: whoever begins to shadow the table
     /// afterwards counts it, takes its writers away, and then reads it.
     fn track_write(&self, gpa: Gpa, len: u64, task: &Task<'_>) {
-        let mut tables = self.mmu.write(task);
+        let tables = self.mmu.write(task);
+        let mut pages = tables.shadow.lock(task);
         let mut owed = Owed::default();
-        if let Some(pages) = tables.shadow_mut()
+        if let Some(pages) = pages.as_deref_mut()
             && pages.indirect > 0
         {
             pages.stats.emulated += 1;
             pages.track_write(gpa, len, &mut owed, task);
+            self.flush(&owed, task);
+            pages.bury(&self.host, task);
         }
-        self.flush(&owed, task);
-        tables.bury(&self.host, task);
     }
 
     /// Stops shadowing the table at `gfn`, so that the guest can write it by itself
     /// (`kvm_mmu_unprotect_gfn_and_retry`). Whether there was anything to stop.
     pub fn unprotect(&self, gfn: Gfn, task: &Task<'_>) -> Result<bool, VmError> {
         self.shadow()?;
-        let mut tables = self.mmu.write(task);
+        let tables = self.mmu.write(task);
+        let mut pages = tables.shadow.lock(task);
         let mut owed = Owed::default();
-        let Some(pages) = tables.shadow_mut() else { return Ok(false) };
+        let Some(pages) = pages.as_deref_mut() else { return Ok(false) };
         let found: Vec<_> = pages.by_gfn.get(&gfn).cloned().unwrap_or_default();
         let mut any = false;
         for id in found {
-            if pages.page(id).shadows(gfn) {
+            if pages.exists(id) && pages.page(id).shadows(gfn) {
                 pages.zap_page(id, &mut owed, task);
                 any = true;
             }
         }
         self.flush(&owed, task);
-        tables.bury(&self.host, task);
+        pages.bury(&self.host, task);
         Ok(any)
     }
 }

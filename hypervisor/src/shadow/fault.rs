@@ -130,13 +130,9 @@ impl Vm {
                 }
             }
         };
-        task.report(Event::PageFault {
-            gpa: walk.gpa,
-            write: access.kind == AccessKind::Write,
-            execute: access.kind == AccessKind::Execute,
-        });
         let entry = if fault.code.contains(PageFaultCode::P) { EntryState::Denied } else { EntryState::NotPresent };
         let input = FaultInput { entry, ..FaultInput::new(walk.gpa, access.kind) };
+        task.report_with(|| Event::PageFault { gpa: input.gpa, access: input.kind, error_code: input.error_code() });
         let unresolved = Unresolved::new(input, &self.invalidation);
         task.at(Point::F1);
         let in_slot = resolve::resolve(&slots, unresolved)?;
@@ -166,12 +162,13 @@ impl Vm {
         }
         task.at(Point::F5);
         let mut owed = Owed::default();
-        let mut tables = self.mmu.write(task);
+        let tables = self.mmu.write(task);
+        let mut guard = tables.shadow.lock(task);
         if is_stale() {
             return Err(RETRY);
         }
         let sized = level::choose(backed, self.pages.max_level, task);
-        let Some(pages) = tables.shadow_mut() else { return Err(VmError::NotShadowing.into()) };
+        let Some(pages) = guard.as_deref_mut() else { return Err(VmError::NotShadowing.into()) };
         if state.root.pages().any(|page| pages.page(page).standing == Standing::Invalid) {
             return Err(RETRY);
         }
@@ -202,7 +199,8 @@ impl Vm {
         );
         self.flush(&owed, task);
         task.at(Point::F7);
-        tables.bury(&self.host, task);
+        pages.bury(&self.host, task);
+        drop(guard);
         drop(tables);
         drop(slots);
         task.at(Point::F8);
@@ -216,7 +214,7 @@ impl Vm {
     }
 
     fn reflect(&self, code: PageFaultCode, task: &Task<'_>) -> ShadowAnswer {
-        if let Some(pages) = self.mmu.write(task).shadow_mut() {
+        if let Some(pages) = self.mmu.write(task).shadow.lock(task).as_deref_mut() {
             pages.stats.reflected += 1;
         }
         ShadowAnswer::Reflect(code)

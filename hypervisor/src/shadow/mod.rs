@@ -92,7 +92,7 @@ impl Vm {
         let reloads = Arc::new(Reloads::new(nr_vcpus));
         let max_pages = config.max_pages.max(ShadowConfig::LEAST_PAGES);
         let pages = ShadowMmu::new(Arc::clone(self.memory()), dummy, max_pages, Arc::clone(&reloads));
-        self.mmu.get_mut().set_shadow(pages);
+        *self.mmu.write(task).shadow.lock(task) = Some(Box::new(pages));
         self.shadow = Some(ShadowVm {
             features: config.features,
             reloads,
@@ -112,6 +112,6 @@ impl Vm {
 
     /// The counters of shadowing; all zero without it.
     pub fn shadow_stats(&self, task: &Task<'_>) -> ShadowStats {
-        self.mmu.read(task).shadow().map(ShadowMmu::stats).unwrap_or_default()
+        self.mmu.read(task).with_shadow(task, ShadowMmu::stats).unwrap_or_default()
     }
 }

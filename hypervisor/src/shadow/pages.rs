@@ -174,6 +174,11 @@ impl ShadowMmu {
         }
     }
 
+    /// Whether a page has not gone yet.
+    pub(super) fn exists(&self, id: PageId) -> bool {
+        matches!(self.pages.get(id.0 as usize), Some(Some(_)))
+    }
+
     /// A page that exists.
     ///
     /// # Panics

@@ -91,8 +91,9 @@ impl Vm {
     fn invalidate(&self, state: &mut VcpuShadow, scope: Scope, task: &Task<'_>) {
         let VcpuShadow { paging, root, previous, .. } = state;
         let current = paging.state().pcid();
-        let mut tables = self.mmu.write(task);
-        let Some(pages) = tables.shadow_mut() else { return };
+        let tables = self.mmu.write(task);
+        let mut pages = tables.shadow.lock(task);
+        let Some(pages) = pages.as_deref_mut() else { return };
         let mut owed = Owed::default();
         let flush = |owed: &Owed| self.flush(owed, task);
         match scope {
@@ -127,13 +128,14 @@ impl Vm {
             }
         }
         self.flush(&owed, task);
-        tables.bury(&self.host, task);
+        pages.bury(&self.host, task);
     }
 
     /// Gives every root of a vCPU up.
     fn drop_roots(&self, state: &mut VcpuShadow, task: &Task<'_>) {
-        let mut tables = self.mmu.write(task);
-        let Some(pages) = tables.shadow_mut() else { return };
+        let tables = self.mmu.write(task);
+        let mut pages = tables.shadow.lock(task);
+        let Some(pages) = pages.as_deref_mut() else { return };
         state.root.pages().for_each(|page| pages.put_root(page));
         state.root = Root::None;
         state.previous.drain(..).for_each(|cached| pages.put_root(cached.page));
@@ -144,13 +146,14 @@ impl Vm {
         };
         // A table that is freed may still be in this processor's paging-structure caches.
         self.flush(&everything, task);
-        tables.bury(&self.host, task);
+        pages.bury(&self.host, task);
     }
 
     /// Puts the current root, which was that of `old`, into the cache.
     fn leave_root(&self, state: &mut VcpuShadow, old: &PagingState, task: &Task<'_>) {
-        let mut tables = self.mmu.write(task);
-        let Some(pages) = tables.shadow_mut() else { return };
+        let tables = self.mmu.write(task);
+        let mut pages = tables.shadow.lock(task);
+        let Some(pages) = pages.as_deref_mut() else { return };
         match core::mem::take(&mut state.root) {
             Root::Long(page) => {
                 state.previous.insert(0, CachedRoot { cr3: old.cr3, page });
@@ -181,8 +184,9 @@ impl Vm {
             .collect();
         super::fault::top_up(self, &mut state.tables, task)?;
         let before = self.invalidation.sample();
-        let mut tables = self.mmu.write(task);
-        let Some(pages) = tables.shadow_mut() else { return Err(VmError::NotShadowing) };
+        let tables = self.mmu.write(task);
+        let mut pages = tables.shadow.lock(task);
+        let Some(pages) = pages.as_deref_mut() else { return Err(VmError::NotShadowing) };
         let mut owed = Owed::default();
         let VcpuShadow { paging, root, previous, tables: cache } = state;
         previous.retain(|cached| {
@@ -236,7 +240,7 @@ impl Vm {
         }
         self.flush(&owed, task);
         let registers = effective(&guest, root, pages);
-        tables.bury(&self.host, task);
+        pages.bury(&self.host, task);
         Ok(registers)
     }
 }

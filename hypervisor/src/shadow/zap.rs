@@ -59,7 +59,8 @@ impl ShadowMmu {
         let end = Gfn::new(first.raw().saturating_add(nr_pages));
         let pages: Vec<PageId> = self.by_gfn.range(first..end).flat_map(|(_, ids)| ids.iter().copied()).collect();
         for id in pages {
-            if self.page(id).role.origin == Origin::Guest {
+            // One may have gone with another.
+            if self.exists(id) && self.page(id).role.origin == Origin::Guest {
                 self.zap_page(id, owed, task);
             }
         }
@@ -74,7 +75,7 @@ impl ShadowMmu {
             self.pages().filter(|(_, page)| page.generation != self.generation).map(|(id, _)| id).collect();
         for id in obsolete {
             // One may have gone with another.
-            if self.pages().any(|(one, _)| one == id) {
+            if self.exists(id) {
                 self.zap_page(id, owed, task);
             }
         }

@@ -1,13 +1,15 @@
-//! Stage 5: writing the entry (`kvm_tdp_mmu_map`).
+//! Stage 5: writing the entry (`kvm_tdp_mmu_map`, `tdp_mmu_map_handle_target_level`).
 
 use emu_core::sync::Task;
 use emu_core::{PageSize, Sfn};
 
+use super::leaf::{HostAccess, NewLeaf, SplitExecute, Touch};
 use super::spte::{Entry, Level, Rights, Spte};
 use super::tables::{Lost, Place, Tables};
 use crate::config::VmError;
 use crate::fault::level::Sized;
 use crate::flush::Owed;
+use crate::params::NxHugePages;
 use crate::vcpu::TableCache;
 
 /// How an installation ended.
@@ -28,6 +30,8 @@ pub enum Outcome {
 pub(crate) struct Install<'a> {
     pub(crate) cache: &'a mut TableCache,
     pub(crate) owed: &'a mut Owed,
+    pub(crate) touch: Touch,
+    pub(crate) nx: NxHugePages,
     pub(crate) task: &'a Task<'a>,
 }
 
@@ -39,7 +43,7 @@ impl Tables {
     /// When the page is mapped to another frame already: some removal did not zap.
     pub(crate) fn install(&self, fault: &Sized<'_>, with: &mut Install<'_>) -> Result<Outcome, VmError> {
         let gfn = fault.gfn();
-        let goal = Level::of_leaf(fault.size());
+        let mut goal = Level::of_leaf(fault.size());
         let (mut table, mut level) = (self.root, Level::ROOT);
         loop {
             let place = Place::in_table(table, level, gfn);
@@ -49,7 +53,29 @@ impl Tables {
                 return Ok(Outcome::Retry);
             }
             if let Entry::Leaf { sfn, rights } = entry {
-                return self.widen(place, spte, sfn, rights, fault, with);
+                if level <= goal || self.format.allows(spte, level, fault.kind()) {
+                    return self.widen(place, spte, sfn, rights, fault, with);
+                }
+                // Larger than it may be now: logged, or to be executed under the NX workaround.
+                let fresh = with.cache.take();
+                let execute = match with.nx {
+                    NxHugePages::On if fault.rights().contains(Rights::EXECUTE) => SplitExecute::Grant,
+                    _ => SplitExecute::Keep,
+                };
+                if let Err(Lost) = self.split(place, spte, fresh, execute, with.owed, with.task)? {
+                    with.cache.put(fresh);
+                    return Ok(Outcome::Retry);
+                }
+                if let Some(below) = level.below() {
+                    self.note_disallowed(fresh, place, below, goal, fault, with);
+                }
+                continue;
+            }
+            if let (Entry::Table(next), true) = (entry, level == goal)
+                && self.is_nx_disallowed(next, with.task)
+            {
+                // Parts of it are executed: a huge leaf would take that away again (`disallowed_hugepage_adjust`).
+                goal = level.below().unwrap_or(goal);
             }
             let below = level.below().filter(|_| level > goal);
             let Some(below) = below else {
@@ -64,6 +90,7 @@ impl Tables {
                         return Ok(Outcome::Retry);
                     }
                     self.count_linked(below, with.task);
+                    self.note_disallowed(fresh, place, below, goal, fault, with);
                     fresh
                 }
             };
@@ -71,14 +98,43 @@ impl Tables {
         }
     }
 
-    fn put_leaf(&self, place: Place, old: Spte, fault: &Sized<'_>, with: &mut Install<'_>) -> Result<Outcome, VmError> {
-        let size = fault.size();
-        let leaf = self.format.leaf(fault.sfn().align_down(size), size, fault.rights());
-        if let Err(Lost) = self.change(place, old, leaf, with.owed, with.task)? {
-            return Ok(Outcome::Retry);
+    /// Takes note of a table that stands where a huge leaf would, but for the NX workaround (`track_possible_nx_huge_page`).
+    fn note_disallowed(
+        &self,
+        table: emu_core::Spa,
+        parent: Place,
+        below: Level,
+        goal: Level,
+        fault: &Sized<'_>,
+        with: &Install<'_>,
+    ) {
+        let possible = Level::of_leaf(fault.requested());
+        if with.nx == NxHugePages::On && goal < possible && possible >= parent.level && below >= goal {
+            self.track_nx(table, parent, with.task);
         }
+    }
+
+    fn new_leaf(&self, head: Sfn, size: PageSize, rights: Rights, fault: &Sized<'_>, with: &Install<'_>) -> Spte {
+        let host = match fault.rights().contains(Rights::WRITE) {
+            true => HostAccess::Writable,
+            false => HostAccess::ReadOnly,
+        };
+        let mut rights = rights;
+        if with.nx == NxHugePages::On && size > PageSize::Size4K {
+            rights.remove(Rights::EXECUTE);
+        }
+        self.format.make(&NewLeaf { sfn: head, size, rights, host, touch: with.touch, ad: self.ad })
+    }
+
+    fn put_leaf(&self, place: Place, old: Spte, fault: &Sized<'_>, with: &mut Install<'_>) -> Result<Outcome, VmError> {
+        let Some(size) = place.level.leaf_size() else { return Ok(Outcome::Retry) };
+        let leaf = self.new_leaf(fault.sfn().align_down(size), size, fault.rights(), fault, with);
+        let replaced = match self.change(place, old, leaf, with.owed, with.task)? {
+            Ok(replaced) => replaced,
+            Err(Lost) => return Ok(Outcome::Retry),
+        };
         // A table that stood here is left over from smaller pages.
-        if let (Entry::Table(table), Some(below)) = (self.format.read(old, place.level), place.level.below()) {
+        if let (Entry::Table(table), Some(below)) = (self.format.read(replaced, place.level), place.level.below()) {
             self.drop_tree(table, below, place.gfn, with.owed, with.task)?;
         }
         Ok(Outcome::Fixed { size })
@@ -97,10 +153,10 @@ impl Tables {
         let Some(size) = place.level.leaf_size() else { return Ok(Outcome::Retry) };
         let mapped = head.raw() + (fault.gfn().raw() - place.gfn.raw());
         assert_eq!(mapped, fault.sfn().raw(), "{:?} is mapped to another frame than its folio's", fault.gfn());
-        if had.allow(fault.kind()) {
+        if with.touch == Touch::Ahead || self.format.allows(old, place.level, fault.kind()) {
             return Ok(Outcome::Spurious);
         }
-        let wide = self.format.leaf(head, size, had | fault.rights());
+        let wide = self.new_leaf(head, size, had | fault.rights(), fault, with);
         Ok(match self.change(place, old, wide, with.owed, with.task)? {
             Ok(_) => Outcome::Fixed { size },
             Err(Lost) => Outcome::Retry,

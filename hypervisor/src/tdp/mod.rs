@@ -11,13 +11,24 @@
 //! loses starts over. Removals hold it for writing. A table leaves the tree frozen, and is freed only when the lock is
 //! next held for writing and the flush it owed is done, so that neither a fault nor a processor can be walking it.
 
+mod fast;
 mod install;
+pub mod leaf;
+mod log;
+pub mod mmio;
+mod nx;
+mod split;
 pub mod spte;
 mod tables;
 mod zap;
 
+pub(crate) use fast::{Fast, Logged};
 pub(crate) use install::Install;
 pub use install::Outcome;
+pub use leaf::{AdType, HostAccess, NewLeaf, SplitExecute, Touch, WholeExecute, WriteState};
+pub(crate) use log::Arm;
+pub use mmio::{MMIO_GENERATION_BITS, MmioGeneration, MmioSpte};
+pub(crate) use split::Split;
 pub use spte::{Entry, Level, Rights, Spte, TdpFormat};
 pub use tables::{LeafView, Tables, TablesStats};
 pub use zap::AdBit;

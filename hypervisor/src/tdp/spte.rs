@@ -1,5 +1,5 @@
 //! What an entry of the nested tables means (AMD APM vol. 2, "Nested Paging"; Intel SDM vol. 3, "EPT Paging-Structure
-//! Entries", "Accessed and Dirty Flags for EPT").
+//! Entries", "Accessed and Dirty Flags for EPT"; Linux 7.3 `arch/x86/kvm/mmu/spte.h`).
 //!
 //! | field | NPT | EPT |
 //! |---|---|---|
@@ -11,14 +11,20 @@
 //! | frame | 51:12 | 51:12 |
 //! | ours: present at all | 11 | 11 |
 //! | ours: host-writable, MMU-writable | 9, 10 | 53, 55 |
+//! | ours: how accesses are recorded | - | 61:60 |
+//! | ours: R and X while accesses are tracked | - | 52, 54 |
 //!
 //! The software bits are where Linux 7.3 has them; hardware ignores them. An absent entry is zero, where Linux sets
 //! bit 63 to keep EPT violations from becoming #VE: no guest of ours has #VE enabled, and a fresh table is zero already.
 //!
-//! [`TdpFormat`] makes and reads [`Spte`]s; nothing else looks at their bits.
+//! [`TdpFormat`] makes and reads [`Spte`]s; nothing else looks at their bits. Leaves are made and altered in
+//! [`super::leaf`], entries for devices in [`super::mmio`].
 
 use bitflags::bitflags;
 use emu_core::{AccessKind, Gfn, MemoryType, PageSize, Sfn, Spa};
+
+use super::leaf::AdType;
+use super::mmio::MmioSpte;
 
 /// Format of the nested tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -122,6 +128,8 @@ pub enum Entry {
     Absent,
     /// Nothing, and nothing may be put there: the table it stands in is being removed.
     Frozen,
+    /// No memory is there: the processor faults on a reserved bit, and the entry says so without a look at memslots.
+    Mmio(MmioSpte),
     /// A table below.
     Table(Spa),
     /// A page.
@@ -133,29 +141,32 @@ pub enum Entry {
     },
 }
 
-const FRAME: u64 = 0x000f_ffff_ffff_f000;
-const PRESENT: u64 = 1 << 11;
-const READ: u64 = 1 << 0;
-const WRITE: u64 = 1 << 1;
-const HUGE: u64 = 1 << 7;
+pub(super) const FRAME: u64 = 0x000f_ffff_ffff_f000;
+pub(super) const PRESENT: u64 = 1 << 11;
+pub(super) const READ: u64 = 1 << 0;
+pub(super) const WRITE: u64 = 1 << 1;
+pub(super) const HUGE: u64 = 1 << 7;
 
-mod npt {
-    pub(super) const USER: u64 = 1 << 2;
-    pub(super) const ACCESSED: u64 = 1 << 5;
-    pub(super) const DIRTY: u64 = 1 << 6;
-    pub(super) const NX: u64 = 1 << 63;
-    pub(super) const HOST_WRITABLE: u64 = 1 << 9;
-    pub(super) const MMU_WRITABLE: u64 = 1 << 10;
+pub(super) mod npt {
+    pub(crate) const USER: u64 = 1 << 2;
+    pub(crate) const ACCESSED: u64 = 1 << 5;
+    pub(crate) const DIRTY: u64 = 1 << 6;
+    pub(crate) const NX: u64 = 1 << 63;
+    pub(crate) const HOST_WRITABLE: u64 = 1 << 9;
+    pub(crate) const MMU_WRITABLE: u64 = 1 << 10;
 }
 
-mod ept {
-    pub(super) const EXECUTE: u64 = 1 << 2;
-    pub(super) const MEMTYPE_SHIFT: u32 = 3;
-    pub(super) const IGNORE_PAT: u64 = 1 << 6;
-    pub(super) const ACCESSED: u64 = 1 << 8;
-    pub(super) const DIRTY: u64 = 1 << 9;
-    pub(super) const HOST_WRITABLE: u64 = 1 << 53;
-    pub(super) const MMU_WRITABLE: u64 = 1 << 55;
+pub(super) mod ept {
+    pub(crate) const EXECUTE: u64 = 1 << 2;
+    pub(crate) const MEMTYPE_SHIFT: u32 = 3;
+    pub(crate) const IGNORE_PAT: u64 = 1 << 6;
+    pub(crate) const ACCESSED: u64 = 1 << 8;
+    pub(crate) const DIRTY: u64 = 1 << 9;
+    pub(crate) const HOST_WRITABLE: u64 = 1 << 53;
+    pub(crate) const MMU_WRITABLE: u64 = 1 << 55;
+    pub(crate) const AD_TYPE_SHIFT: u32 = 60;
+    /// R (bit 0) and X (bit 2) are kept this far above.
+    pub(crate) const SAVED_SHIFT: u32 = 52;
 }
 
 impl TdpFormat {
@@ -184,46 +195,16 @@ impl TdpFormat {
         Spte(table.raw() & FRAME | allow | PRESENT)
     }
 
-    /// A leaf of `size`, accessed, and dirty if it may be written: the access that faulted is about to happen.
-    pub const fn leaf(self, sfn: Sfn, size: PageSize, rights: Rights) -> Spte {
-        let mut raw = sfn.base().raw() & FRAME | READ | PRESENT;
-        if !matches!(size, PageSize::Size4K) {
-            raw |= HUGE;
-        }
-        let writable = rights.contains(Rights::WRITE);
-        let executable = rights.contains(Rights::EXECUTE);
-        raw |= self.accessed();
-        if writable {
-            raw |= WRITE | self.dirty();
-        }
-        match self {
-            TdpFormat::Npt => {
-                raw |= npt::USER;
-                if writable {
-                    raw |= npt::HOST_WRITABLE | npt::MMU_WRITABLE;
-                }
-                if !executable {
-                    raw |= npt::NX;
-                }
-            }
-            TdpFormat::Ept => {
-                raw |= (MemoryType::WriteBack as u64) << ept::MEMTYPE_SHIFT | ept::IGNORE_PAT;
-                if writable {
-                    raw |= ept::HOST_WRITABLE | ept::MMU_WRITABLE;
-                }
-                if executable {
-                    raw |= ept::EXECUTE;
-                }
-            }
-        }
-        Spte(raw)
-    }
-
     /// Reads an entry of a table of `level`.
     pub fn read(self, spte: Spte, level: Level) -> Entry {
         let raw = spte.0;
         if raw & PRESENT == 0 {
-            return if spte == Spte::FROZEN { Entry::Frozen } else { Entry::Absent };
+            return match self.read_mmio(spte) {
+                _ if spte == Spte::ABSENT => Entry::Absent,
+                _ if spte == Spte::FROZEN => Entry::Frozen,
+                Some(mmio) => Entry::Mmio(mmio),
+                None => Entry::Absent,
+            };
         }
         let is_leaf = level.below().is_none() || raw & HUGE != 0;
         if !is_leaf {
@@ -241,7 +222,7 @@ impl TdpFormat {
 
     /// Whether two entries differ in nothing that a walking processor could not have changed.
     pub const fn same_but_ad(self, a: Spte, b: Spte) -> bool {
-        (a.0 ^ b.0) & !(self.accessed() | self.dirty()) == 0
+        (a.0 ^ b.0) & !self.ad_bits(a) == 0
     }
 
     /// The entry with some of its accessed and dirty flags cleared.
@@ -251,15 +232,19 @@ impl TdpFormat {
 
     /// `new` with the accessed and dirty flags that `seen` has and `old` had not.
     pub(crate) const fn inheriting(self, new: Spte, old: Spte, seen: Spte) -> Spte {
-        Spte(new.0 | seen.0 & !old.0 & (self.accessed() | self.dirty()))
+        Spte(new.0 | seen.0 & !old.0 & self.ad_bits(new))
     }
 
     /// What the processor's nested root register holds: nCR3, or the EPTP with write-back walks of four levels and
-    /// accessed and dirty flags on.
-    pub const fn root_register(self, root: Spa) -> u64 {
+    /// accessed and dirty flags on unless entries do without them.
+    pub const fn root_register(self, root: Spa, ad: AdType) -> u64 {
+        let flags = match ad {
+            AdType::Disabled => 0,
+            AdType::Enabled | AdType::WriteProtectOnly => 1 << 6,
+        };
         match self {
             TdpFormat::Npt => root.raw(),
-            TdpFormat::Ept => root.raw() | MemoryType::WriteBack as u64 | (Level::COUNT as u64 - 1) << 3 | 1 << 6,
+            TdpFormat::Ept => root.raw() | MemoryType::WriteBack as u64 | (Level::COUNT as u64 - 1) << 3 | flags,
         }
     }
 }

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use emu_core::event::Event;
+use emu_core::event::{Bits, Event};
 use emu_core::memory::{BusError, SystemMemory};
-use emu_core::sync::{Mutex, Sharded, Task};
+use emu_core::sync::{Mutex, Sharded, ShardedLock, Task};
 use emu_core::{Gfn, PageSize, Sfn, Spa};
 use gmem::{Host, OutOfMemory};
 
+use super::leaf::{AdType, WriteState};
+use super::nx::NxTables;
 use super::spte::{Entry, Level, Rights, Spte, TdpFormat};
 use crate::flush::Owed;
 use crate::shadow::ShadowMmu;
@@ -68,46 +70,51 @@ struct Counters {
     unlinked: [AtomicU64; Level::COUNT],
 }
 
+/// What is known of tables beside what stands in them.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    /// Tables that are out of the tree and may still be walked by who held `mmu_lock` for reading when they went.
+    graveyard: Vec<Spa>,
+    pub(super) nx: NxTables,
+}
+
 /// See [`crate::tdp`].
 pub struct Tables {
     pub(super) memory: Arc<SystemMemory>,
     pub(super) format: TdpFormat,
+    /// How leaves record accesses.
+    pub(super) ad: AdType,
     pub(super) root: Spa,
     counters: Sharded<Counters>,
-    /// Tables that are out of the tree and may still be walked by who held `mmu_lock` for reading when they went.
-    graveyard: Mutex<Vec<Spa>>,
-    /// What `mmu_lock` guards besides, in a VM without nested paging.
-    shadow: Option<Box<ShadowMmu>>,
+    pub(super) kept: Mutex<Kept>,
+    /// Who walks without `mmu_lock`.
+    pub(super) walkers: ShardedLock<()>,
+    /// What `mmu_lock`, held for writing, guards besides, in a VM without nested paging.
+    pub(crate) shadow: Mutex<Option<Box<ShadowMmu>>>,
 }
 
 impl Tables {
     /// An empty tree.
-    pub fn new(host: &Host, format: TdpFormat, task: &Task<'_>) -> Result<Tables, OutOfMemory> {
+    pub fn new(host: &Host, format: TdpFormat, ad: AdType, task: &Task<'_>) -> Result<Tables, OutOfMemory> {
         let mut host = host.lock(task);
         let root = host.alloc_table()?;
         let tables = Tables {
             memory: Arc::clone(host.memory()),
             format,
+            ad,
             root,
             counters: Sharded::default(),
-            graveyard: Mutex::new(Vec::new()),
-            shadow: None,
+            kept: Mutex::default(),
+            walkers: ShardedLock::default(),
+            shadow: Mutex::default(),
         };
         tables.count_linked(Level::ROOT, task);
         Ok(tables)
     }
 
-    /// The shadow pages of a VM without nested paging.
-    pub fn shadow(&self) -> Option<&ShadowMmu> {
-        self.shadow.as_deref()
-    }
-
-    pub(crate) fn shadow_mut(&mut self) -> Option<&mut ShadowMmu> {
-        self.shadow.as_deref_mut()
-    }
-
-    pub(crate) fn set_shadow(&mut self, shadow: ShadowMmu) {
-        self.shadow = Some(Box::new(shadow));
+    /// What `look` says of the shadow pages of a VM without nested paging.
+    pub fn with_shadow<R>(&self, task: &Task<'_>, look: impl FnOnce(&ShadowMmu) -> R) -> Option<R> {
+        self.shadow.lock(task).as_deref().map(look)
     }
 
     /// The root table.
@@ -118,6 +125,16 @@ impl Tables {
     /// The format.
     pub const fn format(&self) -> TdpFormat {
         self.format
+    }
+
+    /// How leaves record accesses.
+    pub const fn ad(&self) -> AdType {
+        self.ad
+    }
+
+    /// What nCR3 (NPT) or the EPTP (EPT) holds.
+    pub const fn root_register(&self) -> u64 {
+        self.format.root_register(self.root, self.ad)
     }
 
     /// The counters. Exact while nothing changes the tree.
@@ -146,30 +163,45 @@ impl Tables {
         self.counters.lane(task.lane()).linked[level.index()].fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Takes note of the 512 leaves of a table that a split has put in the tree.
+    pub(super) fn count_parts(&self, level: Level, task: &Task<'_>) {
+        if let Some(size) = level.leaf_size() {
+            self.counters.lane(task.lane()).installed[size.index()].fetch_add(512, Ordering::Relaxed);
+        }
+    }
+
     /// Takes note of a table that left the tree. It is freed by the next [`Tables::bury`].
     pub(super) fn unlink(&self, table: Spa, level: Level, task: &Task<'_>) {
         self.counters.lane(task.lane()).unlinked[level.index()].fetch_add(1, Ordering::Relaxed);
-        self.graveyard.lock(task).push(table);
+        let mut kept = self.kept.lock(task);
+        kept.nx.forget(table);
+        kept.graveyard.push(table);
     }
 
     /// Frees what left the tree. Only with `mmu_lock` held for writing, when nobody can be walking, and after a flush,
-    /// when no processor can.
-    pub(crate) fn bury(&mut self, host: &Host, task: &Task<'_>) {
-        let dead = self.graveyard.get_mut();
-        if !dead.is_empty() {
+    /// when no processor can. Waits for those who walk without the lock (`synchronize_rcu`).
+    pub(crate) fn bury(&self, host: &Host, task: &Task<'_>) {
+        let mut kept = self.kept.lock(task);
+        if !kept.graveyard.is_empty() {
+            drop(self.walkers.write(task));
             let mut host = host.lock(task);
-            dead.drain(..).for_each(|table| host.free_table(table));
+            kept.graveyard.drain(..).for_each(|table| host.free_table(table));
         }
-        if let Some(shadow) = &mut self.shadow {
+        drop(kept);
+        if let Some(shadow) = self.shadow.lock(task).as_mut() {
             shadow.bury(host, task);
         }
     }
 
-    /// The funnel: replaces `old` by `new`. Accessed and dirty flags that a processor set meanwhile do not count as a
-    /// change; the value really replaced is returned.
+    /// The funnel: replaces `old` by `new` (`tdp_mmu_set_spte_atomic`, `handle_changed_spte`). Accessed and dirty flags that
+    /// a processor set meanwhile do not count as a change; the value really replaced is returned.
+    ///
+    /// It is a compare-exchange whoever calls. Linux stores plainly where `mmu_lock` is held for writing and the old entry
+    /// is not volatile ([`TdpFormat::is_volatile`]); the exchange that it needs otherwise costs nothing more here.
     ///
     /// # Panics
-    /// When the change is one that must never happen.
+    /// When the change is one that must never happen: a leaf not aligned, in no legal row of writability, or of another
+    /// frame than the one it replaces; a table put where a leaf of something else is.
     pub(super) fn change(
         &self,
         place: Place,
@@ -183,6 +215,7 @@ impl Tables {
         if let Entry::Leaf { sfn, .. } = after {
             let aligned = level.leaf_size().is_some_and(|size| sfn.is_aligned(size));
             assert!(aligned, "a leaf of level {level:?} at {gfn:?} cannot start at {sfn:?}");
+            assert!(self.format.write_state(new).is_some(), "the leaf {new:x?} at {gfn:?} is in no legal row");
             if let Entry::Leaf { sfn: from, .. } = before {
                 assert_eq!(from, sfn, "the leaf at {gfn:?} changes its frame while present");
             }
@@ -199,6 +232,12 @@ impl Tables {
                 target = self.format.inheriting(new, old, seen);
             }
         }
+        task.report_with(|| Event::SpteChanged {
+            gfn,
+            level: level.index() as u8 + 1,
+            old_spte: Bits(current.raw()),
+            new_spte: Bits(target.raw()),
+        });
         self.account(place, before, after, task);
         if self.owes_flush(before, after, current, target) {
             owed.range(gfn, level.frames());
@@ -207,11 +246,18 @@ impl Tables {
     }
 
     fn owes_flush(&self, before: Entry, after: Entry, old: Spte, new: Spte) -> bool {
-        let flags = self.format.accessed() | self.format.dirty();
         match (before, after) {
-            (Entry::Absent | Entry::Frozen, _) => false,
+            // Only what is present is cached. A leaf gives way to a table by being split, which translates the same.
+            (Entry::Absent | Entry::Frozen | Entry::Mmio(_), _) | (Entry::Leaf { .. }, Entry::Table(_)) => false,
             (Entry::Leaf { rights: had, .. }, Entry::Leaf { rights: has, .. }) => {
-                !has.contains(had) || old.raw() & flags & !new.raw() != 0
+                let format = self.format;
+                // By MMU-writable and not by W: who withheld W may not have flushed yet.
+                let may_write =
+                    |leaf| matches!(format.write_state(leaf), Some(WriteState::Writable | WriteState::Withheld));
+                !has.contains(had)
+                    || may_write(old) && !may_write(new)
+                    || format.is_accessed(old) && !format.is_accessed(new)
+                    || format.is_dirty(old) && !format.is_dirty(new)
             }
             (Entry::Table(_) | Entry::Leaf { .. }, _) => true,
         }
@@ -267,7 +313,7 @@ mod tests {
         let memory = SystemMemory::flat(1 << 20).unwrap();
         let config = HostConfig { first: Sfn::new(1), nr_frames: 255, pools: vec![] };
         let host = Host::new(HostMemory::new(memory, &config).unwrap());
-        let tables = Tables::new(&host, TdpFormat::Npt, &QUIET).unwrap();
+        let tables = Tables::new(&host, TdpFormat::Npt, AdType::Enabled, &QUIET).unwrap();
         let table = host.lock(&QUIET).alloc_table().unwrap();
         (tables, Place::in_table(table, Level::of_leaf(PageSize::Size2M), Gfn::new(512)))
     }

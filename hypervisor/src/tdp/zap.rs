@@ -22,19 +22,18 @@ type Visit<'v> = dyn FnMut(Place, Spte) -> Result<(), BusError> + 'v;
 
 impl Tables {
     /// Removes every leaf that reaches into `[first, first + nr_pages)`; tables stay for the next fault.
-    pub(crate) fn zap(&mut self, first: Gfn, nr_pages: u64, owed: &mut Owed, task: &Task<'_>) -> Result<(), BusError> {
-        if let Some(shadow) = self.shadow_mut() {
+    pub(crate) fn zap(&self, first: Gfn, nr_pages: u64, owed: &mut Owed, task: &Task<'_>) -> Result<(), BusError> {
+        if let Some(shadow) = self.shadow.lock(task).as_mut() {
             shadow.zap_range(first, nr_pages, owed, task);
         }
-        let tables = &*self;
-        tables.for_each_leaf(first, nr_pages, &mut |place, spte| tables.clear(place, spte, Spte::ABSENT, owed, task))
+        self.for_each_leaf(first, nr_pages, &mut |place, spte| self.clear(place, spte, Spte::ABSENT, owed, task))
     }
 
     /// Removes everything but the root. The tables that held it are freed by the next [`Tables::bury`].
-    pub(crate) fn zap_all(&mut self, owed: &mut Owed, task: &Task<'_>) -> Result<(), BusError> {
+    pub(crate) fn zap_all(&self, owed: &mut Owed, task: &Task<'_>) -> Result<(), BusError> {
         self.drop_entries(self.root, Level::ROOT, Gfn::new(0), Spte::ABSENT, owed, task)?;
         owed.all();
-        if let Some(shadow) = self.shadow_mut() {
+        if let Some(shadow) = self.shadow.lock(task).as_mut() {
             shadow.zap_all(owed, task);
         }
         Ok(())
@@ -43,7 +42,7 @@ impl Tables {
     /// Clears a flag of every leaf in the range and calls `found` for those that had it. The flush is owed: until it
     /// happens, processors may set nothing because they still hold the flag.
     pub(crate) fn harvest(
-        &mut self,
+        &self,
         first: Gfn,
         nr_pages: u64,
         bit: AdBit,
@@ -55,7 +54,7 @@ impl Tables {
             AdBit::Accessed => self.format.accessed(),
             AdBit::Dirty => self.format.dirty(),
         };
-        let tables = &*self;
+        let tables = self;
         tables.for_each_leaf(first, nr_pages, &mut |place, spte| {
             if let (true, Some(size)) = (spte.raw() & flag != 0, place.level.leaf_size()) {
                 let mut old = spte;
@@ -68,7 +67,7 @@ impl Tables {
         })
     }
 
-    fn for_each_leaf(&self, first: Gfn, nr_pages: u64, visit: &mut Visit<'_>) -> Result<(), BusError> {
+    pub(super) fn for_each_leaf(&self, first: Gfn, nr_pages: u64, visit: &mut Visit<'_>) -> Result<(), BusError> {
         let top = Level::ROOT.frames() * 512;
         let (from, to) = (first.raw().min(top), first.raw().saturating_add(nr_pages).min(top));
         self.visit_in(self.root, Level::ROOT, from, to, visit)

@@ -1,0 +1,99 @@
+//! The other processors: started by INIT and SIPI, given one piece of work, waited for.
+#![expect(unsafe_code, reason = "the local APIC, and assembly that starts a processor")]
+
+use core::arch::global_asm;
+use core::arch::x86_64::__cpuid_count;
+use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicU64, Ordering::*};
+
+use crate::memory::{load, memcpy, store};
+use crate::steps::{self, Area, Failure};
+
+global_asm!(include_str!("../builtin/boot.s"));
+global_asm!(include_str!("start.s"));
+
+/// As many as there are stacks for.
+pub const MOST: u64 = 4;
+/// Where the code for a starting processor goes: a SIPI names its page.
+const START_PAGE: u64 = 0x8000;
+/// The local APIC's interrupt command register, and its messages: to all but the sender.
+const ICR: u64 = 0xfee0_0300;
+const INIT: u32 = 0x000c_4500;
+const SIPI: u32 = 0x000c_4600 | (START_PAGE >> 12) as u32;
+
+unsafe extern "C" {
+    static start_begin: u8;
+    static start_end: u8;
+}
+
+/// Arrived, told to begin, done.
+static ARRIVED: AtomicU64 = AtomicU64::new(0);
+static BEGIN: AtomicU64 = AtomicU64::new(0);
+static DONE: AtomicU64 = AtomicU64::new(0);
+static BASE: AtomicU64 = AtomicU64::new(0);
+static PRIVATE: AtomicU64 = AtomicU64::new(0);
+
+struct Outcomes(UnsafeCell<[Result<u64, Failure>; MOST as usize]>);
+// SAFETY: each processor writes its own place before it counts itself in DONE; the first reads after it saw all of them.
+unsafe impl Sync for Outcomes {}
+static OUTCOMES: Outcomes = Outcomes(UnsafeCell::new([Ok(0); MOST as usize]));
+
+/// Logical processors of the package: CPUID leaf 0xB, the level above threads.
+pub fn count() -> u64 {
+    u64::from(__cpuid_count(0xb, 1).ebx.max(1))
+}
+
+/// Starts the other processors and waits until all of `count` are there.
+pub fn start_others(count: u64) {
+    ARRIVED.store(1, SeqCst);
+    if count == 1 {
+        return;
+    }
+    let (begin, end) = (&raw const start_begin, &raw const start_end);
+    // SAFETY: the page is low RAM that nothing else uses; the code has no absolute reference to itself.
+    unsafe { memcpy(START_PAGE as *mut u8, begin, end as usize - begin as usize) };
+    let send = |message: u32| {
+        store(ICR, message);
+        while load::<u32>(ICR) & 1 << 12 != 0 {}
+    };
+    send(INIT);
+    send(SIPI);
+    while ARRIVED.load(SeqCst) < count {
+        core::hint::spin_loop();
+    }
+}
+
+/// Every processor works on its area, all at once.
+pub fn run(count: u64, areas: u64, private: bool) {
+    BASE.store(areas, SeqCst);
+    PRIVATE.store(private.into(), SeqCst);
+    BEGIN.store(1, SeqCst);
+    work(0);
+    while DONE.load(SeqCst) < count {
+        core::hint::spin_loop();
+    }
+}
+
+/// How processor `n` fared, after [`run`].
+pub fn outcome(n: u64) -> Result<u64, Failure> {
+    // SAFETY: every processor is done.
+    unsafe { (*OUTCOMES.0.get())[n as usize] }
+}
+
+fn work(n: u64) {
+    let outcome = steps::all(Area::small(BASE.load(SeqCst) + n * Area::BYTES), PRIVATE.load(SeqCst) != 0);
+    // SAFETY: the place is this processor's.
+    unsafe { (*OUTCOMES.0.get())[n as usize] = outcome };
+    DONE.fetch_add(1, SeqCst);
+}
+
+/// Called by `start.s` on a stack of its own.
+#[unsafe(no_mangle)]
+extern "C" fn processor_main(n: u64) -> ! {
+    ARRIVED.fetch_add(1, SeqCst);
+    while BEGIN.load(SeqCst) == 0 {
+        core::hint::spin_loop();
+    }
+    work(n);
+    crate::cpu::halt()
+}

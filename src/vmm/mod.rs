@@ -1,0 +1,128 @@
+//! The VMM: the program in user space that a machine's hypervisor belongs to, and that answers what the kernel leaves to
+//! it.
+//!
+//! Modelled: what a KVM VMM does on `KVM_EXIT_HYPERCALL` and `KVM_EXIT_MEMORY_FAULT`. [`hypercall`] is the guest's side of
+//! the interface, [`memory`] the way from guest physical ranges to inodes, [`Vmm`] decides.
+//!
+//! Always true: it acts while no processor executes the guest, on the machine's own time line, so that what it does is a
+//! function of image, configuration and seed like everything else. Whoever calls it makes processors forget what the
+//! hypervisor says they must.
+//!
+//! Left out: a VMM with threads of its own beside the processors; the races that these make are explored by
+//! [`crate::explore`].
+
+pub mod hypercall;
+pub mod memory;
+
+use emu_core::sync::Task;
+use hypervisor::{MemoryFault, Vm};
+
+use hypercall::{GpaRange, Hypercall, HypercallError, Request};
+
+/// What the VMM does with a fault that the hypervisor hands to it (`KVM_EXIT_MEMORY_FAULT`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum OnMemoryFault {
+    /// Converts the page to what the guest meant and lets it go on (implicit conversion).
+    #[default]
+    Convert,
+    /// Ends the run, for its caller to look at; run again, the same fault comes again.
+    Stop,
+}
+
+/// How a software-protected VM's RAM begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum InitialRam {
+    /// Shared (`GUEST_MEMFD_FLAG_INIT_SHARED`).
+    #[default]
+    Shared,
+    /// Private. The image is loaded while RAM is shared, then all of it is converted before the first instruction.
+    Private,
+}
+
+/// What becomes of a processor after a memory fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AfterFault {
+    /// It tries the instruction again.
+    Retry,
+    /// It stays where it is: nothing was changed.
+    Stop,
+}
+
+/// What the VMM was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct VmmCounters {
+    /// Hypercalls, answered or refused.
+    pub hypercalls: u64,
+    /// Of these refused.
+    pub refused: u64,
+    /// `KVM_HC_MAP_GPA_RANGE` that were carried out.
+    pub conversions: u64,
+    /// Memory faults.
+    pub memory_faults: u64,
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default)]
+pub struct Vmm {
+    on_memory_fault: OnMemoryFault,
+    counters: VmmCounters,
+}
+
+impl Vmm {
+    /// A VMM that treats memory faults so.
+    pub fn new(on_memory_fault: OnMemoryFault) -> Vmm {
+        Vmm { on_memory_fault, counters: VmmCounters::default() }
+    }
+
+    /// What it was asked so far.
+    pub const fn counters(&self) -> VmmCounters {
+        self.counters
+    }
+
+    /// Answers a hypercall: what RAX is to hold. The VMM takes conversions only where memory can be private
+    /// (`KVM_CAP_EXIT_HYPERCALL`); elsewhere the call does not exist.
+    pub fn hypercall(&mut self, vm: &Vm, asked: Result<Hypercall, HypercallError>, task: &Task<'_>) -> u64 {
+        self.counters.hypercalls += 1;
+        let answer = asked.and_then(|call| match call {
+            Hypercall::PollIrq => Ok(()),
+            Hypercall::MapGpaRange { range, to } => {
+                if !vm.kind().has_private_memory() {
+                    return Err(HypercallError::NoSuchCall);
+                }
+                memory::convert(vm, range, to, task).map_err(|error| error.for_guest())?;
+                self.counters.conversions += 1;
+                Ok(())
+            }
+            Hypercall::Vmm { request, range } => request_of(vm, request, range, task),
+        });
+        match answer {
+            Ok(()) => 0,
+            Err(error) => {
+                self.counters.refused += 1;
+                error.rax()
+            }
+        }
+    }
+
+    /// Answers a memory fault.
+    pub fn memory_fault(&mut self, vm: &Vm, fault: &MemoryFault, task: &Task<'_>) -> AfterFault {
+        self.counters.memory_faults += 1;
+        let range = GpaRange { gpa: fault.gpa, len_bytes: fault.len_bytes };
+        match self.on_memory_fault {
+            OnMemoryFault::Stop => AfterFault::Stop,
+            // What cannot be converted would fault for ever.
+            OnMemoryFault::Convert => match memory::convert(vm, range, fault.privacy, task) {
+                Ok(()) => AfterFault::Retry,
+                Err(_) => AfterFault::Stop,
+            },
+        }
+    }
+}
+
+fn request_of(vm: &Vm, request: Request, range: GpaRange, task: &Task<'_>) -> Result<(), HypercallError> {
+    let done = match request {
+        Request::Punch => memory::punch(vm, range, task),
+        Request::Allocate => memory::allocate(vm, range, task),
+    };
+    done.map_err(|error| error.for_guest())
+}
