@@ -18,7 +18,13 @@
 mod bindings;
 mod cache;
 mod convert;
+mod hole;
 mod lock;
+mod poison;
+mod reshape;
+mod tree;
+
+use core::sync::atomic::AtomicU64;
 
 use bitflags::bitflags;
 use emu_core::event::{Event, Ino};
@@ -29,17 +35,21 @@ use thiserror::Error;
 
 use crate::Host;
 use crate::mm::UserMappings;
-use crate::pagemap::PageMap;
+use crate::numa::MemPolicy;
 use crate::policy::{GmemPolicy, SlotSpan};
 use crate::provider::{FolioPolicy, FolioProvider, ProviderError};
+use crate::runs::RunMap;
 use crate::shareability::{Shareability, ShareabilityMap};
 use bindings::Bindings;
-use cache::Cached;
+use reshape::Outlook;
+use tree::{PageCache, Run};
 
 pub use bindings::{BindError, Bound};
 pub use cache::{Backed, GetError};
 pub use convert::{Conversion, ConvertError};
+pub use hole::HoleError;
 pub use lock::{Exclusive, Shared};
+pub use poison::Failure;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
@@ -139,7 +149,7 @@ pub struct GuestMemfd {
     bindings: ShardedLock<Bindings>,
     attributes: ShardedLock<ShareabilityMap>,
     /// Index to folio.
-    cache: Mutex<PageMap<Cached>>,
+    cache: Mutex<PageCache>,
     /// The largest folio there can be.
     unit: PageSize,
     policy: GmemPolicy,
@@ -147,6 +157,10 @@ pub struct GuestMemfd {
     /// lane serves many.
     folio_locks: Sharded<Mutex<()>>,
     provider: Mutex<Box<dyn FolioProvider>>,
+    /// NUMA policy by index (`mbind` on a mapping of the file).
+    mem_policies: ShardedLock<RunMap<MemPolicy>>,
+    /// Memory failures so far.
+    nr_poisoned: AtomicU64,
     /// Who maps it.
     users: UserMappings,
 }
@@ -184,11 +198,13 @@ impl GuestMemfd {
             flags,
             bindings: ShardedLock::default(),
             attributes: ShardedLock::new(ShareabilityMap::new(nr_pages, initial)),
-            cache: Mutex::new(PageMap::new()),
+            cache: Mutex::default(),
             unit: policy.folio_size(),
             policy: gmem,
             folio_locks: Sharded::default(),
             provider: Mutex::new(provider),
+            mem_policies: ShardedLock::new(RunMap::new(nr_pages, MemPolicy::Any)),
+            nr_poisoned: AtomicU64::new(0),
             users: UserMappings::default(),
         })
     }
@@ -239,9 +255,16 @@ impl GuestMemfd {
         if most == PageSize::Size4K {
             return most;
         }
+        let granule = self.granule();
         let attributes = self.attributes(task);
-        let uniform = |size: &PageSize| attributes.is_uniform(index.0 & !(size.frames() - 1), size.frames());
-        PageSize::ALL[..=most.index()].iter().copied().rfind(uniform).unwrap_or(PageSize::Size4K)
+        let outlook = Outlook::now(&attributes);
+        let usable = |size: &PageSize| {
+            let base = index.0 & !(size.frames() - 1);
+            // A folio whose split is put off is mapped as if it were split.
+            attributes.is_uniform(base, size.frames())
+                && (granule.is_eager() || !granule.needs_split(&outlook, base, *size))
+        };
+        PageSize::ALL[..=most.index()].iter().copied().rfind(usable).unwrap_or(PageSize::Size4K)
     }
 
     /// Who may use `index`, at this moment.
@@ -261,15 +284,28 @@ impl GuestMemfd {
         PageSize::ALL.map(|size| cache.count(size))
     }
 
+    /// Sets from which nodes pages of `range` are allocated from now on (`mbind`).
+    pub fn set_mem_policy(&self, range: PageRange, policy: MemPolicy, task: &Task<'_>) {
+        self.mem_policies.write(task).set(range.first.0, range.nr_pages, policy);
+    }
+
+    fn mem_policy(&self, index: PageIndex, task: &Task<'_>) -> MemPolicy {
+        self.mem_policies.read(task).get(index.0)
+    }
+
+    /// Bytes of real memory that the page cache takes.
+    pub fn metadata_bytes(&self, task: &Task<'_>) -> usize {
+        self.cache.lock(task).metadata_bytes()
+    }
+
     /// Every folio of the page cache: first index, first frame, size; ascending.
     pub fn list(&self, task: &Task<'_>) -> Vec<(PageIndex, Sfn, PageSize)> {
         let cache = self.cache.lock(task);
         let mut found = Vec::new();
-        let mut at = 0;
-        while let Some(hit) = cache.next_from(at) {
-            at = hit.end();
-            found.push((PageIndex(hit.base), hit.value.head, hit.size));
-        }
+        cache.each_run(0, self.nr_pages, |Run { first, nr_pages, sfn, size }| {
+            let each = (0..nr_pages).step_by(size.frames() as usize);
+            found.extend(each.map(|n| (PageIndex(first + n), Sfn::new(sfn.raw() + n), size)));
+        });
         found
     }
 }

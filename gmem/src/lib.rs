@@ -39,6 +39,7 @@ pub mod pagemap;
 pub mod policy;
 pub mod pool;
 pub mod provider;
+pub mod runs;
 pub mod shareability;
 pub mod vmemmap;
 
@@ -46,8 +47,8 @@ pub use buddy::Buddy;
 pub use directmap::{DirectMap, DirectMapPolicy};
 pub use host::{FrameRange, HostConfig, HostLayout, HostMemory, OutOfMemory};
 pub use inode::{
-    Backed, BindError, Bound, Conversion, ConvertError, CreateError, CreateInfo, Exclusive, GetError, GmemFlags,
-    GuestMemfd, PageIndex, PageRange, Shared, SlotId,
+    Backed, BindError, Bound, Conversion, ConvertError, CreateError, CreateInfo, Exclusive, Failure, GetError,
+    GmemFlags, GuestMemfd, HoleError, PageIndex, PageRange, Shared, SlotId,
 };
 pub use invalidate::{Invalidation, SeqSample};
 pub use mm::{Kernel, Mm, MmId, MmuNotifier, NoNotifier};

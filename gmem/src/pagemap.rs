@@ -93,6 +93,11 @@ impl<T: Copy> PageMap<T> {
         self.nodes.len() - self.unused.len()
     }
 
+    /// Bytes of real memory that the map takes.
+    pub fn metadata_bytes(&self) -> usize {
+        self.nodes.len() * (size_of::<Node<T>>() + FANOUT * size_of::<Entry<T>>())
+    }
+
     fn reaches(&self, page: u64) -> bool {
         let bits = BITS * (self.top as u32 + 1);
         bits >= 64 || page >> bits == 0
@@ -216,6 +221,79 @@ impl<T: Copy> PageMap<T> {
         Some(hit)
     }
 
+    /// Makes the entry that covers `page` 512 entries of the next smaller size, whose values `part` gives by their first
+    /// page; whether there was one, and larger than 4K.
+    pub fn divide(&mut self, page: u64, mut part: impl FnMut(u64) -> T) -> bool {
+        let Some((node, level, slot)) = self.find(page).filter(|found| found.1 > 0) else { return false };
+        let size = size_of_level(level);
+        let smaller = size_of_level(level - 1);
+        let base = page & !(size.frames() - 1);
+        let below = self.new_node();
+        let parts = &mut self.nodes[below as usize];
+        for (entry, at) in parts.entries.iter_mut().zip((base..).step_by(smaller.frames() as usize)) {
+            *entry = Entry::Leaf(part(at));
+        }
+        parts.used = FANOUT as u16;
+        self.nodes[node as usize].entries[slot] = Entry::Node(below);
+        self.entries_by_size[size.index()] -= 1;
+        self.entries_by_size[smaller.index()] += FANOUT as u64;
+        true
+    }
+
+    /// Puts one entry over `size` pages at `page` in place of whatever lies there, as long as none of that is larger.
+    pub fn unite(&mut self, page: u64, size: PageSize, value: T) -> Result<(), Occupied> {
+        if !page.is_multiple_of(size.frames()) {
+            return Err(Occupied);
+        }
+        self.clear_below(page, size)?;
+        self.insert(page, size, value)
+    }
+
+    /// Takes out all entries that lie in the `size` pages at `page`, a multiple of the size, as long as none of them is
+    /// larger.
+    pub fn clear_below(&mut self, page: u64, size: PageSize) -> Result<(), Occupied> {
+        if !self.reaches(page) {
+            return Ok(());
+        }
+        let goal = size.index() as u8;
+        let mut path = [0_u32; 8];
+        let mut node = self.root;
+        for level in (goal..=self.top).rev() {
+            path[usize::from(level)] = node;
+            match self.nodes[node as usize].entries[slot_of(page, level)] {
+                Entry::Node(below) if level > goal => node = below,
+                Entry::Node(below) => self.free_subtree(below, level - 1),
+                Entry::Leaf(_) if level > goal => return Err(Occupied),
+                Entry::Leaf(_) => self.entries_by_size[size.index()] -= 1,
+                Entry::Empty => return Ok(()),
+            }
+        }
+        for level in goal..=self.top {
+            let id = path[usize::from(level)];
+            let node = &mut self.nodes[id as usize];
+            node.entries[slot_of(page, level)] = Entry::Empty;
+            node.used -= 1;
+            if node.used > 0 || level == self.top {
+                break;
+            }
+            self.unused.push(id);
+        }
+        Ok(())
+    }
+
+    fn free_subtree(&mut self, node: u32, level: u8) {
+        for slot in 0..FANOUT {
+            match self.nodes[node as usize].entries[slot] {
+                Entry::Empty => continue,
+                Entry::Leaf(_) => self.entries_by_size[usize::from(level)] -= 1,
+                Entry::Node(below) => self.free_subtree(below, level - 1),
+            }
+            self.nodes[node as usize].entries[slot] = Entry::Empty;
+        }
+        self.nodes[node as usize].used = 0;
+        self.unused.push(node);
+    }
+
     /// The first entry that covers `page` or lies above it.
     pub fn next_from(&self, page: u64) -> Option<Hit<T>> {
         if !self.reaches(page) {
@@ -301,14 +379,30 @@ mod tests {
     proptest! {
         #[test]
         fn agrees_with_a_list_of_intervals(
-            steps in prop::collection::vec((any::<bool>(), 0_u64..2 * G1, 0_usize..3), 1..120),
+            steps in prop::collection::vec((0_u8..6, 0_u64..2 * G1, 0_usize..3), 1..120),
         ) {
             let mut map = PageMap::new();
             let mut model: Vec<(u64, PageSize, usize)> = Vec::new();
-            for (step, (insert, page, size)) in steps.into_iter().enumerate() {
+            for (step, (kind, page, size)) in steps.into_iter().enumerate() {
                 let size = PageSize::ALL[size];
                 let covering = model.iter().position(|&(b, s, _)| b <= page && page < b + s.frames());
-                if insert {
+                if kind == 0 {
+                    let cut = covering.map(|at| model[at]).filter(|entry| entry.1 > PageSize::Size4K);
+                    prop_assert_eq!(map.divide(page, |_| step), cut.is_some());
+                    if let (Some((base, old, _)), Some(at)) = (cut, covering) {
+                        let smaller = PageSize::ALL[old.index() - 1];
+                        model.swap_remove(at);
+                        model.extend((base..base + old.frames()).step_by(smaller.frames() as usize).map(|b| (b, smaller, step)));
+                    }
+                } else if kind == 1 {
+                    let base = page & !(size.frames() - 1);
+                    let larger = covering.is_some_and(|at| model[at].1 > size);
+                    prop_assert_eq!(map.unite(base, size, step).is_ok(), !larger);
+                    if !larger {
+                        model.retain(|&(b, s, _)| base + size.frames() <= b || b + s.frames() <= base);
+                        model.push((base, size, step));
+                    }
+                } else if kind < 4 {
                     let base = page & !(size.frames() - 1);
                     let free = model.iter().all(|&(b, s, _)| base + size.frames() <= b || b + s.frames() <= base);
                     prop_assert_eq!(map.insert(base, size, step).is_ok(), free);

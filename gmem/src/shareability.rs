@@ -1,13 +1,11 @@
 //! Who may use a page of guest_memfd: the guest alone, or guest and host (the attributes tree of in-place conversion).
 //!
 //! [`Shareability`] is one page's state, a private enum whose transitions are the pure functions of [`transition`];
-//! [`ShareabilityMap`] gives every index of an inode exactly one state, as maximal runs. Always true: the runs cover
-//! the inode without gap, and neighbours differ.
+//! [`ShareabilityMap`] gives every index of an inode exactly one state.
 //!
-//! What conversion does to the bytes depends on the kind of VM; here they are preserved, as for VMs whose memory is not
-//! encrypted.
+//! What conversion does to the bytes is the policy's to say: [`crate::policy::Content`].
 
-use std::collections::BTreeMap;
+use crate::runs::RunMap;
 
 use emu_core::event::Sharing;
 
@@ -94,66 +92,8 @@ pub mod transition {
     }
 }
 
-/// See the module.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ShareabilityMap {
-    /// First index of each run; the first key is 0.
-    runs: BTreeMap<u64, Shareability>,
-    nr_pages: u64,
-}
-
-impl ShareabilityMap {
-    /// All of `nr_pages` indices in one state.
-    pub fn new(nr_pages: u64, initial: Shareability) -> ShareabilityMap {
-        ShareabilityMap { runs: BTreeMap::from([(0, initial)]), nr_pages }
-    }
-
-    /// The state of `index`; indices behind the end share the last run's, as no folio is ever there.
-    pub fn get(&self, index: u64) -> Shareability {
-        self.runs.range(..=index).next_back().map_or(Shareability::PRIVATE, |(_, &state)| state)
-    }
-
-    /// Whether `[first, first + nr_pages)` is in one state throughout.
-    pub fn is_uniform(&self, first: u64, nr_pages: u64) -> bool {
-        self.runs.range(first.saturating_add(1)..first.saturating_add(nr_pages.max(1))).next().is_none()
-    }
-
-    /// Whether any of `[first, first + nr_pages)` is in `state`.
-    pub fn contains(&self, first: u64, nr_pages: u64, state: Shareability) -> bool {
-        let end = first.saturating_add(nr_pages);
-        nr_pages > 0 && (self.get(first) == state || self.runs.range(first..end).any(|(_, &at_run)| at_run == state))
-    }
-
-    /// Stores a state for `[first, first + nr_pages)` as far as it lies inside; whether anything changed.
-    pub fn set(&mut self, first: u64, nr_pages: u64, state: Shareability) -> bool {
-        let end = first.saturating_add(nr_pages).min(self.nr_pages);
-        if first >= end || (self.is_uniform(first, end - first) && self.get(first) == state) {
-            return false;
-        }
-        let after = self.get(end);
-        let inner: Vec<u64> = self.runs.range(first..end).map(|(&at, _)| at).collect();
-        for at in inner {
-            self.runs.remove(&at);
-        }
-        if first == 0 || self.get(first - 1) != state {
-            self.runs.insert(first, state);
-        }
-        if end < self.nr_pages {
-            if after == state {
-                self.runs.remove(&end);
-            } else {
-                self.runs.insert(end, after);
-            }
-        }
-        true
-    }
-
-    /// The runs as `(first index, nr_pages, state)`.
-    pub fn runs(&self) -> impl Iterator<Item = (u64, u64, Shareability)> + '_ {
-        let ends = self.runs.keys().copied().skip(1).chain([self.nr_pages]);
-        self.runs.iter().zip(ends).map(|((&at, &state), end)| (at, end - at, state))
-    }
-}
+/// Every index of an inode and its state.
+pub type ShareabilityMap = RunMap<Shareability>;
 
 #[cfg(test)]
 mod tests {
@@ -197,6 +137,11 @@ mod tests {
                         prop_assert_eq!(map.contains(first, nr, state), window.contains(&state));
                     }
                     prop_assert_eq!(map.is_uniform(first, nr), window.iter().all(|s| *s == window[0]));
+                }
+                for from in [0, 1, 31] {
+                    let inside: Vec<_> = map.runs_in(from, 63).collect();
+                    prop_assert_eq!(inside.iter().map(|run| run.1).sum::<u64>(), 63 - from);
+                    prop_assert!(inside.iter().all(|run| (run.0..run.0 + run.1).all(|i| model[i as usize] == run.2)));
                 }
                 let runs: Vec<_> = map.runs().collect();
                 prop_assert_eq!(runs.iter().map(|r| r.1).sum::<u64>(), 64);

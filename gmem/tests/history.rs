@@ -365,7 +365,7 @@ fn a_page_that_the_host_holds_cannot_become_private() {
     m.inode.put_page(&world.host, held, QUIET);
     let exclusive = m.inode.exclusive(QUIET);
     let conversion = exclusive.plan_conversion(&world.host, range(0, 2 * M2), private, QUIET).unwrap().unwrap();
-    exclusive.convert(conversion, QUIET);
+    exclusive.convert(&world.host, &conversion, QUIET).unwrap();
     drop(exclusive);
     assert_eq!(plan(m, &world.host, range(0, 2 * M2), private), Ok(false));
     let refused = m.inode.shared(QUIET).get_page(&world.host, PageIndex(0), QUIET);

@@ -39,6 +39,7 @@ impl Vm {
         let range = whole_pages(offset_bytes, len_bytes)?;
         let inode = self.inode(id, task)?;
         let mut exclusive = inode.exclusive(task);
+        exclusive.check_hole(&self.host, range, task)?;
         self.invalidate_begin(&exclusive, range, Reach::Pages, task)?;
         if task.has(Defect::UnlockDuringInvalidation) {
             drop(exclusive);
@@ -67,26 +68,30 @@ impl Vm {
         let inode = self.inode(id, task)?;
         let exclusive = inode.exclusive(task);
         task.at(Point::C1);
+        if !exclusive.changes(range, to, task)? {
+            return Ok(());
+        }
         if to.is_private() {
             // Before references are counted: a mapping is one, and a new one must wait for the lock.
-            exclusive.unmap_users(range, &self.host, &NoNotifier, task);
+            exclusive.unmap_users(exclusive.with_folios(range, task), &self.host, &NoNotifier, task);
             task.at(Point::C3);
         }
         let Some(conversion) = exclusive.plan_conversion(&self.host, range, to, task)? else { return Ok(()) };
         task.at(Point::C4);
         let reach = if task.has(Defect::NarrowConversion) { Reach::Pages } else { Reach::Leaves };
-        self.invalidate_begin(&exclusive, range, reach, task)?;
-        if task.has(Defect::StoreAttributeAfterEnd) {
-            self.invalidate_end(&exclusive, range, task);
+        let zap = conversion.zap();
+        self.invalidate_begin(&exclusive, zap, reach, task)?;
+        let converted = if task.has(Defect::StoreAttributeAfterEnd) {
+            self.invalidate_end(&exclusive, zap, task);
             task.at(Point::I5);
-            exclusive.convert(conversion, task);
-            return Ok(());
-        }
-        exclusive.convert(conversion, task);
+            return Ok(exclusive.convert(&self.host, &conversion, task)?);
+        } else {
+            exclusive.convert(&self.host, &conversion, task)
+        };
         task.at(Point::C6);
-        self.invalidate_end(&exclusive, range, task);
+        self.invalidate_end(&exclusive, zap, task);
         task.at(Point::I5);
-        Ok(())
+        Ok(converted?)
     }
 
     /// Announces, zaps and flushes every guest frame that shows pages of `range` (`kvm_gmem_invalidate_begin`).

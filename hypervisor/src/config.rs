@@ -4,7 +4,8 @@ use emu_core::PageSize;
 use emu_core::memory::BusError;
 use gmem::host::HostSetupError;
 use gmem::{
-    ConvertError, CreateError, FolioPolicy, GetError, GmemPolicy, HostConfig, HugeSize, OutOfMemory, PageIndex, SlotId,
+    ConvertError, CreateError, FolioPolicy, GetError, GmemPolicy, HoleError, HostConfig, HugeSize, OutOfMemory,
+    PageIndex, SlotId,
 };
 use thiserror::Error;
 
@@ -114,6 +115,9 @@ pub enum VmError {
         /// Its length.
         len_bytes: u64,
     },
+    /// A hole was refused.
+    #[error(transparent)]
+    Hole(#[from] HoleError),
     /// A conversion was refused.
     #[error(transparent)]
     Convert(#[from] ConvertError),

@@ -117,6 +117,45 @@ impl FolioTable {
         Ok(survey)
     }
 
+    /// The first folio reaching into the `nr` frames from `first` that somebody beside the page cache holds: its head, or
+    /// `first` if that is later. Frames that are not in use are held by nobody.
+    pub(crate) fn first_held(&self, first: Sfn, nr: u64) -> Option<Sfn> {
+        let end = first.raw() + nr;
+        let mut at = first.raw();
+        let held = |head: u64| Sfn::new(head.max(first.raw()));
+        while at < end {
+            let block_end = (at | (M2 - 1)) + 1;
+            match nodes::gib(&self.chunks, at) {
+                Some(Gib::Cut(node)) => match &node.blocks[(at / M2 % M2S_OF_1G) as usize] {
+                    Block::Uniform(meta) if piece(at, *meta).is_err() => return Some(held(at)),
+                    Block::Small(node) => {
+                        let pages = &node.pages[(at % M2) as usize..];
+                        for (page, meta) in (at..end.min(block_end)).zip(pages) {
+                            if meta.is_some_and(|meta| piece(page, meta).is_err()) {
+                                return Some(held(page));
+                            }
+                        }
+                    }
+                    Block::Whole(_) => match self.get(Sfn::new(at)) {
+                        Some(folio) if !folio.is_cache_only() => return Some(held(folio.head.raw())),
+                        _ => {}
+                    },
+                    Block::Free | Block::Uniform(_) => {}
+                },
+                Some(Gib::Whole(_)) => match self.get(Sfn::new(at)) {
+                    Some(folio) if !folio.is_cache_only() => return Some(held(folio.head.raw())),
+                    folio => {
+                        at = folio.map_or(block_end, |folio| folio.end().raw());
+                        continue;
+                    }
+                },
+                Some(Gib::Free) | None => {}
+            }
+            at = block_end;
+        }
+        None
+    }
+
     /// Makes the large folio at `head` folios of size `to`, each with the page cache's references, with `flags`.
     ///
     /// # Panics

@@ -1,16 +1,19 @@
-//! The page cache of an inode: finding, populating and removing folios, and the references on them.
+//! Finding and populating folios, and the references on them.
 
 use emu_core::defect::Defect;
 use emu_core::event::Event;
 use emu_core::sync::{Point, Task};
-use emu_core::{PageSize, Sfn};
+use emu_core::{Errno, PageSize, Sfn};
 use thiserror::Error;
 
-use super::lock::{Exclusive, Shared};
+use super::lock::Shared;
+use super::reshape::{CutFailed, Outlook};
+use super::tree::Place;
 use super::{GuestMemfd, PageIndex, PageRange};
 use crate::Host;
 use crate::folio::{FolioFlags, RefError};
-use crate::provider::{FreshFolio, ProviderError, Want};
+use crate::policy::Quirks;
+use crate::provider::{FreshFolio, ProviderError, ReuseError, SplitError, Want};
 
 /// Why an index has no folio.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -45,6 +48,52 @@ pub enum GetError {
         /// What the provider said.
         cause: ProviderError,
     },
+    /// The folio must be split before the page can be used.
+    #[error("the folio at page {} of the guest_memfd cannot be split: {cause}", index.0)]
+    Split {
+        /// First index of the folio.
+        index: PageIndex,
+        /// What the provider said.
+        cause: SplitError,
+    },
+    /// The page was punched out of a huge page, and its memory cannot come back yet.
+    #[error("page {} of the guest_memfd is a hole in a huge page: {cause}", index.0)]
+    Hole {
+        /// The index.
+        index: PageIndex,
+        /// Why.
+        cause: ReuseError,
+    },
+    /// `EHWPOISON`.
+    #[error("the memory of page {} of the guest_memfd at {sfn:?} failed", index.0)]
+    Poisoned {
+        /// The index.
+        index: PageIndex,
+        /// The frame.
+        sfn: Sfn,
+    },
+}
+
+impl GetError {
+    /// What a system call returns that ran into it.
+    pub const fn errno(&self) -> Errno {
+        match self {
+            GetError::BeyondEnd { .. } => Errno::Inval,
+            GetError::Private { .. } => Errno::Acces,
+            GetError::Split { cause: SplitError::Busy { .. }, .. } => Errno::Again,
+            GetError::Poisoned { .. } | GetError::Hole { cause: ReuseError::Poisoned { .. }, .. } => Errno::HwPoison,
+            GetError::Reference { .. }
+            | GetError::NoFolio { .. }
+            | GetError::Split { .. }
+            | GetError::Hole { cause: ReuseError::Held { .. }, .. } => Errno::NoMem,
+        }
+    }
+}
+
+impl From<CutFailed> for GetError {
+    fn from(failed: CutFailed) -> GetError {
+        GetError::Split { index: failed.index, cause: failed.cause }
+    }
 }
 
 /// A page of an inode and the folio that holds it.
@@ -56,45 +105,25 @@ pub struct Backed {
     pub size: PageSize,
 }
 
-/// A folio as the page cache knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Cached {
-    pub(super) head: Sfn,
-    pub(super) contents: Contents,
-}
-
-/// What the bytes of a folio are: a copy of [`FolioFlags::UPTODATE`] that a lookup can read without the host's lock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Contents {
-    /// Whatever its last user left.
-    Stale,
-    /// Zero, or what its users wrote since.
-    Defined,
-}
-
 impl GuestMemfd {
     /// The folio at `index` if there is one; populates nothing. A moment later it may be gone.
     pub fn peek(&self, index: PageIndex, task: &Task<'_>) -> Option<Backed> {
-        self.find_or_room(index, task).ok().map(|(backed, _)| backed)
+        match self.cache.lock(task).at(index.0) {
+            Place::Folio(backed) => Some(backed),
+            Place::Gone(_) | Place::Vacant(_) => None,
+        }
     }
 
-    /// The folio at `index`, or the largest that could be put around it.
-    fn find_or_room(&self, index: PageIndex, task: &Task<'_>) -> Result<(Backed, Contents), PageSize> {
-        let cache = self.cache.lock(task);
-        if let Some(hit) = cache.get(index.0) {
-            let sfn = Sfn::new(hit.value.head.raw() + (index.0 - hit.base));
-            return Ok((Backed { sfn, size: hit.size }, hit.value.contents));
+    /// Finds the folio at `index` or puts one there.
+    #[inline]
+    fn find_or_allocate(&self, host: &Host, index: PageIndex, task: &Task<'_>) -> Result<Backed, GetError> {
+        match self.peek(index, task) {
+            Some(found) => Ok(found),
+            None => self.allocate_at(host, index, task),
         }
-        let vacancy = cache.vacancy(index.0).unwrap_or(PageSize::Size4K);
-        let fits = |size: &PageSize| (index.0 & !(size.frames() - 1)) + size.frames() <= self.nr_pages;
-        Err(PageSize::ALL[..=vacancy.index()].iter().copied().rfind(fits).unwrap_or(PageSize::Size4K))
     }
 
-    /// Finds the folio at `index` or puts one there; its contents may be stale.
-    fn find_or_allocate(&self, host: &Host, index: PageIndex, task: &Task<'_>) -> Result<(Backed, Contents), GetError> {
-        if let Ok(found) = self.find_or_room(index, task) {
-            return Ok(found);
-        }
+    fn allocate_at(&self, host: &Host, index: PageIndex, task: &Task<'_>) -> Result<Backed, GetError> {
         if index.0 >= self.nr_pages {
             return Err(GetError::BeyondEnd { index, nr_pages: self.nr_pages });
         }
@@ -103,52 +132,92 @@ impl GuestMemfd {
         let lock = self.folio_locks.lane((index.0 / self.unit.frames()) as usize);
         let _alone = (!task.has(Defect::AllocateTwice)).then(|| lock.lock(task));
         loop {
-            let at_most = match self.find_or_room(index, task) {
-                Ok(found) => return Ok(found),
-                Err(room) => room,
+            let place = self.cache.lock(task).at(index.0);
+            let vacancy = match place {
+                Place::Folio(found) => return Ok(found),
+                Place::Gone(sfn) => return self.refill(host, index, sfn, task),
+                Place::Vacant(vacancy) => vacancy,
             };
+            let fits = |size: &PageSize| (index.0 & !(size.frames() - 1)) + size.frames() <= self.nr_pages;
+            let at_most = PageSize::ALL[..=vacancy.index()].iter().copied().rfind(fits).unwrap_or(PageSize::Size4K);
             task.at(Point::A1);
-            let (FreshFolio { head, size }, contents) = {
+            let fresh = {
                 let mut provider = self.provider.lock(task);
                 let mut host = host.lock(task);
-                let want = Want::anywhere(at_most, index.0);
+                let want = Want { policy: self.mem_policy(index, task), ..Want::anywhere(at_most, index.0) };
                 let fresh = provider.allocate(&mut host, want).map_err(|cause| GetError::NoFolio { index, cause })?;
                 let flags = &mut host.folios.meta_mut(fresh.head).flags;
-                let contents = if flags.contains(FolioFlags::KNOWN_ZERO) { Contents::Defined } else { Contents::Stale };
+                let zero = flags.contains(FolioFlags::KNOWN_ZERO);
                 flags.remove(FolioFlags::KNOWN_ZERO);
-                flags.set(FolioFlags::UPTODATE, contents == Contents::Defined);
+                flags.insert(FolioFlags::UPTODATE);
+                if !zero {
+                    host.clear(fresh.head, fresh.size.frames());
+                    task.report(Event::FolioZeroed { sfn: fresh.head, nr_pages: fresh.size.frames() });
+                }
                 host.report_pool(fresh.size, task);
-                (fresh, contents)
+                fresh
             };
             task.at(Point::A2);
-            let base = index.0 & !(size.frames() - 1);
-            let inserted = self.cache.lock(task).insert(base, size, Cached { head, contents });
-            if inserted.is_err() {
-                // Another task was faster; its folio is the one. Only without the lock above.
-                host.lock(task).put_page(head, size.frames() as u32);
-                continue;
-            }
-            task.report(Event::FolioAllocated { ino: self.ino, index: base, sfn: head, size });
+            let Some(backed) = self.publish(host, index, fresh, task)? else { continue };
             task.at(Point::A3);
-            return Ok((Backed { sfn: Sfn::new(head.raw() + (index.0 - base)), size }, contents));
+            return Ok(backed);
         }
     }
 
-    /// Clears a folio whose contents are stale, once.
-    fn define(&self, host: &Host, index: PageIndex, backed: Backed, task: &Task<'_>) {
-        let head = backed.sfn.align_down(backed.size);
-        let _folio = self.folio_locks.lane((index.0 / self.unit.frames()) as usize).lock(task);
-        if matches!(self.find_or_room(index, task), Ok((_, Contents::Stale))) {
-            {
-                let mut host = host.lock(task);
-                host.clear(head, backed.size.frames());
-                host.folios.meta_mut(head).flags.insert(FolioFlags::UPTODATE);
-            }
-            task.report(Event::FolioZeroed { sfn: head, nr_pages: backed.size.frames() });
-            if let Some(cached) = self.cache.lock(task).get_mut(index.0) {
-                cached.contents = Contents::Defined;
-            }
+    /// Enters a fresh folio in the page cache, split as its attributes want it: nobody sees it before. `None` when
+    /// another task was faster, which cannot be under the folio lock.
+    fn publish(
+        &self,
+        host: &Host,
+        index: PageIndex,
+        FreshFolio { head, size }: FreshFolio,
+        task: &Task<'_>,
+    ) -> Result<Option<Backed>, GetError> {
+        let base = index.0 & !(size.frames() - 1);
+        let granule = self.granule();
+        // Nobody writes attributes without the exclusive `invalidate_lock`, so this never waits.
+        let attributes = (size > PageSize::Size4K && granule.is_eager()).then(|| self.attributes(task));
+        let outlook = attributes.as_ref().map(|map| Outlook::now(map));
+        let needs = |base, size| outlook.as_ref().is_some_and(|outlook| granule.needs_split(outlook, base, size));
+        if self.policy.has(Quirks::CLEAR_FIRST_4K) {
+            leave_stale_bytes(host, head, size, task);
         }
+        if !needs(base, size) {
+            let inserted = self.cache.lock(task).insert(base, head, size);
+            match inserted {
+                true => task.report(Event::FolioAllocated { ino: self.ino, index: base, sfn: head, size }),
+                false => host.lock(task).put_page(head, size.frames() as u32),
+            }
+            let sfn = Sfn::new(head.raw() + (index.0 - base));
+            return Ok(inserted.then_some(Backed { sfn, size }));
+        }
+        let mut books = self.books(host, task);
+        if !books.cache.insert(base, head, size) {
+            books.host.put_page(head, size.frames() as u32);
+            return Ok(None);
+        }
+        task.report(Event::FolioAllocated { ino: self.ino, index: base, sfn: head, size });
+        let mut cuts = Vec::new();
+        if let Err(failed) = books.split((base, base + size.frames()), granule, &needs, &mut cuts) {
+            books.undo(&cuts);
+            if let Some(unit) = books.cache.unit_at(base) {
+                books.remove_unit(unit);
+            }
+            return Err(failed.into());
+        }
+        match books.cache.at(index.0) {
+            Place::Folio(backed) => Ok(Some(backed)),
+            Place::Gone(_) | Place::Vacant(_) => Ok(None),
+        }
+    }
+
+    /// Puts the frame back into a hole in a unit: no other may come there.
+    fn refill(&self, host: &Host, index: PageIndex, sfn: Sfn, task: &Task<'_>) -> Result<Backed, GetError> {
+        let mut books = self.books(host, task);
+        books.host.reuse(sfn).map_err(|cause| GetError::Hole { index, cause })?;
+        books.cache.restore_piece(index.0);
+        task.report(Event::FolioAllocated { ino: self.ino, index: index.0, sfn, size: PageSize::Size4K });
+        Ok(Backed { sfn, size: PageSize::Size4K })
     }
 
     /// Drops a reference taken by [`Shared::get_page`]; the last one frees a folio that was removed.
@@ -156,85 +225,79 @@ impl GuestMemfd {
         host.lock(task).put_page(sfn, 1);
     }
 
-    /// Removes the folios that lie inside `range`; of those that reach out of it, clears the part inside.
-    pub(super) fn remove_range(&self, host: &Host, range: PageRange, task: &Task<'_>) {
-        let (first, end) = (range.first.0, range.end().0);
-        let mut at = first;
-        loop {
-            let mut cache = self.cache.lock(task);
-            let Some(hit) = cache.next_from(at).filter(|hit| hit.base < end) else { break };
-            at = hit.end();
-            if first <= hit.base && hit.end() <= end {
-                cache.remove(hit.base);
-                drop(cache);
-                let mut host = host.lock(task);
-                host.put_page(hit.value.head, hit.size.frames() as u32);
-                task.report(Event::FolioRemoved {
-                    ino: self.ino,
-                    index: hit.base,
-                    sfn: hit.value.head,
-                    size: hit.size,
-                });
-                host.report_pool(hit.size, task);
-            } else {
-                drop(cache);
-                let from = hit.base.max(first);
-                let to = hit.end().min(end);
-                let sfn = Sfn::new(hit.value.head.raw() + (from - hit.base));
-                host.lock(task).clear(sfn, to - from);
-                task.report(Event::FolioZeroed { sfn, nr_pages: to - from });
-            }
-        }
+    /// Takes back a pin of [`Shared::pin_page`].
+    pub fn unpin_page(&self, host: &Host, sfn: Sfn, task: &Task<'_>) {
+        host.lock(task).unpin_page(sfn);
+    }
+}
+
+/// What a page holds that nobody cleared, under [`Quirks::CLEAR_FIRST_4K`]: free frames of the model read as zero.
+const STALE: u64 = 0x5354_414c_4553_544c;
+
+fn leave_stale_bytes(host: &Host, head: Sfn, size: PageSize, task: &Task<'_>) {
+    let host = host.lock(task);
+    for sfn in head.raw() + 1..head.raw() + size.frames() {
+        let stored = host.memory().store(Sfn::new(sfn).base(), STALE);
+        assert!(stored.is_ok(), "the host's range is system memory: {stored:?}");
     }
 }
 
 impl Shared<'_> {
-    /// The folio at `index`, populated if there is none, with defined contents (`kvm_gmem_get_pfn`). It carries no
-    /// reference: once the lock is released only the sequence of the invalidation protocol says whether it is still
-    /// there.
+    /// The folio at `index`, populated if there is none (`kvm_gmem_get_pfn`). It carries no reference: once the lock is
+    /// released only the sequence of the invalidation protocol says whether it is still there.
+    #[inline]
     pub fn get_folio(&self, host: &Host, index: PageIndex, task: &Task<'_>) -> Result<Backed, GetError> {
         task.at(Point::F3a);
-        let (backed, contents) = self.inode.find_or_allocate(host, index, task)?;
+        let backed = self.inode.find_or_allocate(host, index, task)?;
         task.at(Point::F3b);
-        if contents == Contents::Stale {
-            self.inode.define(host, index, backed, task);
-        }
+        let backed = self.inode.around_poison(host, index, backed, task)?;
         task.at(Point::F3c);
         Ok(backed)
     }
 
-    /// `fallocate` without a hole: every index of the range gets a folio, whose contents stay undefined to users until
-    /// [`Shared::get_folio`]. What was allocated before an error stays.
+    /// `fallocate` without a hole: every index of the range gets a folio. What was allocated before an error stays.
     pub fn allocate(&self, host: &Host, range: PageRange, task: &Task<'_>) -> Result<(), GetError> {
         let inode = self.inode;
-        if range.end().0 > inode.nr_pages {
+        let (mut at, mut end) = (range.first.0, range.end().0);
+        if end > inode.nr_pages {
             return Err(GetError::BeyondEnd { index: range.end(), nr_pages: inode.nr_pages });
         }
-        let mut at = range.first.0;
-        while at < range.end().0 {
-            let (backed, _) = inode.find_or_allocate(host, PageIndex(at), task)?;
+        if inode.policy.has(Quirks::ALLOCATION_ROUNDS_DOWN) {
+            (at, end) = (at & !(inode.unit.frames() - 1), end & !(inode.unit.frames() - 1));
+        }
+        while at < end {
+            let backed = inode.find_or_allocate(host, PageIndex(at), task)?;
             at = (at & !(backed.size.frames() - 1)) + backed.size.frames();
         }
         Ok(())
     }
 
-    /// A page for the host, with a reference that keeps its frame even when the index is removed meanwhile.
+    /// A page for the host, with a reference that keeps its frame even when the index is removed meanwhile
+    /// (`get_user_pages`).
     pub fn get_page(&self, host: &Host, index: PageIndex, task: &Task<'_>) -> Result<Sfn, GetError> {
+        let backed = self.for_host(host, index, task)?;
+        host.lock(task).get_page(backed.sfn).map_err(|cause| GetError::Reference { index, cause })?;
+        Ok(backed.sfn)
+    }
+
+    /// A page for a device of the host (`pin_user_pages`), until [`GuestMemfd::unpin_page`].
+    pub fn pin_page(&self, host: &Host, index: PageIndex, task: &Task<'_>) -> Result<Sfn, GetError> {
+        let backed = self.for_host(host, index, task)?;
+        host.lock(task).pin_page(backed.sfn).map_err(|cause| GetError::Reference { index, cause })?;
+        Ok(backed.sfn)
+    }
+
+    /// The folio for a user of the host, split as far as its attributes want it (`kvm_gmem_fault_user_mapping`). The
+    /// caller takes the reference while it holds the lock.
+    pub fn for_host(&self, host: &Host, index: PageIndex, task: &Task<'_>) -> Result<Backed, GetError> {
         if index.0 < self.inode.nr_pages && !self.inode.attribute(index, task).host_may_use() {
             return Err(GetError::Private { index });
         }
         let backed = self.get_folio(host, index, task)?;
-        host.lock(task).get_page(backed.sfn).map_err(|cause| GetError::Reference { index, cause })?;
-        Ok(backed.sfn)
-    }
-}
-
-impl Exclusive<'_> {
-    /// Removes the folios of `range`, clipped to the inode, as far as they lie inside it; of those that reach out of it,
-    /// clears the part inside. The caller zapped and flushed what [`Exclusive::bound`] told.
-    pub fn remove(&self, host: &Host, range: PageRange, task: &Task<'_>) {
-        let inode = self.inode;
-        task.report(Event::Punched { ino: inode.ino, index: range.first.0, nr_pages: range.nr_pages });
-        inode.remove_range(host, range.clipped(inode.nr_pages), task);
+        if backed.size == PageSize::Size4K {
+            return Ok(backed);
+        }
+        self.inode.split_late(host, index, task)?;
+        self.get_folio(host, index, task)
     }
 }

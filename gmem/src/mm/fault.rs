@@ -185,8 +185,9 @@ impl Mm {
         if index.0 >= inode.nr_pages() || !inode.attribute(index, task).host_may_use() {
             return Err(UserFault::BusError { at });
         }
-        let sfn = shared.get_folio(host, index, task).map_err(|error| match error {
-            GetError::NoFolio { .. } => UserFault::OutOfMemory {
+        let sfn = shared.for_host(host, index, task).map_err(|error| match error {
+            GetError::Poisoned { .. } => UserFault::HwPoison { at },
+            GetError::NoFolio { .. } | GetError::Split { .. } | GetError::Hole { .. } => UserFault::OutOfMemory {
                 at,
                 cause: OutOfMemory { size: PageSize::Size4K, free_frames: host.lock(task).stats().free_frames },
             },

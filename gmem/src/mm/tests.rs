@@ -63,7 +63,7 @@ fn to_private(inode: &GuestMemfd, host: &Host, range: PageRange) -> (u64, Result
     let exclusive = inode.exclusive(QUIET);
     let gone = exclusive.unmap_users(range, host, &NoNotifier, QUIET);
     let planned = exclusive.plan_conversion(host, range, Shareability::PRIVATE, QUIET);
-    (gone, planned.map(|plan| plan.into_iter().for_each(|plan| exclusive.convert(plan, QUIET))))
+    (gone, planned.map(|plan| plan.into_iter().for_each(|plan| exclusive.convert(host, &plan, QUIET).unwrap())))
 }
 
 #[test]
@@ -463,7 +463,7 @@ impl World {
                     exclusive.unmap_users(range, &self.host, &self.ledger, QUIET);
                 }
                 if let Some(plan) = exclusive.plan_conversion(&self.host, range, to, QUIET).unwrap() {
-                    exclusive.convert(plan, QUIET);
+                    exclusive.convert(&self.host, &plan, QUIET).unwrap();
                 }
                 (index..range.end().0).for_each(|index| model.private[index as usize] = to.is_private());
             }

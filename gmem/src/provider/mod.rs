@@ -31,7 +31,7 @@ use crate::numa::{MemPolicy, NodeId};
 use crate::pool::{HugeSize, PoolExhausted, TakeError};
 
 pub use poison::{PoisonError, Poisoned};
-pub use unit::{ReconstructError, Reconstructed, Split, SplitError};
+pub use unit::{ReconstructError, Reconstructed, ReuseError, Split, SplitError};
 
 /// Size and source of an inode's folios.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -142,6 +142,23 @@ impl From<Obstacle> for ReconstructError {
     }
 }
 
+/// Why a piece of a unit cannot be used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ReuseError {
+    /// Somebody still holds what was removed.
+    #[error("{sfn:?} is still held by whoever used it before")]
+    Held {
+        /// The piece.
+        sfn: Sfn,
+    },
+    /// `EHWPOISON`.
+    #[error("the memory of {sfn:?} failed")]
+    Poisoned {
+        /// The piece.
+        sfn: Sfn,
+    },
+}
+
 /// A unit that is split.
 #[derive(Clone, Debug)]
 struct SplitUnit {
@@ -307,6 +324,20 @@ impl HostMemory {
         {
             self.return_unit(unit_head, unit.size, unit.source, Hvo::Pieces(unit.optimised));
         }
+    }
+
+    /// Takes a 4K piece that waits for the rest of its unit back into use by the page cache. It reads as zero.
+    pub fn reuse(&mut self, sfn: Sfn) -> Result<(), ReuseError> {
+        if self.is_poisoned(sfn) {
+            return Err(ReuseError::Poisoned { sfn });
+        }
+        let waiting = self.units.around_mut(sfn).is_some_and(|(_, unit)| unit.back.remove(sfn.raw()));
+        if !waiting {
+            return Err(ReuseError::Held { sfn });
+        }
+        self.begin_use(sfn, PageSize::Size4K, FolioKind::Gmem, FolioFlags::UPTODATE, Source::Pages);
+        self.folios.meta_mut(sfn).flags.remove(FolioFlags::KNOWN_ZERO);
+        Ok(())
     }
 
     fn return_unit(&mut self, head: Sfn, size: PageSize, source: Source, hvo: Hvo) {
