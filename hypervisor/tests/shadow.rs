@@ -10,7 +10,8 @@ use emu_core::regs::{Cr0, Cr4, Efer};
 use emu_core::sync::Task;
 use emu_core::{Access, AccessKind, Gfn, Gpa, Gva, PageFaultCode, PageSize, Privilege, Spa};
 use gmem::PageIndex;
-use hypervisor::shadow::{ShadowAnswer, ShadowConfig, ShadowFault, check};
+use hypervisor::dirty::{DirtyLogError, DirtyLogging};
+use hypervisor::shadow::{Emulated, ShadowAnswer, ShadowConfig, ShadowFault, check};
 use hypervisor::*;
 use mmu::{
     Asid, Caches, Invpcid, Mmu, MmuFault, PagingChange, PagingFeatures, PagingMode, PagingState, Pcid, SpaceTag, Stage2,
@@ -357,6 +358,9 @@ enum Step {
         nr_pages: u64,
     },
     ZapAll,
+    Punch {
+        frame: u64,
+    },
     Unprotect {
         table: u64,
     },
@@ -377,6 +381,7 @@ fn steps() -> impl Strategy<Value = Step> {
         1 => Just(Step::ToggleNx),
         1 => (0..MEMORY >> 12, 1..600_u64).prop_map(|(first, nr_pages)| Step::Zap { first, nr_pages }),
         1 => Just(Step::ZapAll),
+        1 => (0..8_u64).prop_map(|frame| Step::Punch { frame }),
         1 => (0..8_u64).prop_map(|table| Step::Unprotect { table }),
     ]
 }
@@ -438,6 +443,12 @@ impl World {
             }
             Step::ZapAll => {
                 self.vm.zap_all(QUIET).unwrap();
+                self.obey();
+            }
+            Step::Punch { frame } => {
+                let at = if frame < 6 { DATA + frame * 0x1000 } else { self.page_table(frame - 6) };
+                self.vm.punch_hole(self.gmem, at, 0x1000, QUIET).unwrap();
+                self.copy.write(Spa::new(at), &[0; 4096]).unwrap();
                 self.obey();
             }
             Step::Unprotect { table: n } => {
@@ -568,6 +579,40 @@ fn paging_off_is_shadowed_directly() {
         world.compare(DATA + 0x123, Access::new(kind, Privilege::User));
     }
     world.check();
+}
+
+#[test]
+fn a_memslot_takes_its_leaves_and_the_shadows_of_its_tables_along() {
+    let mut world = World::new(Form::Four, PageSize::Size4K);
+    let read = Access::new(AccessKind::Read, Privilege::Supervisor);
+    world.edit(world.page_table(0), 0, DATA | P | W | A | D);
+    world.access(0, read, None).unwrap();
+    world.vm.remove_memslot(SlotId(0), QUIET).unwrap();
+    world.obey();
+    let left = world.vm.tables(QUIET).with_shadow(QUIET, |pages| pages.pages().count());
+    assert_eq!(left, Some(0), "not even the root is left");
+    let refused = world.access(0, read, None);
+    assert_eq!(refused, Err(PageFaultCode::empty()), "the guest's tables are nowhere");
+    world.check();
+}
+
+#[test]
+fn leaves_of_shadow_tables_are_not_logged() {
+    let world = World::new(Form::Four, PageSize::Size4K);
+    let asked = world.vm.set_dirty_logging(SlotId(0), DirtyLogging::On, QUIET);
+    assert_eq!(asked, Err(DirtyLogError::Shadowing { slot: SlotId(0) }));
+}
+
+#[test]
+fn an_exchange_happens_only_if_the_memory_is_what_the_instruction_saw() {
+    let world = World::new(Form::Four, PageSize::Size4K);
+    let gpa = Gpa::new(DATA);
+    world.vm.guest_write(gpa, &7_u64.to_le_bytes(), QUIET).unwrap();
+    let exchange =
+        |old: u64, new: u64| world.vm.emulate_exchange(gpa, &old.to_le_bytes(), &new.to_le_bytes(), QUIET).unwrap();
+    assert_eq!(exchange(8, 9), Emulated::Changed);
+    assert_eq!(exchange(7, 9), Emulated::Done);
+    assert_eq!(exchange(9, 1), Emulated::Done);
 }
 
 #[test]

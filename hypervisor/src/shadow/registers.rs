@@ -172,6 +172,8 @@ impl Vm {
         let slots = self.slots.read(task);
         let guest = *state.paging.state();
         let specs = root_specs(&guest);
+        // Before the tables are looked up: what is found is as old as this.
+        let before = self.invalidation.sample();
         let frames: Vec<Option<(RootSpec, Option<emu_core::Sfn>)>> = specs
             .into_iter()
             .map(|spec| {
@@ -183,7 +185,6 @@ impl Vm {
             })
             .collect();
         super::fault::top_up(self, &mut state.tables, task)?;
-        let before = self.invalidation.sample();
         let tables = self.mmu.write(task);
         let mut pages = tables.shadow.lock(task);
         let Some(pages) = pages.as_deref_mut() else { return Err(VmError::NotShadowing) };
@@ -208,30 +209,29 @@ impl Vm {
         }
         let flush = |owed: &Owed| self.flush(owed, task);
         if *root == Root::None {
-            pages.stats.roots_loaded += 1;
             let stale = frames.iter().flatten().any(|(spec, _)| self.invalidation.must_retry(before, spec.gfn, task));
-            pages.make_room(frames.len(), &mut owed, task);
-            let is_stale = |_| true;
-            let mut found = [None; 4];
-            for (n, frame) in frames.iter().enumerate() {
-                if let Some((spec, source)) = frame
-                    && !(stale && source.is_some())
-                {
-                    let mut means =
-                        Means { paging, tables: cache, flush: &flush, is_stale: &is_stale, owed: &mut owed, task };
-                    let page = pages.get_page(spec.gfn, spec.role, *source, &mut means);
-                    pages.take_root(page);
-                    found[n] = Some(page);
-                }
-            }
-            *root = match (frames.len(), found) {
-                (1, [Some(page), ..]) => Root::Long(page),
-                (1, _) => Root::Dummy,
-                (_, pages) => Root::Pae(pages),
-            };
             if stale {
                 // A change of backing is under way: the root is looked for again at the next entry.
                 self.shadow()?.reloads.ask_one(usize::from(vcpu.0));
+            } else {
+                pages.stats.roots_loaded += 1;
+                pages.make_room(frames.len(), &mut owed, task);
+                let is_stale = |_| true;
+                let mut found = [None; 4];
+                for (place, frame) in found.iter_mut().zip(&frames) {
+                    *place = frame.map(|(spec, source)| {
+                        let mut means =
+                            Means { paging, tables: cache, flush: &flush, is_stale: &is_stale, owed: &mut owed, task };
+                        let page = pages.get_page(spec.gfn, spec.role, source, &mut means);
+                        pages.take_root(page);
+                        page
+                    });
+                }
+                *root = match (frames.len(), found) {
+                    (1, [Some(page), ..]) => Root::Long(page),
+                    (1, _) => Root::Dummy,
+                    (_, pages) => Root::Pae(pages),
+                };
             }
             // What was unsync when it was last used comes back current.
             pages.sync_root(*root, paging, &flush, &mut owed, task);
