@@ -11,6 +11,7 @@ use emu_core::cpu_model::CpuModel;
 use hypervisor::VmKind;
 use thiserror::Error;
 
+use crate::vmm::random::{DEFAULT_INTERVAL, RandomConfig};
 use crate::vmm::{InitialRam, OnMemoryFault};
 
 const KIB: u64 = 1 << 10;
@@ -55,6 +56,9 @@ pub enum ConfigError {
     /// A property that this kind of VM does not have.
     #[error("a default VM has no private memory, so \"{0}\" means nothing")]
     NoPrivateMemory(String),
+    /// Not a seed with an optional distance.
+    #[error("\"{0}\" is not a seed and a distance")]
+    VmmRandom(String),
     /// Not a built-in guest.
     #[error("\"{0}\" is no guest of the program")]
     Guest(String),
@@ -70,6 +74,9 @@ impl ConfigError {
             ConfigError::NotASize(_) => "sizes are like 512M, 2G or 1T; a bare number is MiB",
             ConfigError::MemorySize(_) => "the smallest machine has 1M, the largest 16T",
             ConfigError::MemoryProperty(_) | ConfigError::NoMemorySize => "memory is 2G, or size=2G,pages=2m",
+            ConfigError::VmmRandom(_) => {
+                "it is a seed like 7 or 0x5eed, and if you like a distance in instructions: 7:1000000"
+            }
             ConfigError::Guest(_) => "bifold run --list-guests tells which there are",
             ConfigError::VmKind(_) => "kinds of VM are default and sw-protected",
             ConfigError::VmProperty(_) => "properties are ram=shared, ram=private, fault=convert and fault=stop",
@@ -312,6 +319,16 @@ pub fn parse_seed(text: &str) -> Result<u64, ConfigError> {
         None => text.parse(),
     };
     parsed.map_err(|_| ConfigError::Seed(text.to_owned()))
+}
+
+/// What `--vmm-random` says: a seed, and after a colon the mean distance of two actions in instructions.
+pub fn parse_vmm_random(text: &str) -> Result<RandomConfig, ConfigError> {
+    let refused = || ConfigError::VmmRandom(text.to_owned());
+    let (seed, every) = match text.split_once(':') {
+        None => (text, DEFAULT_INTERVAL),
+        Some((seed, every)) => (seed, every.parse().ok().filter(|&n: &u64| n > 0).ok_or_else(refused)?),
+    };
+    Ok(RandomConfig::with(parse_seed(seed).map_err(|_| refused())?, every))
 }
 
 #[cfg(test)]

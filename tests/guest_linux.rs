@@ -34,8 +34,8 @@ fn boot(row: Row, ramdisk: &str) -> Option<Ended> {
     boot_with(row, ramdisk, &[])
 }
 
-/// The same with further flags.
-fn boot_with(row: Row, ramdisk: &str, flags: &[&str]) -> Option<Ended> {
+/// [`boot`] with further flags.
+fn boot_with(row: Row, ramdisk: &str, more: &[&str]) -> Option<Ended> {
     let kernel = fetched(&format!("vmlinuz-{}", row.kernel))?;
     let initrd = fetched(ramdisk)?;
     let Row { cpus, seed, .. } = row;
@@ -44,7 +44,7 @@ fn boot_with(row: Row, ramdisk: &str, flags: &[&str]) -> Option<Ended> {
     // A panic becomes a reset at once, which ends the run with another outcome than a power-off.
     let append = ["--no-reboot", "--append", "console=ttyS0 panic=-1"];
     let mut words = vec![kernel.into_os_string(), "--initrd".into(), initrd.into_os_string()];
-    words.extend(options.into_iter().chain(append).chain(flags.iter().copied()).map(Into::into));
+    words.extend(options.into_iter().chain(append).chain(more.iter().copied()).map(Into::into));
     Some(guest(words, LIMIT))
 }
 
@@ -151,6 +151,27 @@ fn linux_6_1_two_cpus_twice() {
     assert_eq!(first.text(), second.text(), "the console of two runs of one command");
     assert_eq!(first.console, second.console);
     assert_eq!(first.stdout, second.stdout, "the summary of two runs of one command");
+}
+
+/// A correct host may balloon, replug, zap and convert while the kernel runs: the workload prints what it prints.
+fn workload_beside_a_busy_vmm(row: Row, more: &[&str]) {
+    let Some(ended) = boot_with(row, "workload.cpio", more) else { return };
+    check(row, &ended, "workload.sh");
+    let json = ended.json();
+    let kinds = json["vmm"]["random"].as_object().expect("random actions are tallied by kind");
+    let sum = |key: &str| -> u64 { kinds.values().filter_map(|tally| tally[key].as_u64()).sum() };
+    assert!(sum("done") > 500 && sum("refused") == 0, "{row:?}: {}", json["vmm"]);
+}
+
+#[test]
+fn linux_6_1_beside_a_busy_vmm() {
+    workload_beside_a_busy_vmm(row("6.1", 1, "npt", "4k"), &["--vmm-random", "11"]);
+}
+
+#[test]
+fn linux_6_1_in_private_memory_beside_a_busy_vmm() {
+    let more = ["--vm", "sw-protected,ram=private", "--vmm-random", "12"];
+    workload_beside_a_busy_vmm(row("6.1", 2, "ept", "2m"), &more);
 }
 
 /// perl, zstd, xz, openssl, lua, python and the C compiler do in the guest what they do on the host.

@@ -25,6 +25,8 @@ pub enum Consumer {
     Injection = 5,
     /// The order in which an exploration lets threads run.
     Exploration = 6,
+    /// What the VMM does at random.
+    Vmm = 7,
 }
 
 /// A stream of random numbers.

@@ -43,6 +43,10 @@ bitflags! {
         const HUGETLB = 1 << 4;
         /// `HPageVmemmapOptimized`: most of its `struct page`s are given away, so nothing may be kept per frame.
         const VMEMMAP_OPTIMISED = 1 << 5;
+        /// `PG_dirty`: somebody who had the page may have written it.
+        const DIRTY = 1 << 8;
+        /// `PG_referenced`: somebody used it.
+        const REFERENCED = 1 << 9;
     }
 }
 

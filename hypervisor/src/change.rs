@@ -7,7 +7,7 @@ use emu_core::defect::Defect;
 use emu_core::page::PAGE_SIZE;
 use emu_core::sync::{Point, Task};
 use emu_core::{Gfn, PageSize};
-use gmem::{Exclusive, NoNotifier, PageIndex, PageRange, Shareability};
+use gmem::{Exclusive, PageIndex, PageRange, Shareability};
 
 use crate::config::VmError;
 use crate::flush::Owed;
@@ -46,7 +46,7 @@ impl Vm {
             task.at(Point::I3);
             exclusive = inode.exclusive(task);
         }
-        exclusive.unmap_users(range, &self.host, &NoNotifier, task);
+        exclusive.unmap_users(range, &self.host, self, task);
         exclusive.remove(&self.host, range, task);
         task.at(Point::I4);
         self.invalidate_end(&exclusive, range, task);
@@ -73,7 +73,7 @@ impl Vm {
         }
         if to.is_private() {
             // Before references are counted: a mapping is one, and a new one must wait for the lock.
-            exclusive.unmap_users(exclusive.with_folios(range, task), &self.host, &NoNotifier, task);
+            exclusive.unmap_users(exclusive.with_folios(range, task), &self.host, self, task);
             task.at(Point::C3);
         }
         let Some(conversion) = exclusive.plan_conversion(&self.host, range, to, task)? else { return Ok(()) };

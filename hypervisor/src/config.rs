@@ -9,6 +9,8 @@ use gmem::{
 };
 use thiserror::Error;
 
+use crate::dirty::DirtyLogError;
+use crate::follow::{FollowPolicy, PfnError};
 use crate::kind::VmKind;
 use crate::memslot::MemslotError;
 use crate::tdp::TdpFormat;
@@ -53,6 +55,8 @@ pub struct VmConfig {
     pub kind: VmKind,
     /// How guest_memfd behaves.
     pub gmem: GmemPolicy,
+    /// How the hypervisor gets at user memory.
+    pub follow: FollowPolicy,
 }
 
 impl VmConfig {
@@ -66,6 +70,7 @@ impl VmConfig {
             host,
             kind: VmKind::Default,
             gmem: GmemPolicy::DEFAULT,
+            follow: FollowPolicy::DEFAULT,
         }
     }
 }
@@ -129,6 +134,12 @@ pub enum VmError {
         /// How many there are.
         nr_vcpus: usize,
     },
+    /// Writes to a memslot cannot be logged.
+    #[error(transparent)]
+    DirtyLog(#[from] DirtyLogError),
+    /// User memory behind a guest page cannot be had.
+    #[error(transparent)]
+    Follow(#[from] PfnError),
     /// A memslot and its inode disagree about who shows a page (`EIO`).
     #[error("page {} of its guest_memfd is not bound to memslot {}", index.0, slot.0)]
     NotBound {

@@ -48,11 +48,11 @@ impl Vm {
         // Held to the end: whoever withdraws a slot waits for the faults that use it.
         let slots = self.slots.read(task);
         task.at(Point::F0);
-        let input = self.kind.meant(input, &slots, task);
+        let input = self.kind.meant(input, || self.attribute_of(&slots, input.gpa.frame(), task));
         let unresolved = Unresolved::new(input, &self.invalidation);
         task.at(Point::F1);
         let fault = resolve::resolve(&slots, unresolved)?;
-        let attribute = fault.slot().inode().attribute(fault.index(), task);
+        let attribute = self.slot_attribute(fault.slot(), unresolved.gfn(), task);
         if let Some(resumed) = self.fast_fault(own, fault.slot(), &input, attribute, task)? {
             return Ok(resumed);
         }
@@ -67,7 +67,7 @@ impl Vm {
         own.tables.top_up(&self.host, task)?;
         task.report(Event::FaultStage { stage: Stage::FaultIn });
         task.at(Point::F3);
-        let fault = back::fault_in(fault, &self.host, task)?;
+        let fault = back::fault_in(fault, self, task)?;
         let slot = fault.fault().fault().slot();
         task.at(Point::F4);
         let sampled = match task.has(Defect::SampleAfterLookup) {
@@ -87,7 +87,7 @@ impl Vm {
                 return Err(RETRY);
             }
             task.report(Event::FaultStage { stage: Stage::Level });
-            let fault = self.limited(level::choose(fault, self.pages.max_level, task), slot);
+            let fault = self.limited(level::choose(fault, self, task), slot);
             task.report(Event::FaultStage { stage: Stage::Install });
             task.at(Point::F6);
             let outcome = tables.install(

@@ -1,6 +1,8 @@
 //! Access to guest memory from the host's side: loaders, DMA, emulated accesses.
 //!
-//! It goes through memslots and guest_memfd, never through the nested tables, and populates what it touches.
+//! It goes through memslots, never through the nested tables, and populates what it touches. KVM does all of it at
+//! `userspace_addr`; here what guest_memfd serves alone is accessed there too, so that emulated and native accesses see
+//! the same bytes, unless [`crate::OwnAccess::UserMemory`] asks for KVM's way.
 
 use core::ops::Range;
 
@@ -9,9 +11,11 @@ use emu_core::page::PAGE_SIZE;
 use emu_core::sync::Task;
 use emu_core::{Gfn, Gpa, PageSize, Spa};
 use gmem::GetError;
+use gmem::mm::{UserAccess, UserFault};
 use thiserror::Error;
 
-use crate::memslot::{SlotFlags, SlotState};
+use crate::follow::PfnError;
+use crate::memslot::{Slot, SlotFlags, SlotState};
 use crate::vm::Vm;
 
 /// Why the host cannot access guest memory there.
@@ -34,6 +38,12 @@ pub enum GuestAccessError {
     /// The page is private to the guest, or there is no memory for it.
     #[error(transparent)]
     Backing(#[from] GetError),
+    /// The user memory behind a slot cannot be accessed (`EFAULT`).
+    #[error(transparent)]
+    UserMemory(#[from] UserFault),
+    /// User memory cannot be mapped.
+    #[error(transparent)]
+    Follow(#[from] PfnError),
     /// A folio lies outside system memory.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -100,15 +110,18 @@ impl Vm {
         if intent == Intent::Write && info.flags.contains(SlotFlags::READONLY) {
             return Err(GuestAccessError::ReadOnly { gpa, slot: info.id.0 });
         }
-        let index = info.index_of(gpa.frame());
-        let shared = slot.inode().shared(task);
-        if !slot.inode().attribute(index, task).host_may_use() {
+        let Some((inode, index)) = self.own_access_through_gmem(slot, gpa.frame()) else {
+            return self.one_user_page(slot, gpa, done..total, intent, copy, task);
+        };
+        let shared = inode.shared(task);
+        if !self.slot_attribute(slot, gpa.frame(), task).host_may_use() {
             return Err(GetError::Private { index }.into());
         }
         let backed = shared.get_folio(&self.host, index, task)?;
         // A folio may be private in part, so what is not one 4 KiB page is checked as a whole.
         let page = backed.size.frames();
-        let uniform = slot.inode().attributes(task).is_uniform(index.0 & !(page - 1), page);
+        let uniform = inode.attributes(task).is_uniform(index.0 & !(page - 1), page)
+            && inode.policy().generation.has_inode_attributes();
         let folio_left = if uniform { page - (index.0 & (page - 1)) } else { 1 };
         let slot_left = info.end().raw() - gpa.frame().raw();
         let len = folio_left.min(slot_left) * PageSize::Size4K.bytes() - gpa.page_offset() as u64;
@@ -119,6 +132,30 @@ impl Vm {
             let pages = (gpa.page_offset() + len_bytes).div_ceil(PAGE_SIZE) as u64;
             (0..pages).for_each(|n| self.mark_dirty(slot, Gfn::new(gpa.frame().raw() + n), None));
         }
+        Ok(len_bytes)
+    }
+
+    /// Copies up to the end of one page of user memory, which is held meanwhile (`__kvm_read_guest_page`).
+    fn one_user_page(
+        &self,
+        slot: &Slot,
+        gpa: Gpa,
+        left: Range<usize>,
+        intent: Intent,
+        copy: &mut Copy<'_>,
+        task: &Task<'_>,
+    ) -> Result<usize, GuestAccessError> {
+        let hva = slot.info().hva_of(gpa.frame());
+        let access = match intent {
+            Intent::Read => UserAccess::Read,
+            Intent::Write | Intent::LoadRom => UserAccess::Write,
+        };
+        let len_bytes = (PAGE_SIZE - gpa.page_offset()).min(left.len());
+        let part = left.start..left.start + len_bytes;
+        let offset = gpa.page_offset() as u64;
+        self.mm.with_page(hva, access, self.kernel(task), &mut |sfn| {
+            copy(sfn.base().wrapping_add(offset), part.clone())
+        })?;
         Ok(len_bytes)
     }
 }

@@ -4,11 +4,9 @@
 //! says which side of the memory it means; KVM takes the page's attribute for its word (`kvm_mmu_page_fault`), and the
 //! guest changes attributes by asking the VMM.
 
-use emu_core::sync::Task;
 use gmem::Shareability;
 
 use crate::fault::FaultInput;
-use crate::memslot::MemSlots;
 
 /// The kind of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -29,15 +27,10 @@ impl VmKind {
     /// The fault with the side of the memory that the guest means. It is read before the sequence of invalidations is
     /// sampled, as KVM reads it: a conversion in between is seen by the check that follows the sample, and the fault
     /// becomes an exit to the VMM.
-    pub(crate) fn meant(self, input: FaultInput, slots: &MemSlots, task: &Task<'_>) -> FaultInput {
+    pub(crate) fn meant(self, input: FaultInput, attribute: impl FnOnce() -> Shareability) -> FaultInput {
         match self {
             VmKind::Default => input,
-            VmKind::SwProtected => {
-                let gfn = input.gpa.frame();
-                let attribute = |slot: &crate::memslot::Slot| slot.inode().attribute(slot.info().index_of(gfn), task);
-                let privacy = slots.lookup(gfn).map_or(Shareability::SHARED, attribute);
-                FaultInput { privacy, ..input }
-            }
+            VmKind::SwProtected => FaultInput { privacy: attribute(), ..input },
         }
     }
 }

@@ -20,15 +20,18 @@
 //! Left out so far: splitting of leaves and folios, dirty logging, the RMP, second address space (SMM).
 #![forbid(unsafe_code)]
 
+pub mod attributes;
 mod change;
 mod config;
 pub mod dirty;
 pub mod fault;
 mod flush;
+pub mod follow;
 mod handle;
 mod io;
 mod kind;
 pub mod memslot;
+mod notifier;
 mod nx;
 mod params;
 pub mod plan;
@@ -43,9 +46,12 @@ mod vm;
 pub use config::{PagePolicy, VmConfig, VmError};
 pub use fault::{Action, EntryState, FaultCause, FaultInput, MemoryFault, MemoryFaultReason, Resumed};
 pub use flush::FlushRequest;
+pub use follow::{FollowPolicy, OwnAccess, PfnError, UnsafeMappings, UserSignal};
 pub use io::GuestAccessError;
 pub use kind::VmKind;
-pub use memslot::{MemSlot, MemSlotSpec, MemslotError, Slot, SlotFlags, SlotState};
+pub use memslot::{
+    MemFd, MemSlot, MemSlotSpec, MemslotError, Slot, SlotChange, SlotFlags, SlotState, UserMemoryRegion2,
+};
 pub use params::{DirtyRingConfig, EagerPageSplit, ManualProtect, MmioCaching, MmuParams, NxHugePages, Pml};
 pub use plan::{RamLayout, RamRange, SystemMemoryPlan};
 pub use pml::PML_ENTRIES;

@@ -1,88 +1,211 @@
-//! `KVM_SET_USER_MEMORY_REGION2`: memslots come, move and go.
+//! `KVM_SET_USER_MEMORY_REGION2`: memslots come, move, change their flags and go.
+//!
+//! Both doors end in the same few steps. A slot comes: its place and its inode are checked, it is bound, and only then
+//! published. A slot goes: it is published as invalid, so that no fault uses it, its leaves go, it is published as gone,
+//! and only then is it unbound. A call that fails has changed nothing.
 
-use emu_core::Gpa;
-use emu_core::event::{Bits, Event, SlotChange};
+use std::sync::Arc;
+
+use emu_core::event::{Bits, Event, SlotChange as Happened};
 use emu_core::page::PAGE_SIZE;
 use emu_core::sync::{MutexGuard, Task};
-use gmem::{GmemFlags, SlotId};
+use emu_core::{Gpa, Hva};
+use gmem::mm::Prot;
+use gmem::policy::Generation;
+use gmem::{GmemFlags, GuestMemfd, PageIndex, SlotId};
 
 use crate::config::VmError;
+use crate::dirty::DirtyLogging;
 use crate::flush::Owed;
-use crate::memslot::{MemSlot, MemSlotSpec, MemslotError, Slot, SlotFlags};
+use crate::memslot::{
+    GmemServes, GmemView, MemFd, MemSlot, MemSlotSpec, MemslotError, Publication, Request, Slot, SlotChange, SlotFlags,
+    SlotState, UserMemoryRegion2, Wanted,
+};
 use crate::plan::RamLayout;
 use crate::vm::{GmemId, Vm};
 
-const PAGE: u64 = PAGE_SIZE as u64;
+type SlotsLock<'a> = MutexGuard<'a, ()>;
 
 impl Vm {
-    /// Adds a memslot: binds it, then publishes it.
-    pub fn add_memslot(&self, spec: &MemSlotSpec, task: &Task<'_>) -> Result<(), VmError> {
+    /// `KVM_SET_USER_MEMORY_REGION2`.
+    pub fn set_user_memory_region2(&self, region: &UserMemoryRegion2, task: &Task<'_>) -> Result<SlotChange, VmError> {
         let changes = self.slots_lock.lock(task);
-        let info = self.slots.read(task).check(spec, None)?;
-        self.bind_and_publish(info, &changes, task)
+        let request = region.check(self.nr_address_spaces())?;
+        let old = self.slots.read(task).by_id_in(request.space, request.id).cloned();
+        match (request.wants(old.as_ref().map(Slot::info))?, old) {
+            (Wanted::Create, _) | (_, None) => {
+                self.slots.read(task).check_place(&request)?;
+                self.create_slot(&request, &changes, task)?;
+                Ok(SlotChange::Create)
+            }
+            (Wanted::Delete, Some(old)) => {
+                self.delete_slot(&old, &changes, task)?;
+                Ok(SlotChange::Delete)
+            }
+            (Wanted::Move, Some(old)) => {
+                self.slots.read(task).check_place(&request)?;
+                self.relocate(&old, request.gpa, request.flags, &changes, task)?;
+                Ok(SlotChange::Move)
+            }
+            (Wanted::FlagsOnly, Some(old)) => {
+                // Everything but whether writes are logged is fixed.
+                self.log_writes(&old, logging(request.flags), &changes, task)?;
+                report(&MemSlot { flags: request.flags, ..*old.info() }, Happened::Flags, task);
+                Ok(SlotChange::FlagsOnly)
+            }
+            (Wanted::Nothing, Some(_)) => Ok(SlotChange::Nothing),
+        }
     }
 
-    fn bind_and_publish(&self, info: MemSlot, _: &MutexGuard<'_, ()>, task: &Task<'_>) -> Result<(), VmError> {
-        let inode = self.inode_for_slot(info.gmem, task)?;
-        inode.exclusive(task).bind(info.id, info.range(), info.first).map_err(MemslotError::Bind)?;
-        let MemSlot { id: SlotId(slot), first: gfn, nr_pages, first_index, .. } = info;
-        task.report(Event::GmemBound { ino: inode.ino(), slot, index: first_index.0, nr_pages, gfn });
-        self.slots.write(task).publish(Slot::new(info, inode));
-        let flags = Bits(info.flags.bits().into());
-        task.report(Event::SetMemoryRegion { slot, first: gfn, nr_pages, change: SlotChange::Create, flags });
-        Ok(())
+    /// `KVM_SET_USER_MEMORY_REGION`, which knows nothing of guest_memfd.
+    pub fn set_user_memory_region(&self, region: &UserMemoryRegion2, task: &Task<'_>) -> Result<SlotChange, VmError> {
+        let unknown = region.flags & SlotFlags::GUEST_MEMFD.bits();
+        if unknown != 0 {
+            return Err(MemslotError::UnknownFlags { unknown }.into());
+        }
+        self.set_user_memory_region2(region, task)
+    }
+
+    /// Address spaces of the guest (`kvm_arch_nr_memslot_as_ids`): private memory and system management mode exclude
+    /// each other.
+    pub const fn nr_address_spaces(&self) -> u32 {
+        if self.kind.has_private_memory() { 1 } else { 2 }
+    }
+
+    /// Adds a memslot on guest_memfd: binds it, then publishes it.
+    pub fn add_memslot(&self, spec: &MemSlotSpec, task: &Task<'_>) -> Result<(), VmError> {
+        let changes = self.slots_lock.lock(task);
+        let request = spec.check()?;
+        {
+            let slots = self.slots.read(task);
+            if slots.by_id_in(request.space, request.id).is_some() {
+                return Err(MemslotError::Immutable { id: request.id }.into());
+            }
+            slots.check_place(&request)?;
+        }
+        self.create_slot(&request, &changes, task)
     }
 
     /// Deletes a memslot: its leaves go before anything else can be put there.
     pub fn remove_memslot(&self, id: SlotId, task: &Task<'_>) -> Result<(), VmError> {
         let changes = self.slots_lock.lock(task);
-        self.withdraw(id, &changes, task).map(|_| ())
+        let old = self.slots.read(task).by_id(id).cloned().ok_or(MemslotError::NotFound { id })?;
+        self.delete_slot(&old, &changes, task)
     }
 
     /// Moves a memslot to another guest physical address; its bytes stay.
     pub fn move_memslot(&self, id: SlotId, gpa: Gpa, task: &Task<'_>) -> Result<(), VmError> {
         let changes = self.slots_lock.lock(task);
-        let moved = {
-            let slots = self.slots.read(task);
-            let slot = slots.by_id(id).ok_or(MemslotError::NotFound { id })?.info();
-            let spec = MemSlotSpec {
-                id,
-                gpa,
-                len_bytes: slot.nr_pages * PAGE,
-                flags: slot.flags,
-                gmem: slot.gmem,
-                offset_bytes: slot.first_index.0 * PAGE,
-            };
-            slots.check(&spec, Some(id))?
-        };
-        self.withdraw(id, &changes, task)?;
-        self.bind_and_publish(moved, &changes, task)
+        let old = self.slots.read(task).by_id(id).cloned().ok_or(MemslotError::NotFound { id })?;
+        let &MemSlot { space, nr_pages, flags, hva, .. } = old.info();
+        if !gpa.is_aligned(emu_core::PageSize::Size4K) {
+            let len_bytes = nr_pages * PAGE_SIZE as u64;
+            return Err(MemslotError::Misaligned { gpa, len_bytes, offset_bytes: 0 }.into());
+        }
+        self.slots.read(task).check_place(&Request { id, space, gpa, nr_pages, flags, hva, gmem: None })?;
+        self.relocate(&old, gpa, flags, &changes, task)
     }
 
-    /// Takes a slot out of use in the kernel's order: no new fault can use it, the old ones are done, its leaves go, its
-    /// binding goes, and only then does it.
-    fn withdraw(&self, id: SlotId, _: &MutexGuard<'_, ()>, task: &Task<'_>) -> Result<MemSlot, VmError> {
-        let (slot, inode) = {
-            let slots = self.slots.read(task);
-            let slot = slots.by_id(id).ok_or(MemslotError::NotFound { id })?;
-            (*slot.info(), self.inode_for_slot(slot.info().gmem, task)?)
-        };
-        self.slots.write(task).invalidate(id);
-        let zapped = {
-            let tables = self.mmu.write(task);
-            let mut owed = Owed::default();
-            let zapped = tables.zap(slot.first, slot.nr_pages, &mut owed, task);
-            self.flush(&owed, task);
-            tables.bury(&self.host, task);
-            zapped
-        };
-        inode.exclusive(task).unbind(slot.first_index);
-        task.report(Event::GmemUnbound { ino: inode.ino(), index: slot.first_index.0 });
-        self.slots.write(task).withdraw(id);
-        let (MemSlot { first, nr_pages, .. }, flags) = (slot, Bits(0));
-        task.report(Event::SetMemoryRegion { slot: id.0, first, nr_pages, change: SlotChange::Delete, flags });
-        zapped?;
-        Ok(slot)
+    fn create_slot(&self, request: &Request, changes: &SlotsLock<'_>, task: &Task<'_>) -> Result<(), VmError> {
+        let &Request { id, space, gpa, nr_pages, flags, hva, gmem } = request;
+        let unlogged = flags - SlotFlags::LOG_DIRTY_PAGES;
+        let mut info = MemSlot { id, space, first: gpa.frame(), nr_pages, flags: unlogged, hva, gmem: None };
+        let mut inode = None;
+        if let Some((fd, first_index)) = gmem {
+            let gmem = match fd {
+                MemFd::NotOpen => return Err(MemslotError::FdNotOpen.into()),
+                MemFd::Other => return Err(MemslotError::FdNotGmem.into()),
+                MemFd::Gmem(gmem) => gmem,
+            };
+            let file = self.inode_for_slot(gmem, task)?;
+            info.gmem = Some(GmemView { gmem, first_index, serves: serves(&file) });
+            self.check_views_agree(&info, &file, task)?;
+            bind(&info, &file, task)?;
+            inode = Some(file);
+        }
+        let slot = Slot::new(info, inode);
+        self.publish_new(slot.clone(), Happened::Create, changes, task);
+        Ok(self.log_writes(&slot, logging(flags), changes, task)?)
+    }
+
+    /// Publishes a slot that is new at its place.
+    fn publish_new(&self, slot: Slot, happened: Happened, changes: &SlotsLock<'_>, task: &Task<'_>) {
+        report(slot.info(), happened, task);
+        self.slots.publish(Publication::Put(slot), changes, task);
+    }
+
+    /// The posting of May 2025 refuses a slot whose user address does not show the same pages, where it shows any.
+    fn check_views_agree(&self, info: &MemSlot, file: &Arc<GuestMemfd>, task: &Task<'_>) -> Result<(), MemslotError> {
+        let checked = file.policy().generation == Generation::V2 && file.flags().contains(GmemFlags::MMAP);
+        if checked && info.hva != Hva::new(0) && !self.shows_the_same(info, file, task) {
+            return Err(MemslotError::SplitView { hva: info.hva });
+        }
+        Ok(())
+    }
+
+    /// Whether `userspace_addr` shows the pages of the inode that stand behind the slot.
+    pub(crate) fn shows_the_same(&self, info: &MemSlot, file: &GuestMemfd, task: &Task<'_>) -> bool {
+        let Some(vma) = self.mm.vma(info.hva.frame(), task) else { return false };
+        let whole = vma.range().intersection(info.hva_range()) == Some(info.hva_range());
+        let same = vma.index_of(info.hva.frame()).is_some_and(|(inode, index)| {
+            core::ptr::eq(Arc::as_ptr(inode), file) && Some(index) == info.index_of(info.first)
+        });
+        whole && same && vma.prot().contains(Prot::READ)
+    }
+
+    /// Takes a slot out of use in the kernel's order: no new fault can use it, the old ones are done, its leaves go, it
+    /// goes, and only then does its binding.
+    fn delete_slot(&self, old: &Slot, changes: &SlotsLock<'_>, task: &Task<'_>) -> Result<(), VmError> {
+        let zapped = self.invalidate_slot(old, changes, task);
+        let &MemSlot { space, id, .. } = old.info();
+        self.slots.publish(Publication::Remove(space, id), changes, task);
+        self.unbind(old, task);
+        report(&MemSlot { flags: SlotFlags::empty(), ..*old.info() }, Happened::Delete, task);
+        zapped
+    }
+
+    /// The same, and it comes back elsewhere.
+    fn relocate(
+        &self,
+        old: &Slot,
+        gpa: Gpa,
+        flags: SlotFlags,
+        changes: &SlotsLock<'_>,
+        task: &Task<'_>,
+    ) -> Result<(), VmError> {
+        let info = MemSlot { first: gpa.frame(), flags, ..*old.info() };
+        let zapped = self.invalidate_slot(old, changes, task);
+        let mut inode = None;
+        if let Some(view) = info.gmem {
+            let file = self.inode_for_slot(view.gmem, task)?;
+            self.unbind(old, task);
+            // What was bound a moment ago can be bound again: slots_lock is held.
+            bind(&info, &file, task)?;
+            inode = Some(file);
+        }
+        // What was logged so far is still to be reported.
+        let slot = Slot::new(info, inode).with_log(old.log().cloned());
+        self.publish_new(slot.clone(), Happened::Move, changes, task);
+        self.log_writes(&slot, logging(flags), changes, task)?;
+        zapped
+    }
+
+    /// `kvm_invalidate_memslot`: after this no fault uses the slot, and nothing of it is mapped.
+    fn invalidate_slot(&self, old: &Slot, changes: &SlotsLock<'_>, task: &Task<'_>) -> Result<(), VmError> {
+        self.slots.publish(Publication::Put(old.in_state(SlotState::Invalid)), changes, task);
+        let tables = self.mmu.write(task);
+        let mut owed = Owed::default();
+        let zapped = tables.zap(old.info().first, old.info().nr_pages, &mut owed, task);
+        self.flush(&owed, task);
+        tables.bury(&self.host, task);
+        Ok(zapped?)
+    }
+
+    fn unbind(&self, old: &Slot, task: &Task<'_>) {
+        if let (Some(inode), Some(view)) = (old.inode(), old.info().gmem) {
+            inode.exclusive(task).unbind(view.first_index);
+            task.report(Event::GmemUnbound { ino: inode.ino(), index: view.first_index.0 });
+        }
     }
 
     /// Guest RAM: one guest_memfd, shared with the host, and a memslot for each part, numbered from `first_id`. All or
@@ -112,4 +235,31 @@ impl Vm {
         }
         Ok(gmem)
     }
+}
+
+/// Which accesses an inode serves in a slot (`KVM_MEMSLOT_GMEM_ONLY`): up to 7.3 all of them where the host can map it,
+/// with conversion in place always.
+fn serves(inode: &GuestMemfd) -> GmemServes {
+    match inode.policy().generation {
+        Generation::V7_3 | Generation::V1 if !inode.flags().contains(GmemFlags::MMAP) => GmemServes::Private,
+        _ => GmemServes::All,
+    }
+}
+
+fn bind(info: &MemSlot, inode: &GuestMemfd, task: &Task<'_>) -> Result<(), MemslotError> {
+    if let Some(range) = info.range() {
+        inode.exclusive(task).bind(info.binding_id(), range, info.first)?;
+        let (slot, PageIndex(index), gfn) = (info.id.0, range.first, info.first);
+        task.report(Event::GmemBound { ino: inode.ino(), slot, index, nr_pages: range.nr_pages, gfn });
+    }
+    Ok(())
+}
+
+fn logging(flags: SlotFlags) -> DirtyLogging {
+    if flags.contains(SlotFlags::LOG_DIRTY_PAGES) { DirtyLogging::On } else { DirtyLogging::Off }
+}
+
+fn report(info: &MemSlot, change: Happened, task: &Task<'_>) {
+    let &MemSlot { id: SlotId(slot), first, nr_pages, flags, .. } = info;
+    task.report(Event::SetMemoryRegion { slot, first, nr_pages, change, flags: Bits(flags.bits().into()) });
 }

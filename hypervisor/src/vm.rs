@@ -12,13 +12,17 @@ use emu_core::event::Event;
 use emu_core::memory::SystemMemory;
 use emu_core::sync::{Mutex, ReadGuard, ShardedLock, Task};
 use emu_core::{Gfn, PageSize, Spa};
-use gmem::{CreateInfo, FolioPolicy, GmemPolicy, GuestMemfd, Host, HostMemory, Invalidation};
+use gmem::{
+    CreateInfo, FolioPolicy, GmemPolicy, GuestMemfd, Host, HostMemory, Invalidation, Kernel, Mm, MmId, Shareability,
+    ShareabilityMap,
+};
 
 use crate::config::{PagePolicy, VmConfig, VmError};
 use crate::dirty::Unlogged;
 use crate::flush::{FlushRequest, Owed};
+use crate::follow::{FollowPolicy, UserSignal};
 use crate::kind::VmKind;
-use crate::memslot::{MemSlots, MemslotError};
+use crate::memslot::{MemSlots, MemslotError, SlotSets};
 use crate::params::{MmuParams, NxHugePages};
 use crate::stats::{FaultStats, VmStats};
 use crate::tdp::{AdBit, Tables, TdpFormat};
@@ -36,7 +40,13 @@ pub struct Vm {
     gmems: Mutex<Vec<Option<Arc<GuestMemfd>>>>,
     /// `kvm->slots_lock`: who changes memslots.
     pub(crate) slots_lock: Mutex<()>,
-    pub(crate) slots: ShardedLock<MemSlots>,
+    pub(crate) slots: SlotSets,
+    /// The VMM's address space.
+    pub(crate) mm: Arc<Mm>,
+    /// `mem_attr_array`: private or shared by guest frame, for inodes that do not say so themselves.
+    pub(crate) attributes: ShardedLock<ShareabilityMap>,
+    pub(crate) signals: Mutex<Vec<UserSignal>>,
+    pub(crate) follow: FollowPolicy,
     /// `kvm->mmu_lock`.
     pub(crate) mmu: ShardedLock<Arc<Tables>>,
     /// The same tables, for who walks them without `mmu_lock`.
@@ -73,14 +83,18 @@ impl Vm {
         let last_gfn = Gfn::new((1 << (u32::from(maxphyaddr) - emu_core::page::PAGE_SHIFT)) - 1);
         Ok(Vm {
             host,
-            memory,
             gmems: Mutex::default(),
             slots_lock: Mutex::default(),
-            slots: ShardedLock::new(MemSlots::new(last_gfn)),
+            slots: SlotSets::new(last_gfn, if config.kind.has_private_memory() { 1 } else { 2 }),
+            mm: Arc::new(Mm::new(MmId(0), Arc::clone(&memory))),
+            attributes: ShardedLock::new(ShareabilityMap::new(last_gfn.raw() + 1, Shareability::SHARED)),
+            signals: Mutex::default(),
+            follow: config.follow,
             tdp: Arc::clone(&tables),
             mmu: ShardedLock::new(tables),
             invalidation: Invalidation::default(),
             vcpus: (0..config.nr_vcpus.max(1)).map(|_| Vcpu::new(params.dirty_ring)).collect(),
+            memory,
             pages: config.pages,
             kind: config.kind,
             gmem: config.gmem,
@@ -135,6 +149,21 @@ impl Vm {
     /// The memslots.
     pub fn memslots<'a>(&'a self, task: &Task<'a>) -> ReadGuard<'a, MemSlots> {
         self.slots.read(task)
+    }
+
+    /// The VMM's address space: what `userspace_addr` is an address of.
+    pub const fn mm(&self) -> &Arc<Mm> {
+        &self.mm
+    }
+
+    /// The kernel for operations on address spaces: this VM learns what goes.
+    pub const fn kernel<'a>(&'a self, task: &'a Task<'a>) -> Kernel<'a> {
+        Kernel { host: &self.host, notifier: self, task }
+    }
+
+    /// Signals that the kernel has sent to the VMM since this was last asked.
+    pub fn take_signals(&self, task: &Task<'_>) -> Vec<UserSignal> {
+        std::mem::take(&mut *self.signals.lock(task))
     }
 
     /// An inode.

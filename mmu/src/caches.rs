@@ -1,7 +1,7 @@
 //! What is cached behind the fast TLB, and the switches for it.
 
 use bitflags::bitflags;
-use emu_core::{Gpa, Spa};
+use emu_core::{Gpa, PageSize, Spa};
 
 use crate::context::CacheRefs;
 use crate::tlb::{Space, SpaceSet, Tlb, TlbShape};
@@ -22,6 +22,17 @@ bitflags! {
         /// The paging-structure cache of the nested tables.
         const NESTED_TABLES = 1 << 4;
     }
+}
+
+/// A piece of guest physical memory whose place a processor remembers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CachedPage {
+    /// First guest physical address.
+    pub gpa: Gpa,
+    /// First system physical address.
+    pub spa: Spa,
+    /// How much of it.
+    pub size: PageSize,
 }
 
 /// The caches of one virtual processor.
@@ -53,6 +64,17 @@ impl CacheStore {
             nested_tlb: enabled.contains(Caches::NESTED_TLB).then_some(&mut self.nested),
             nested_walk: enabled.contains(Caches::NESTED_TABLES).then_some(&mut self.nested_tables),
         }
+    }
+
+    /// What is remembered of guest physical memory under the second stages of `nested`, by linear translations and by those
+    /// of guest physical addresses.
+    pub(crate) fn guest_pages(&self, nested: SpaceSet) -> impl Iterator<Item = CachedPage> {
+        let both = self.linear.entries().chain(self.nested.entries());
+        both.filter(move |entry| entry.space.is_in(nested)).map(|entry| CachedPage {
+            gpa: Gpa::new(entry.gpa),
+            spa: Spa::new(entry.spa),
+            size: entry.size,
+        })
     }
 
     /// Everything of every space.

@@ -9,6 +9,7 @@
 use emu_core::regs::{Cr0, Cr4, Efer};
 use emu_core::{Gfn, Gva, Sfn};
 
+use crate::caches::CachedPage;
 use crate::context::Context;
 use crate::invalidate::{Globals, Invept, Invpcid, Invvpid};
 use crate::mmu::{FastFacts, Mmu};
@@ -236,6 +237,12 @@ impl Mmu {
         self.stats.flushes += 1;
         self.caches.drop_all();
         self.drop_fast();
+    }
+
+    /// Every place of guest physical memory that is remembered under nested paging: what must agree with the nested tables
+    /// once the flushes that are owed are done. For whoever checks that.
+    pub fn cached_guest_pages(&self) -> impl Iterator<Item = CachedPage> {
+        self.caches.guest_pages(self.spaces_where(Stage2::is_nested))
     }
 
     /// What a hypervisor's remote flush asks after it changed nested entries for these guest frames. Cached nested

@@ -45,7 +45,7 @@ mod translation;
 mod walk;
 mod walk_cache;
 
-pub use caches::Caches;
+pub use caches::{CachedPage, Caches};
 pub use fast::FastTlb;
 pub use fault::{MmuFault, NestedFaultKind, NestedPageFault, Stage2Cause, Stage2Rights};
 pub use guest::{GuestEntry, GuestPaging, GuestRights, GuestStep, GuestTables, GuestWalk, GuestWalkError};

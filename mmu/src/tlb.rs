@@ -172,6 +172,11 @@ impl Tlb {
         }
     }
 
+    /// Every valid entry.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = &TlbEntry> {
+        self.entries.iter().filter(|entry| entry.space != Space::INVALID)
+    }
+
     /// The set depends on the second stage, so that guests laid out alike do not meet in one; not on the PCID, which
     /// global pages lack.
     #[inline]

@@ -12,8 +12,10 @@ use super::CliError;
 use super::explore::ExploreArguments;
 use crate::config::{
     ConfigError, CpuCount, CpuKind, MemoryArgument, MemorySize, NestedPaging, VmChoice, parse_page_size, parse_seed,
+    parse_vmm_random,
 };
 use crate::loader::{BUILTINS, BuiltinGuest};
+use crate::vmm::random::RandomConfig;
 
 /// An x86-64 machine in software whose memory virtualisation is the point.
 #[derive(Debug, Parser)]
@@ -74,6 +76,12 @@ pub struct RunArguments {
     /// Kind of VM: default, or sw-protected[,ram=shared|private][,fault=convert|stop] [default: default].
     #[arg(long, value_name = "KIND")]
     pub vm: Option<String>,
+    /// What the VMM does and when: a file in the language of docs/vmm-script.md.
+    #[arg(long, value_name = "FILE", conflicts_with = "parallel")]
+    pub script: Option<PathBuf>,
+    /// Let the VMM do at random what the guest must not notice: a seed, and the mean distance in instructions.
+    #[arg(long, value_name = "SEED[:INTERVAL]", conflicts_with = "parallel")]
+    pub vmm_random: Option<String>,
     /// What decides every choice of the run; printed with its summary [default: 0].
     #[arg(long, value_name = "N")]
     pub seed: Option<String>,
@@ -168,6 +176,10 @@ pub struct RunConfig {
     pub nested: NestedPaging,
     /// The kind of VM.
     pub vm: VmChoice,
+    /// The VMM's script.
+    pub script: Option<PathBuf>,
+    /// What the VMM does at random, when the script does not say.
+    pub vmm_random: Option<RandomConfig>,
     /// What decides every choice.
     pub seed: Seed,
     /// When vCPUs run.
@@ -222,6 +234,10 @@ impl RunArguments {
             cpu: value("--cpu", self.cpu.as_deref(), CpuKind::default(), str::parse)?,
             nested: value("--mmu", self.mmu.as_deref(), NestedPaging::default(), str::parse)?,
             vm: value("--vm", self.vm.as_deref(), VmChoice::default(), str::parse)?,
+            script: self.script,
+            vmm_random: value("--vmm-random", self.vmm_random.as_deref(), None, |text| {
+                parse_vmm_random(text).map(Some)
+            })?,
             seed: Seed(value("--seed", self.seed.as_deref(), 0, parse_seed)?),
             vcpus: if self.parallel { Vcpus::Parallel } else { Vcpus::InTurns },
             max_instructions: self.max_instructions,
@@ -306,6 +322,16 @@ mod tests {
     fn two_images_are_one_too_many() {
         assert!(Arguments::try_parse_from(["bifold", "run", "a", "--kernel", "b"]).is_err());
         assert!(Arguments::try_parse_from(["bifold", "run", "a", "--guest", "paging"]).is_err());
+    }
+
+    #[test]
+    fn the_vmm_is_told_what_to_do() {
+        let config = resolve(&["--script", "s.toml", "--vmm-random", "0x7:5000"]).unwrap();
+        assert_eq!(config.script, Some(PathBuf::from("s.toml")));
+        assert_eq!(config.vmm_random, Some(RandomConfig::with(7, 5000)));
+        let error = resolve(&["--vmm-random", "7:0"]).unwrap_err();
+        assert_eq!(error.to_string(), "--vmm-random: \"7:0\" is not a seed and a distance");
+        assert!(Arguments::try_parse_from(["bifold", "run", "--parallel", "--script", "s.toml"]).is_err());
     }
 
     #[test]

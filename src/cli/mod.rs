@@ -57,6 +57,14 @@ pub enum CliError {
         /// What the host said.
         cause: std::io::Error,
     },
+    /// A script that is none.
+    #[error("{}: {cause}", path.display())]
+    Script {
+        /// Its file.
+        path: std::path::PathBuf,
+        /// Where and what.
+        cause: crate::vmm::script::ScriptError,
+    },
     /// An image that could not be loaded.
     #[error("{image}: {cause}")]
     Load {
@@ -95,6 +103,7 @@ impl CliError {
             CliError::Flag { cause, .. } => cause.help(),
             CliError::Pages { .. } => "say it once",
             CliError::Read { .. } => "give a file that exists and may be read",
+            CliError::Script { .. } => "docs/vmm-script.md is the manual of scripts",
             CliError::Load { cause, .. } => cause.help(),
             CliError::MemoryMap(_) | CliError::HostMemory(_) => "give less with --memory",
             CliError::Build(_) => "a smaller --memory or fewer --cpus may fit",
@@ -115,6 +124,7 @@ impl CliError {
             CliError::Flag { .. }
             | CliError::Pages { .. }
             | CliError::Load { .. }
+            | CliError::Script { .. }
             | CliError::MemoryMap(_)
             | CliError::Explore(_)
             | CliError::Build(_) => ExitCode::Usage,

@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::exit::ExitCode;
 use crate::machine::{Outcome, Summary};
+use crate::vmm::agent::{Deeds, Record, Tally};
 use emu_core::PageSize;
 
 /// The outcome's name in `--json`.
@@ -60,6 +61,20 @@ fn by_size(counts: [u64; 3]) -> Value {
     PageSize::ALL.into_iter().map(|size| (size.to_string(), counts[size.index()].into())).collect::<Map<_, _>>().into()
 }
 
+fn script(deeds: &Deeds) -> Value {
+    let record = |r: &Record| match &r.result {
+        Ok(bytes) => json!({ "at": r.at, "what": r.what, "bytes": bytes }),
+        Err(why) => json!({ "at": r.at, "what": r.what, "refused": why }),
+    };
+    deeds.script.iter().map(record).collect()
+}
+
+fn random(deeds: &Deeds) -> Value {
+    let tally = |t: &Tally| json!({ "done": t.done, "refused": t.refused, "bytes": t.bytes, "why": t.first_refusal });
+    let named = deeds.random.iter().map(|(kind, of)| (kind.name().to_owned(), tally(of)));
+    named.collect::<Map<_, _>>().into()
+}
+
 /// The one JSON object of `--json`.
 pub(super) fn json(outcome: &Outcome, code: ExitCode, summary: &Summary) -> Value {
     let f = &summary.vm.faults;
@@ -79,6 +94,8 @@ pub(super) fn json(outcome: &Outcome, code: ExitCode, summary: &Summary) -> Valu
             "refused": v.refused,
             "conversions": v.conversions,
             "memory_faults": v.memory_faults,
+            "script": script(&summary.deeds),
+            "random": random(&summary.deeds),
         },
         "interrupts": summary.interrupts,
         "turns": summary.turns,

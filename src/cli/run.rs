@@ -8,6 +8,7 @@ use super::exit::ExitCode;
 use super::{CliError, files, out, report};
 use crate::loader::{BUILTIN, BUILTINS, BuiltinGuest, Image};
 use crate::machine::{BuildError, Limits, Machine, Outcome};
+use crate::vmm::script::Script;
 
 /// How long to sleep between looks at the clock while the guest waits for a key.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -22,6 +23,7 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
         }
         ImageChoice::Builtin(name) => BuiltinGuest::named(name).map_or(BUILTIN, |guest| guest.image),
     };
+    let script = script(config)?;
     let initrd = config.initrd.as_deref().map(files::read).transpose()?;
     let build = || -> Result<Machine, CliError> {
         let mut builder = Machine::builder()
@@ -33,6 +35,7 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
             .on_memory_fault(config.vm.on_memory_fault)
             .model(config.cpu.model())
             .seed(config.seed)
+            .script(script.clone())
             .append(&config.cmdline);
         if let Some(bytes) = &initrd {
             builder = builder.initrd(bytes.clone());
@@ -60,6 +63,22 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
         Report::Json => out::line(format_args!("{}", report::json(&outcome, code, &summary)))?,
     }
     Ok(code)
+}
+
+/// What the VMM is to do: by its file, and at random by its flag where the file does not say.
+fn script(config: &RunConfig) -> Result<Script, CliError> {
+    let mut script = match &config.script {
+        None => Script::default(),
+        Some(path) => {
+            let text = files::read(path)?;
+            let refused = |cause| CliError::Script { path: path.clone(), cause };
+            Script::parse(&String::from_utf8_lossy(&text)).map_err(refused)?
+        }
+    };
+    if let Some(random) = &config.vmm_random {
+        script.random.get_or_insert_with(|| random.clone());
+    }
+    Ok(script)
 }
 
 /// Writes the guests that need no file to standard output.

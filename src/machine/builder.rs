@@ -27,6 +27,7 @@ use super::{BuildError, Counters, Machine, boot, firmware};
 use crate::config::NestedPaging;
 use crate::loader::{self, Image, LoadOptions, MemoryMap, Module};
 use crate::vmm::hypercall::GpaRange;
+use crate::vmm::script::Script;
 use crate::vmm::{InitialRam, OnMemoryFault, Vmm, memory};
 
 /// The most processors a machine has.
@@ -80,6 +81,7 @@ pub struct Builder {
     config: MachineConfig,
     cmdline: String,
     initrd: Option<Vec<u8>>,
+    script: Script,
     modules: Vec<(Vec<u8>, String)>,
 }
 
@@ -112,6 +114,11 @@ impl Builder {
     /// What the VMM does about memory faults.
     pub fn on_memory_fault(mut self, what: OnMemoryFault) -> Builder {
         self.config.on_memory_fault = what;
+        self
+    }
+    /// What the VMM does by its own will.
+    pub fn script(mut self, script: Script) -> Builder {
+        self.script = script;
         self
     }
     /// The seed.
@@ -226,12 +233,12 @@ impl Builder {
                 Processor::new(vcpu, activity)
             })
             .collect();
-        let on_memory_fault = config.on_memory_fault;
+        let (on_memory_fault, seed) = (config.on_memory_fault, config.seed);
         let scheduler = config.seed.stream(Consumer::Scheduler);
         Ok(Machine {
             config,
             vm: Arc::new(vm),
-            vmm: Vmm::new(on_memory_fault),
+            vmm: Vmm::new(on_memory_fault, &self.script, seed),
             board,
             vcpus,
             now: Instant::ZERO,

@@ -11,6 +11,7 @@ use super::run::Outcome;
 use super::{Activity, Machine, RunError};
 use crate::vmm::AfterFault;
 use crate::vmm::hypercall::Hypercall;
+use crate::vmm::script::Happening;
 
 /// What the board said, or how the run ended.
 pub(super) type Handled = Result<BoardEvents, Outcome>;
@@ -21,6 +22,7 @@ impl Machine {
             Exit::TimeUp | Exit::InterruptWindow => Ok(Ok(BoardEvents::empty())),
             Exit::Halt => {
                 self.counters.halts += 1;
+                self.vmm.note(Happening::Halt);
                 self.vcpus[n].activity = Activity::Halted;
                 // An interrupt may be there already.
                 Ok(Ok(BoardEvents::empty()))
@@ -87,6 +89,7 @@ impl Machine {
 
     /// What the hypervisor's answer to a nested fault means for processor `n`.
     pub(super) fn after_fault(&mut self, n: usize, action: Action, access: Option<MmioAccess>) -> Handled {
+        self.vmm.note(Happening::PageFault);
         match action {
             Action::Resume(_) => Ok(BoardEvents::empty()),
             Action::Mmio { gpa } => match access {

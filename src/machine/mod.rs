@@ -107,6 +107,11 @@ impl Machine {
         self.vm.guest_read(gpa, into, &Task::QUIET)
     }
 
+    /// The VMM, for what it did.
+    pub fn vmm(&self) -> &Vmm {
+        &self.vmm
+    }
+
     /// The hypervisor, for whoever looks at memory and tables.
     pub fn vm(&self) -> &Vm {
         &self.vm

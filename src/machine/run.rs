@@ -160,7 +160,7 @@ impl Machine {
         while self.now < end && self.vcpus[n].activity == Activity::Running {
             self.offer_interrupt(n);
             let due = self.board.next_event(self.now).unwrap_or(Instant::FAR);
-            let until = end.min(due.max(self.now + Duration::new(1)));
+            let until = self.vmm_acts().map_or(end, |at| end.min(at)).min(due.max(self.now + Duration::new(1)));
             let vcpu = &mut self.vcpus[n].vcpu;
             super::shadow::reload(&self.vm, n, vcpu, &Task::QUIET)?;
             let exit = vcpu.run(until);
@@ -185,6 +185,16 @@ impl Machine {
             }
         }
         Ok(None)
+    }
+
+    /// Lets the VMM do what is due by its own will. When it wants to act again, if no other processor runs until then.
+    fn vmm_acts(&mut self) -> Option<Instant> {
+        self.vmm.until_due(0)?;
+        let done = self.instructions();
+        if self.vmm.act(&self.vm, done, &Task::QUIET) {
+            self.flush_owed();
+        }
+        self.vmm.until_due(done).map(|units| self.now + Duration::new(units.max(1)))
     }
 
     /// Gives processor `n` the interrupt that waits for it, or asks to be told when it can take one.

@@ -6,6 +6,7 @@ use mmu::MmuStats;
 
 use super::Machine;
 use crate::vmm::VmmCounters;
+use crate::vmm::agent::{Deeds, Tally};
 
 /// Counters of a run, all of them functions of image, configuration and seed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub struct Summary {
     pub turns: u64,
     /// What the VMM was asked.
     pub vmm: VmmCounters,
+    /// What the VMM did by its own will.
+    pub deeds: Deeds,
     /// Blocks decoded.
     pub blocks: u64,
     /// The hypervisor's counters.
@@ -62,6 +65,7 @@ impl Machine {
             interrupts: c.interrupts,
             turns: c.turns,
             vmm: self.vmm.counters(),
+            deeds: self.vmm.deeds().clone(),
             blocks,
             vm: self.vm.stats(),
             mmu,
@@ -122,6 +126,24 @@ impl core::fmt::Display for Summary {
                 "VMM          {} hypercalls  ({} refused, {} conversions)  {} memory faults",
                 v.hypercalls, v.refused, v.conversions, v.memory_faults
             )?;
+        }
+        for record in &self.deeds.script {
+            let what = &record.what;
+            match &record.result {
+                Ok(0) => writeln!(f, "VMM          at {}: {what}: done", record.at)?,
+                Ok(bytes) => writeln!(f, "VMM          at {}: {what}: done, {bytes:#x} bytes", record.at)?,
+                Err(why) => writeln!(f, "VMM          at {}: {what}: refused: {why}", record.at)?,
+            }
+        }
+        if self.deeds.not_kept > 0 {
+            writeln!(f, "VMM          and {} more", self.deeds.not_kept)?;
+        }
+        for (kind, tally) in self.deeds.random.iter().filter(|(_, tally)| tally.done + tally.refused > 0) {
+            let (name, Tally { done, refused, bytes, first_refusal }) = (kind.name(), tally);
+            writeln!(f, "VMM          at random {name}: {done} done, {bytes:#x} bytes; {refused} refused")?;
+            if let Some(why) = first_refusal {
+                writeln!(f, "             the first: {why}")?;
+            }
         }
         let m = &self.mmu;
         writeln!(

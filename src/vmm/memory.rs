@@ -16,23 +16,49 @@ pub enum MemoryError {
         /// The first address without one.
         gpa: Gpa,
     },
+    /// The memslot shows user memory alone, which nobody can convert or punch.
+    #[error("the memslot at {gpa} has no guest_memfd")]
+    NoGmem {
+        /// The first address in it.
+        gpa: Gpa,
+    },
     /// The VM has no private memory.
     #[error("memory of this kind of VM cannot become private; --vm sw-protected has private memory")]
     NoPrivateMemory,
-    /// Not an address or a length in whole pages.
-    #[error("{len_bytes:#x} bytes at {gpa} are not a positive number of whole 4 KiB pages")]
-    BadRange {
-        /// Its start.
-        gpa: Gpa,
-        /// Its length.
-        len_bytes: u64,
+    /// The VMM itself holds a page that would have to go.
+    #[error("page {} of guest_memfd {} is pinned by the script", index.0, gmem.0)]
+    Pinned {
+        /// The inode.
+        gmem: GmemId,
+        /// The page.
+        index: gmem::PageIndex,
+    },
+    /// A migration found a page whose copy is old.
+    #[error("page {} of guest_memfd {} is not what was copied: a write to it was not logged", index.0, gmem.0)]
+    NotLogged {
+        /// The inode.
+        gmem: GmemId,
+        /// The page.
+        index: gmem::PageIndex,
+    },
+    /// A step of a migration out of order.
+    #[error("{}", if *.running { "a migration is under way" } else { "no migration is under way: log-start begins one" })]
+    Migration {
+        /// Whether one is under way.
+        running: bool,
+    },
+    /// The dirty log refused.
+    #[error(transparent)]
+    Log(#[from] hypervisor::dirty::DirtyLogError),
+    /// `bind` without an `unbind`.
+    #[error("memslot {} was not deleted by the script, so it cannot come back", slot.0)]
+    NotUnbound {
+        /// The number.
+        slot: SlotId,
     },
     /// The hypervisor refused.
     #[error(transparent)]
     Refused(#[from] VmError),
-    /// The host could not access guest memory.
-    #[error(transparent)]
-    Access(#[from] hypervisor::GuestAccessError),
 }
 
 impl MemoryError {
@@ -72,8 +98,9 @@ pub fn parts(vm: &Vm, range: GpaRange, task: &Task<'_>) -> Result<Vec<Part>, Mem
         let slot = slots.lookup(at.frame()).ok_or(MemoryError::NoSlot { gpa: at })?.info();
         let stop = end.min(slot.end().raw() * page);
         let range = GpaRange { gpa: at, len_bytes: stop - at.raw() };
-        let offset_bytes = slot.index_of(at.frame()).0 * page;
-        found.push(Part { slot: slot.id, flags: slot.flags, gmem: slot.gmem, offset_bytes, range });
+        let view = slot.gmem.ok_or(MemoryError::NoGmem { gpa: at })?;
+        let offset_bytes = (view.first_index.0 + (at.frame().raw() - slot.first.raw())) * page;
+        found.push(Part { slot: slot.id, flags: slot.flags, gmem: view.gmem, offset_bytes, range });
         at = Gpa::new(stop);
     }
     Ok(found)
@@ -87,26 +114,6 @@ pub fn convert(vm: &Vm, range: GpaRange, to: Shareability, task: &Task<'_>) -> R
     }
     for part in parts(vm, range, task)? {
         vm.convert(part.gmem, part.offset_bytes, part.range.len_bytes, to, task)?;
-    }
-    Ok(())
-}
-
-/// Punches a hole: the pages read as zero when they are next used, private or shared as they were.
-pub fn punch(vm: &Vm, range: GpaRange, task: &Task<'_>) -> Result<(), MemoryError> {
-    for part in parts(vm, range, task)? {
-        vm.punch_hole(part.gmem, part.offset_bytes, part.range.len_bytes, task)?;
-    }
-    Ok(())
-}
-
-/// Allocates what is not there (`fallocate` without a hole).
-pub fn allocate(vm: &Vm, range: GpaRange, task: &Task<'_>) -> Result<(), MemoryError> {
-    let page = PageSize::Size4K.bytes();
-    for part in parts(vm, range, task)? {
-        let inode = vm.gmem(part.gmem, task).ok_or(VmError::NoSuchGmem { id: part.gmem })?;
-        let pages =
-            gmem::PageRange { first: gmem::PageIndex(part.offset_bytes / page), nr_pages: part.range.len_bytes / page };
-        inode.shared(task).allocate(vm.host(), pages, task).map_err(VmError::from)?;
     }
     Ok(())
 }

@@ -2,7 +2,8 @@
 //! it.
 //!
 //! Modelled: what a KVM VMM does on `KVM_EXIT_HYPERCALL` and `KVM_EXIT_MEMORY_FAULT`. [`hypercall`] is the guest's side of
-//! the interface, [`memory`] the way from guest physical ranges to inodes, [`Vmm`] decides.
+//! the interface, [`memory`] the way from guest physical ranges to inodes, [`Vmm`] decides. By its own will it does what a
+//! script says ([`script`], [`agent`], [`act`], [`migrate`]), and at random what the guest must not notice ([`random`]).
 //!
 //! Always true: it acts while no processor executes the guest, on the machine's own time line, so that what it does is a
 //! function of image, configuration and seed like everything else. Whoever calls it makes processors forget what the
@@ -11,13 +12,22 @@
 //! Left out: a VMM with threads of its own beside the processors; the races that these make are explored by
 //! [`crate::explore`].
 
+pub mod act;
+pub mod agent;
+pub mod fuzz;
 pub mod hypercall;
 pub mod memory;
+mod migrate;
+pub mod random;
+pub mod script;
 
+use emu_core::rng::Seed;
 use emu_core::sync::Task;
 use hypervisor::{MemoryFault, Vm};
 
+use agent::{Agenda, Deeds};
 use hypercall::{GpaRange, Hypercall, HypercallError, Request};
+use script::{Happening, Range, Script, What};
 
 /// What the VMM does with a fault that the hypervisor hands to it (`KVM_EXIT_MEMORY_FAULT`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -65,13 +75,36 @@ pub struct VmmCounters {
 #[derive(Clone, Debug, Default)]
 pub struct Vmm {
     on_memory_fault: OnMemoryFault,
+    agenda: Agenda,
     counters: VmmCounters,
 }
 
 impl Vmm {
-    /// A VMM that treats memory faults so.
-    pub fn new(on_memory_fault: OnMemoryFault) -> Vmm {
-        Vmm { on_memory_fault, counters: VmmCounters::default() }
+    /// A VMM that treats memory faults so and does what `script` says, in a run with this seed.
+    pub fn new(on_memory_fault: OnMemoryFault, script: &Script, seed: Seed) -> Vmm {
+        Vmm { on_memory_fault, agenda: Agenda::new(script, seed), counters: VmmCounters::default() }
+    }
+
+    /// Notes what happened to the machine: a script may wait for it.
+    #[inline]
+    pub fn note(&mut self, event: Happening) {
+        self.agenda.note(event);
+    }
+
+    /// Instructions that may be executed after the first `done` before the VMM wants to act; `None`: it never does.
+    #[inline]
+    pub fn until_due(&self, done: u64) -> Option<u64> {
+        self.agenda.until_due(done)
+    }
+
+    /// Does what is due after `done` instructions. Whether anything was.
+    pub fn act(&mut self, vm: &Vm, done: u64, task: &Task<'_>) -> bool {
+        self.agenda.act(vm, done, task)
+    }
+
+    /// What it did by its own will so far.
+    pub const fn deeds(&self) -> &Deeds {
+        self.agenda.deeds()
     }
 
     /// What it was asked so far.
@@ -83,6 +116,7 @@ impl Vmm {
     /// (`KVM_CAP_EXIT_HYPERCALL`); elsewhere the call does not exist.
     pub fn hypercall(&mut self, vm: &Vm, asked: Result<Hypercall, HypercallError>, task: &Task<'_>) -> u64 {
         self.counters.hypercalls += 1;
+        self.agenda.note(Happening::Hypercall);
         let answer = asked.and_then(|call| match call {
             Hypercall::PollIrq => Ok(()),
             Hypercall::MapGpaRange { range, to } => {
@@ -91,9 +125,10 @@ impl Vmm {
                 }
                 memory::convert(vm, range, to, task).map_err(|error| error.for_guest())?;
                 self.counters.conversions += 1;
+                self.agenda.note(Happening::Conversion);
                 Ok(())
             }
-            Hypercall::Vmm { request, range } => request_of(vm, request, range, task),
+            Hypercall::Vmm { request, range } => self.request_of(vm, request, range, task),
         });
         match answer {
             Ok(()) => 0,
@@ -107,6 +142,7 @@ impl Vmm {
     /// Answers a memory fault.
     pub fn memory_fault(&mut self, vm: &Vm, fault: &MemoryFault, task: &Task<'_>) -> AfterFault {
         self.counters.memory_faults += 1;
+        self.agenda.note(Happening::MemoryFault);
         let range = GpaRange { gpa: fault.gpa, len_bytes: fault.len_bytes };
         match self.on_memory_fault {
             OnMemoryFault::Stop => AfterFault::Stop,
@@ -117,12 +153,21 @@ impl Vmm {
             },
         }
     }
+
+    fn request_of(
+        &mut self,
+        vm: &Vm,
+        request: Request,
+        range: GpaRange,
+        task: &Task<'_>,
+    ) -> Result<(), HypercallError> {
+        let what = match request {
+            Request::Punch => What::Punch(Range::Gpa(range)),
+            Request::Allocate => What::Allocate(Range::Gpa(range)),
+        };
+        self.agenda.on_request(vm, &what, task).map_err(|error| error.for_guest())
+    }
 }
 
-fn request_of(vm: &Vm, request: Request, range: GpaRange, task: &Task<'_>) -> Result<(), HypercallError> {
-    let done = match request {
-        Request::Punch => memory::punch(vm, range, task),
-        Request::Allocate => memory::allocate(vm, range, task),
-    };
-    done.map_err(|error| error.for_guest())
-}
+#[cfg(test)]
+mod tests;

@@ -65,7 +65,18 @@ impl Mm {
         Ok(())
     }
 
-    /// Runs `with` on the frame behind `page` while the page is mapped for `access`, after as many faults as it takes.
+    /// Runs `with` on the frame behind the page at `at` while the page is mapped for `access`, after as many faults as it
+    /// takes: `copy_from_user` and `copy_to_user` of one page.
+    pub fn with_page(
+        &self,
+        at: Hva,
+        access: UserAccess,
+        kernel: Kernel<'_>,
+        with: &mut dyn FnMut(Sfn) -> Result<(), BusError>,
+    ) -> Result<(), UserFault> {
+        self.touch(at.frame(), access, with, kernel)
+    }
+
     fn touch(
         &self,
         page: Hvn,

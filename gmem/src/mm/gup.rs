@@ -10,9 +10,10 @@ use emu_core::{Hva, Hvn, PageSize, Sfn};
 use thiserror::Error;
 
 use super::fault::is_poisoned;
-use super::table::{Entries, PteFlags};
+use super::table::{Entries, PteFlags, UserLeaf};
 use super::vma::What;
 use super::{Kernel, Mm, UserAccess, UserFault};
+use crate::folio::FolioFlags;
 use crate::{Host, HostMemory};
 
 /// How a page is held.
@@ -197,8 +198,37 @@ impl Mm {
         }
     }
 
+    /// The frame behind memory of a device (`follow_pfnmap_start`, and `fixup_user_fault` where there is no entry yet). It
+    /// holds nothing: the driver may move the memory as soon as a notifier has said so.
+    pub fn follow_device(&self, at: Hva, access: UserAccess, kernel: Kernel<'_>) -> Result<UserLeaf, UserFault> {
+        let page = at.frame();
+        loop {
+            let vmas = self.read_vmas(kernel.task);
+            let vma = vmas.find(page).ok_or(UserFault::NotMapped { at: page.base() })?;
+            let leaf = self.table.lock(kernel.task).leaf(page);
+            if let Some(leaf) = leaf.filter(|leaf| leaf.allows(access)) {
+                return Ok(leaf);
+            }
+            self.fault_in_vma(vma, page, access, kernel)?;
+        }
+    }
+
     /// Size of the entry behind an address (`host_pfn_mapping_level`); 4 KiB where there is none.
     pub fn mapping_level(&self, at: Hva, task: &Task<'_>) -> PageSize {
         self.table.lock(task).leaf(at.frame()).map_or(PageSize::Size4K, |leaf| leaf.size)
+    }
+}
+
+impl HostMemory {
+    /// `SetPageDirty`, `mark_page_accessed`: what a user of a page says when it lets go.
+    ///
+    /// # Panics
+    /// When nobody uses the frame: it was let go too early.
+    pub fn mark_page(&mut self, sfn: Sfn, dirty: bool) {
+        let flags = &mut self.folios.meta_mut(sfn).flags;
+        flags.insert(FolioFlags::REFERENCED);
+        if dirty {
+            flags.insert(FolioFlags::DIRTY);
+        }
     }
 }

@@ -13,9 +13,9 @@ use super::RingWithBitmap;
 use super::bitmap::{DirtyBitmap, Initially, WORD_PAGES};
 use super::ring::{DirtyGfn, DirtyRing};
 use crate::config::VmError;
-use crate::fault::level;
+use crate::fault::{back, level};
 use crate::flush::Owed;
-use crate::memslot::{MemSlot, Slot};
+use crate::memslot::{MemSlot, Publication, Slot};
 use crate::params::{EagerPageSplit, ManualProtect, NxHugePages, Pml};
 use crate::tdp::{Arm, Split, TdpFormat, WholeExecute};
 use crate::vcpu::{TableCache, VcpuId};
@@ -124,31 +124,40 @@ impl Vm {
     /// Starts or stops logging writes to a memslot. When it returns, every later write is logged, or none has to be.
     pub fn set_dirty_logging(&self, id: SlotId, logging: DirtyLogging, task: &Task<'_>) -> Result<(), DirtyLogError> {
         let changes = self.slots_lock.lock(task);
-        let (info, logged) = {
-            let slots = self.slots.read(task);
-            let slot = slots.by_id(id).ok_or(DirtyLogError::NotLogged { slot: id })?;
-            (*slot.info(), slot.log().is_some())
-        };
-        match (logging, logged) {
-            (DirtyLogging::On, _) if self.is_shadowing() => Err(DirtyLogError::Shadowing { slot: id }),
+        let slot = self.slots.read(task).by_id(id).cloned().ok_or(DirtyLogError::NotLogged { slot: id })?;
+        self.log_writes(&slot, logging, &changes, task)
+    }
+
+    /// The same with `slots_lock` held.
+    pub(crate) fn log_writes(
+        &self,
+        slot: &Slot,
+        logging: DirtyLogging,
+        changes: &MutexGuard<'_, ()>,
+        task: &Task<'_>,
+    ) -> Result<(), DirtyLogError> {
+        match (logging, slot.log().is_some()) {
+            (DirtyLogging::On, _) if self.is_shadowing() => Err(DirtyLogError::Shadowing { slot: slot.info().id }),
             (DirtyLogging::On, true) | (DirtyLogging::Off, false) => Ok(()),
-            (DirtyLogging::On, false) => self.start_log(&info, &changes, task),
+            (DirtyLogging::On, false) => self.start_log(slot, changes, task),
             (DirtyLogging::Off, true) => {
-                self.slots.write(task).set_log(id, None);
-                self.recover_huge_pages(id, task)
+                self.slots.publish(Publication::Put(slot.with_log(None)), changes, task);
+                self.recover_huge_pages(slot.info().id, task)
             }
         }
     }
 
-    fn start_log(&self, info: &MemSlot, _: &MutexGuard<'_, ()>, task: &Task<'_>) -> Result<(), DirtyLogError> {
+    fn start_log(&self, slot: &Slot, changes: &MutexGuard<'_, ()>, task: &Task<'_>) -> Result<(), DirtyLogError> {
+        let info = slot.info();
         let initially = match self.params.manual_protect {
             ManualProtect::InitiallySet => Initially::Dirty,
             ManualProtect::Off | ManualProtect::On => Initially::Clean,
         };
         let has_bitmap = self.params.dirty_ring.is_none_or(|ring| ring.bitmap == RingWithBitmap::Yes);
         let bitmap = has_bitmap.then(|| DirtyBitmap::new(info.nr_pages, initially));
-        // Whoever faults from here on logs, and puts no writable leaf above 4K; writers of the lock waited for the others.
-        self.slots.write(task).set_log(info.id, Some(Arc::new(SlotLog { bitmap })));
+        // Whoever faults from here on logs, and puts no writable leaf above 4K; the others were waited for.
+        let logged = slot.with_log(Some(Arc::new(SlotLog { bitmap })));
+        self.slots.publish(Publication::Put(logged), changes, task);
         if has_bitmap && initially == Initially::Dirty {
             // Everything counts as written: leaves are armed when the VMM clears their marks.
             return Ok(());
@@ -193,12 +202,10 @@ impl Vm {
             // What is about to change is not put under a leaf that shows it.
             let changing =
                 self.invalidation.range().is_some_and(|(from, to)| from.raw() < gfn.raw() + size.frames() && gfn < to);
-            let backed = || slot.inode().peek(info.index_of(gfn), task);
             !changing
                 && size <= self.pages.max_level
-                && backed().is_some_and(|folio| {
-                    let gmem = slot.inode().mapping_size(&info.span(), info.index_of(gfn), folio.size, task);
-                    folio.sfn == sfn && level::largest(info, gfn, sfn, gmem.min(self.pages.max_level)) >= size
+                && back::present(self, slot, gfn, task).is_some_and(|(memory, origin)| {
+                    memory.sfn == sfn && level::allowed(self, slot, gfn, memory, origin, task) >= size
                 })
         };
         let execute = match self.nx_huge_pages() {

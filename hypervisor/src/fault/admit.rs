@@ -35,6 +35,9 @@ pub fn admit(attribute: Shareability, fault: InSlot<'_>) -> Result<Admitted<'_>,
     if fault.slot().state() == SlotState::Invalid {
         return Err(Stop::Answer(Action::Resume(Resumed::Retry)));
     }
+    if attribute.is_private() && fault.slot().info().gmem.is_none() {
+        return Err(memory_fault(input, MemoryFaultReason::PrivateWithoutGmem));
+    }
     let mut rights = Rights::all();
     if fault.slot().info().flags.contains(SlotFlags::READONLY) {
         if input.kind == AccessKind::Write {

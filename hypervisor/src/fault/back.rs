@@ -1,17 +1,34 @@
-//! Stage 3: the folio behind the page.
+//! Stage 3: the memory behind the page, from guest_memfd or from the VMM's address space (`kvm_mmu_faultin_pfn`).
 
 use emu_core::sync::Task;
-use gmem::Host;
+use emu_core::{AccessKind, Gfn, PageSize};
+use gmem::mm::{Hold, UserAccess, Wait};
 
-use super::Stop;
 use super::admit::Admitted;
+use super::{Action, MemoryFaultReason, Resumed, Stop, memory_fault};
 use crate::config::VmError;
+use crate::follow::{FollowPfn, HeldPage, MapWritable, PfnError, UserSignal, follow};
+use crate::memslot::Slot;
+use crate::tdp::Rights;
+use crate::vm::Vm;
 
-/// A fault whose page has a folio.
-#[derive(Clone, Copy)]
+/// A fault whose page has memory.
 pub struct Backed<'s> {
     fault: Admitted<'s>,
-    folio: gmem::Backed,
+    memory: gmem::Backed,
+    origin: Origin,
+    /// What the host allows the guest to do.
+    rights: Rights,
+    page: HeldPage<'s>,
+}
+
+/// Where the memory is from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A folio of the slot's guest_memfd, which nothing holds.
+    Gmem,
+    /// User memory at `userspace_addr`.
+    UserMemory,
 }
 
 impl<'s> Backed<'s> {
@@ -19,21 +36,91 @@ impl<'s> Backed<'s> {
     pub const fn fault(&self) -> &Admitted<'s> {
         &self.fault
     }
-    /// The frame behind the faulting page and the size of its folio.
+    /// The frame behind the faulting page, and the size of its folio or of the host's own mapping of it.
     pub const fn folio(&self) -> gmem::Backed {
-        self.folio
+        self.memory
+    }
+    /// Where it is from.
+    pub const fn origin(&self) -> Origin {
+        self.origin
+    }
+    /// The most an entry may allow.
+    pub fn rights(&self) -> Rights {
+        self.fault.rights() & self.rights
+    }
+    /// What holds it.
+    pub(super) const fn page(&self) -> &HeldPage<'s> {
+        &self.page
     }
 }
 
-/// Finds or allocates the folio (`kvm_gmem_get_pfn`). It may be gone again when the entry is to be written; then the
-/// sequence has moved.
-pub fn fault_in<'s>(fault: Admitted<'s>, host: &Host, task: &Task<'_>) -> Result<Backed<'s>, Stop> {
+/// Finds or allocates the memory. It may be gone again when the entry is to be written; then the sequence has moved.
+pub fn fault_in<'s>(fault: Admitted<'s>, vm: &'s Vm, task: &'s Task<'s>) -> Result<Backed<'s>, Stop> {
     let slot = fault.fault().slot();
-    let index = fault.fault().index();
-    let shared = slot.inode().shared(task);
-    if shared.slot_at(index) != Some(slot.info().id) {
+    let private = fault.fault().fault().input().privacy.is_private();
+    if private || slot.info().is_gmem_only() { from_gmem(fault, vm, task) } else { from_user(fault, vm, task) }
+}
+
+/// `kvm_mmu_faultin_pfn_gmem`: the folio carries no reference.
+fn from_gmem<'s>(fault: Admitted<'s>, vm: &'s Vm, task: &'s Task<'s>) -> Result<Backed<'s>, Stop> {
+    let slot = fault.fault().slot();
+    let Some((inode, index)) = slot.gmem_page(fault.fault().fault().gfn()) else {
+        return Err(memory_fault(fault.fault().fault().input(), MemoryFaultReason::PrivateWithoutGmem));
+    };
+    let shared = inode.shared(task);
+    if shared.slot_at(index) != Some(slot.info().binding_id()) {
         return Err(VmError::NotBound { slot: slot.info().id, index }.into());
     }
-    let folio = shared.get_folio(host, index, task)?;
-    Ok(Backed { fault, folio })
+    let memory = shared.get_folio(&vm.host, index, task)?;
+    let page = HeldPage::new(None, UserAccess::Write, &vm.host, task);
+    Ok(Backed { fault, memory, origin: Origin::Gmem, rights: Rights::all(), page })
+}
+
+/// `__kvm_faultin_pfn`: first without waiting for a disk, and if that is not enough with it. A guest that could do
+/// something else meanwhile would be told; this one is not.
+fn from_user<'s>(fault: Admitted<'s>, vm: &'s Vm, task: &'s Task<'s>) -> Result<Backed<'s>, Stop> {
+    let unresolved = fault.fault().fault();
+    let access = match unresolved.input().kind {
+        AccessKind::Write => UserAccess::Write,
+        _ => UserAccess::Read,
+    };
+    let ask = |wait| FollowPfn {
+        slot: fault.fault().slot().info(),
+        gfn: unresolved.gfn(),
+        access,
+        writable: MapWritable::Wanted,
+        hold: Hold::Get,
+        wait,
+    };
+    let kernel = vm.kernel(task);
+    let found = match follow(&vm.mm, vm.follow.unsafe_mappings, ask(Wait::Never), kernel) {
+        Err(PfnError::NeedsIo { .. }) => follow(&vm.mm, vm.follow.unsafe_mappings, ask(Wait::Block), kernel),
+        found => found,
+    };
+    let found = found.map_err(|error| match error {
+        PfnError::ReadOnly { .. } => Stop::Answer(Action::RomWrite { gpa: unresolved.input().gpa }),
+        PfnError::HwPoison { hva } => {
+            // `kvm_send_hwpoison_signal`; the fault comes again if the VMM survives that.
+            vm.signals.lock(task).push(UserSignal::HwPoison { hva: hva.align_down(PageSize::Size4K) });
+            Stop::Answer(Action::Resume(Resumed::Retry))
+        }
+        error => Stop::Failed(error.into()),
+    })?;
+    let rights = match found.rights {
+        UserAccess::Write => Rights::all(),
+        UserAccess::Read => Rights::all() - Rights::WRITE,
+    };
+    let memory = gmem::Backed { sfn: found.sfn, size: found.size };
+    let page = HeldPage::new(found.page, found.rights, &vm.host, task);
+    Ok(Backed { fault, memory, origin: Origin::UserMemory, rights, page })
+}
+
+/// The memory behind a guest frame as a fault would find it now, without populating anything or holding it.
+pub(crate) fn present(vm: &Vm, slot: &Slot, gfn: Gfn, task: &Task<'_>) -> Option<(gmem::Backed, Origin)> {
+    if slot.info().is_gmem_only() || vm.slot_attribute(slot, gfn, task).is_private() {
+        let (inode, index) = slot.gmem_page(gfn)?;
+        return Some((inode.peek(index, task)?, Origin::Gmem));
+    }
+    let leaf = vm.mm.table().leaf(slot.info().hva_of(gfn).frame(), task)?;
+    Some((gmem::Backed { sfn: leaf.sfn, size: leaf.size }, Origin::UserMemory))
 }

@@ -3,12 +3,12 @@
 use emu_core::sync::Task;
 use emu_core::{AccessKind, Gfn, PageSize, Sfn};
 
-use super::back::Backed;
-use crate::memslot::MemSlot;
+use super::back::{Backed, Origin};
+use crate::memslot::{MemSlot, Slot};
 use crate::tdp::Rights;
+use crate::vm::Vm;
 
 /// A fault that knows the entry it wants.
-#[derive(Clone, Copy)]
 pub struct Sized<'s> {
     backed: Backed<'s>,
     size: PageSize,
@@ -43,8 +43,8 @@ impl Sized<'_> {
         Sized { size: self.size.min(size), requested: self.requested.min(size), ..self }
     }
     /// What the leaf allows.
-    pub const fn rights(&self) -> Rights {
-        self.backed.fault().rights()
+    pub fn rights(&self) -> Rights {
+        self.backed.rights()
     }
     /// What the guest wants to do.
     pub const fn kind(&self) -> AccessKind {
@@ -52,15 +52,36 @@ impl Sized<'_> {
     }
 }
 
-/// The largest size that the folio, the slot, the attributes and the policy allow.
-pub fn choose<'s>(backed: Backed<'s>, max_level: PageSize, task: &Task<'_>) -> Sized<'s> {
+/// The largest size that the memory, the slot, the attributes and the policy allow. `mmu_lock` is held and the fault was
+/// found not to be stale under it.
+pub fn choose<'s>(backed: Backed<'s>, vm: &Vm, task: &Task<'_>) -> Sized<'s> {
     let fault = backed.fault().fault();
-    let gmem::Backed { sfn, size } = backed.folio();
-    let info = fault.slot().info();
-    let gmem_allows = fault.slot().inode().mapping_size(&info.span(), fault.index(), size, task);
-    // Whatever the order rule of guest_memfd, a leaf lies in its slot and is congruent with its frames.
-    let size = largest(info, fault.fault().gfn(), sfn, gmem_allows.min(max_level));
+    let size = allowed(vm, fault.slot(), fault.fault().gfn(), backed.folio(), backed.origin(), task);
+    backed.page().use_it();
     Sized { backed, size, requested: size }
+}
+
+/// The largest leaf that may be around `gfn` of `slot` over `memory` (`kvm_mmu_max_mapping_level`).
+pub(crate) fn allowed(
+    vm: &Vm,
+    slot: &Slot,
+    gfn: Gfn,
+    memory: gmem::Backed,
+    origin: Origin,
+    task: &Task<'_>,
+) -> PageSize {
+    let gmem::Backed { sfn, size } = memory;
+    let memory_allows = match (origin, slot.gmem_page(gfn), slot.info().span()) {
+        (Origin::Gmem, Some((inode, index)), Some(span)) if inode.policy().generation.has_inode_attributes() => {
+            inode.mapping_size(&span, index, size, task)
+        }
+        (Origin::Gmem, Some((inode, index)), Some(span)) => inode.policy().order.largest(&span, index, size),
+        // The host's entry is looked at again: only now nothing can take it away.
+        _ => vm.mm.mapping_level(slot.info().hva_of(gfn), task).min(size),
+    };
+    let limit = slot.lpage().largest(gfn, memory_allows.min(vm.pages.max_level), task);
+    // Whatever the order rule of guest_memfd, a leaf lies in its slot and is congruent with its frames.
+    largest(slot.info(), gfn, sfn, limit)
 }
 
 /// The largest size up to `limit` whose guest frames around `gfn` lie in `slot` and are congruent with the system frames
@@ -77,9 +98,9 @@ pub fn largest(slot: &MemSlot, gfn: Gfn, sfn: Sfn, limit: PageSize) -> PageSize 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memslot::SlotFlags;
-    use crate::vm::GmemId;
-    use gmem::{PageIndex, SlotId};
+    use crate::memslot::{AddressSpaceId, SlotFlags};
+    use emu_core::Hva;
+    use gmem::SlotId;
 
     const G1: u64 = PageSize::Size1G.frames();
     const M2: u64 = PageSize::Size2M.frames();
@@ -87,11 +108,12 @@ mod tests {
     fn slot(first: u64, nr_pages: u64) -> MemSlot {
         MemSlot {
             id: SlotId(0),
+            space: AddressSpaceId::Normal,
             first: Gfn::new(first),
             nr_pages,
             flags: SlotFlags::empty(),
-            gmem: GmemId(0),
-            first_index: PageIndex(first),
+            hva: Hva::new(0),
+            gmem: None,
         }
     }
 

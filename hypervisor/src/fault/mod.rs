@@ -104,6 +104,8 @@ pub enum MemoryFaultReason {
     PrivacyMismatch,
     /// Private memory where no memslot is.
     PrivateWithoutSlot,
+    /// Private memory in a memslot that has user memory alone.
+    PrivateWithoutGmem,
 }
 
 /// An exit to the VMM about guest memory.

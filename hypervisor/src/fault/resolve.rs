@@ -21,8 +21,8 @@ impl<'s> InSlot<'s> {
     pub const fn slot(&self) -> &'s Slot {
         self.slot
     }
-    /// The inode's page behind the address.
-    pub const fn index(&self) -> PageIndex {
+    /// The inode's page behind the address, if the slot has an inode.
+    pub fn index(&self) -> Option<PageIndex> {
         self.slot.info().index_of(self.fault.gfn())
     }
 }

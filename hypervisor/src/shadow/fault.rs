@@ -6,6 +6,7 @@ use emu_core::regs::Cr4;
 use emu_core::sync::{Point, Task};
 use emu_core::{Access, AccessKind, Gfn, Gpa, Gva, PageFaultCode, Sfn, Spa};
 use gmem::Shareability;
+use gmem::mm::UserAccess;
 use mmu::{GuestPaging, GuestRights, GuestTables, GuestWalk, GuestWalkError, Level};
 
 use super::fetch::{Fetched, Means, Neighbour, Plan};
@@ -19,6 +20,7 @@ use crate::config::VmError;
 use crate::fault::{Action, EntryState, FaultInput, Resumed, Stop, Unresolved, admit, back, level, resolve};
 use crate::flush::Owed;
 use crate::memslot::{MemSlots, SlotFlags, SlotState};
+use crate::tdp::Rights;
 use crate::vcpu::VcpuId;
 use crate::vm::Vm;
 
@@ -74,14 +76,22 @@ impl Vm {
     /// Where the host reads guest frame `gfn` as a table; `None` where it cannot: no memory, or the guest's alone.
     pub(super) fn table_frame(&self, slots: &MemSlots, gfn: Gfn, task: &Task<'_>) -> Option<Sfn> {
         let slot = slots.lookup(gfn).filter(|slot| slot.state() == SlotState::Active)?;
-        let index = slot.info().index_of(gfn);
-        let inode = slot.inode();
-        if !inode.attribute(index, task).host_may_use() {
+        if !self.slot_attribute(slot, gfn, task).host_may_use() {
             return None;
         }
-        if let Some(found) = inode.peek(index, task) {
+        if let Some((found, _)) = back::present(self, slot, gfn, task) {
             return Some(found.sfn);
         }
+        let Some((inode, index)) = self.own_access_through_gmem(slot, gfn) else {
+            let mut found = None;
+            let mut note = |sfn| {
+                found = Some(sfn);
+                Ok(())
+            };
+            let hva = slot.info().hva_of(gfn);
+            self.mm.with_page(hva, UserAccess::Write, self.kernel(task), &mut note).ok()?;
+            return found;
+        };
         inode.shared(task).get_folio(&self.host, index, task).ok().map(|backed| backed.sfn)
     }
 
@@ -136,11 +146,7 @@ impl Vm {
         let unresolved = Unresolved::new(input, &self.invalidation);
         task.at(Point::F1);
         let in_slot = resolve::resolve(&slots, unresolved)?;
-        let attribute = in_slot.slot().inode().attribute(in_slot.index(), task);
-        let host = match in_slot.slot().info().flags.contains(SlotFlags::READONLY) {
-            true => HostWrite::Refused,
-            false => HostWrite::Allowed,
-        };
+        let attribute = self.slot_attribute(in_slot.slot(), unresolved.gfn(), task);
         task.at(Point::F2);
         let admitted = admit::admit(attribute, in_slot)?;
         if unresolved.is_stale(&self.invalidation, task) {
@@ -148,7 +154,7 @@ impl Vm {
         }
         top_up(self, &mut state.tables, task)?;
         task.at(Point::F3);
-        let backed = back::fault_in(admitted, &self.host, task)?;
+        let backed = back::fault_in(admitted, self, task)?;
         let mut neighbours = [None; WINDOW as usize];
         self.look_around(&state.paging, &slots, &walk, &mut neighbours, task);
         let neighbours: Vec<Neighbour> = neighbours.into_iter().flatten().collect();
@@ -167,7 +173,14 @@ impl Vm {
         if is_stale() {
             return Err(RETRY);
         }
-        let sized = level::choose(backed, self.pages.max_level, task);
+        let sized = level::choose(backed, self, task);
+        let (sfn, size) = (sized.sfn(), sized.size());
+        let host = match sized.rights().contains(Rights::WRITE) {
+            true => HostWrite::Allowed,
+            false => HostWrite::Refused,
+        };
+        // The leaf holds no reference; what takes the frame away comes through the lock that is held.
+        drop(sized);
         let Some(pages) = guard.as_deref_mut() else { return Err(VmError::NotShadowing.into()) };
         if state.root.pages().any(|page| pages.page(page).standing == Standing::Invalid) {
             return Err(RETRY);
@@ -178,8 +191,8 @@ impl Vm {
             gva: linear(&state.paging, gva),
             walk: &walk,
             target,
-            sfn: sized.sfn(),
-            size: sized.size(),
+            sfn,
+            size,
             host,
             write: access.kind == AccessKind::Write,
             neighbours: &neighbours,
@@ -249,16 +262,14 @@ impl Vm {
             let (Ok(raw), false) = (raw, at == leaf.spa) else { continue };
             let Wanted::Leaf(Target { gfn, .. }) = wanted(paging, role, raw) else { continue };
             let Some(slot) = slots.lookup(gfn).filter(|slot| slot.state() == SlotState::Active) else { continue };
-            let index = slot.info().index_of(gfn);
-            let inode = slot.inode();
-            if inode.attribute(index, task) != Shareability::SHARED {
+            if self.slot_attribute(slot, gfn, task) != Shareability::SHARED {
                 continue;
             }
-            let host = match slot.info().flags.contains(SlotFlags::READONLY) {
-                true => HostWrite::Refused,
-                false => HostWrite::Allowed,
-            };
-            *place = inode.peek(index, task).map(|backed| Neighbour { at, raw, sfn: backed.sfn, host });
+            let Some((backed, origin)) = back::present(self, slot, gfn, task) else { continue };
+            // What the VMM lets be written of its memory is asked when the guest writes.
+            let readonly = slot.info().flags.contains(SlotFlags::READONLY) || origin == back::Origin::UserMemory;
+            let host = if readonly { HostWrite::Refused } else { HostWrite::Allowed };
+            *place = Some(Neighbour { at, raw, sfn: backed.sfn, host });
         }
     }
 }

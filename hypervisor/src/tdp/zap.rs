@@ -67,6 +67,16 @@ impl Tables {
         })
     }
 
+    /// Whether any leaf that reaches into the range has its accessed flag set.
+    pub(crate) fn is_young(&self, first: Gfn, nr_pages: u64) -> Result<bool, BusError> {
+        let mut young = false;
+        self.for_each_leaf(first, nr_pages, &mut |_, spte| {
+            young |= spte.raw() & self.format.accessed() != 0;
+            Ok(())
+        })?;
+        Ok(young)
+    }
+
     pub(super) fn for_each_leaf(&self, first: Gfn, nr_pages: u64, visit: &mut Visit<'_>) -> Result<(), BusError> {
         let top = Level::ROOT.frames() * 512;
         let (from, to) = (first.raw().min(top), first.raw().saturating_add(nr_pages).min(top));
