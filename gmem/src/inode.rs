@@ -13,16 +13,20 @@
 //! folio in the cache carries one reference for each of its pages; bindings are disjoint and lie inside the inode; an
 //! index that was removed reads as zero when it is next used, and bytes outside a removal are never touched.
 //!
-//! Left out: an inode has one view (one VM); a memory failure. The user's mmap is [`crate::mm`]'s.
+//! Left out: an inode has one view (one VM). The user's mmap is [`crate::mm`]'s.
 
 mod bindings;
 mod cache;
 mod convert;
+mod create;
+mod fallocate;
+mod generations;
 mod hole;
 mod lock;
 mod poison;
 mod reshape;
 mod tree;
+mod view;
 
 use core::sync::atomic::AtomicU64;
 
@@ -30,7 +34,7 @@ use bitflags::bitflags;
 use emu_core::event::{Event, Ino};
 use emu_core::page::PAGE_SIZE;
 use emu_core::sync::{Mutex, ReadGuard, Sharded, ShardedLock, Task};
-use emu_core::{PageSize, Sfn};
+use emu_core::{Errno, PageSize, Sfn};
 use thiserror::Error;
 
 use crate::Host;
@@ -47,9 +51,12 @@ use tree::{PageCache, Run};
 pub use bindings::{BindError, Bound};
 pub use cache::{Backed, GetError};
 pub use convert::{Conversion, ConvertError};
+pub use create::CreateArgs;
+pub use fallocate::{FallocMode, Fallocate, FallocateError};
 pub use hole::HoleError;
 pub use lock::{Exclusive, Shared};
 pub use poison::Failure;
+pub use view::{FolioRun, InodeView};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
@@ -122,9 +129,35 @@ pub enum CreateError {
         /// The pool's page size.
         page: PageSize,
     },
+    /// `EINVAL`.
+    #[error("guest_memfd flags {flags:#x} exclude each other or the page order")]
+    FlagsExclude {
+        /// The flags.
+        flags: u64,
+    },
+    /// `EINVAL`.
+    #[error("there is no pool of pages of order {order}")]
+    NoSuchPool {
+        /// The order.
+        order: u32,
+    },
     /// `ENOMEM`.
     #[error("guest_memfd cannot reserve its folios: {0}")]
     Reserve(#[from] ProviderError),
+}
+
+impl CreateError {
+    /// What the ioctl returns.
+    pub const fn errno(&self) -> Errno {
+        match self {
+            CreateError::Reserve(_) => Errno::NoMem,
+            CreateError::UnknownFlags { .. }
+            | CreateError::Size { .. }
+            | CreateError::NotHugeMultiple { .. }
+            | CreateError::FlagsExclude { .. }
+            | CreateError::NoSuchPool { .. } => Errno::Inval,
+        }
+    }
 }
 
 /// What an inode is to be.

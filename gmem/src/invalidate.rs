@@ -26,6 +26,7 @@ pub struct SeqSample(u64);
 pub struct Invalidation {
     seq: AtomicU64,
     in_progress: AtomicU32,
+    begun: AtomicU64,
     /// The range in progress; empty when no range was added.
     from: AtomicU64,
     to: AtomicU64,
@@ -48,6 +49,11 @@ impl Invalidation {
         self.in_progress.load(Ordering::Acquire)
     }
 
+    /// Begins so far: the ends and what is in progress.
+    pub fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Acquire)
+    }
+
     /// The guest frames from and up to which faults retry, while a change is in progress.
     pub fn range(&self) -> Option<(Gfn, Gfn)> {
         let (from, to) = (self.from.load(Ordering::Acquire), self.to.load(Ordering::Acquire));
@@ -64,6 +70,7 @@ impl Invalidation {
         if self.in_progress() == 0 || task.has(Defect::ResetRangeOnBegin) {
             self.set_range(0, 0);
         }
+        self.begun.fetch_add(1, Ordering::AcqRel);
         self.in_progress.fetch_add(1, Ordering::AcqRel);
     }
 

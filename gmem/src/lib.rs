@@ -47,8 +47,9 @@ pub use buddy::Buddy;
 pub use directmap::{DirectMap, DirectMapPolicy};
 pub use host::{FrameRange, HostConfig, HostLayout, HostMemory, OutOfMemory};
 pub use inode::{
-    Backed, BindError, Bound, Conversion, ConvertError, CreateError, CreateInfo, Exclusive, Failure, GetError,
-    GmemFlags, GuestMemfd, HoleError, PageIndex, PageRange, Shared, SlotId,
+    Backed, BindError, Bound, Conversion, ConvertError, CreateArgs, CreateError, CreateInfo, Exclusive, Failure,
+    FallocMode, Fallocate, FallocateError, FolioRun, GetError, GmemFlags, GuestMemfd, HoleError, InodeView, PageIndex,
+    PageRange, Shared, SlotId,
 };
 pub use invalidate::{Invalidation, SeqSample};
 pub use mm::{Kernel, Mm, MmId, MmuNotifier, NoNotifier};

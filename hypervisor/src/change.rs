@@ -7,7 +7,7 @@ use emu_core::defect::Defect;
 use emu_core::page::PAGE_SIZE;
 use emu_core::sync::{Point, Task};
 use emu_core::{Gfn, PageSize};
-use gmem::{Exclusive, PageIndex, PageRange, Shareability};
+use gmem::{Exclusive, Fallocate, Generation, GuestMemfd, PageIndex, PageRange, Shareability};
 
 use crate::config::VmError;
 use crate::flush::Owed;
@@ -37,7 +37,10 @@ impl Vm {
     /// where they lie in the hole as a whole.
     pub fn punch_hole(&self, id: GmemId, offset_bytes: u64, len_bytes: u64, task: &Task<'_>) -> Result<(), VmError> {
         let range = whole_pages(offset_bytes, len_bytes)?;
-        let inode = self.inode(id, task)?;
+        self.punch(&*self.inode(id, task)?, range, task)
+    }
+
+    fn punch(&self, inode: &GuestMemfd, range: PageRange, task: &Task<'_>) -> Result<(), VmError> {
         let mut exclusive = inode.exclusive(task);
         exclusive.check_hole(&self.host, range, task)?;
         self.invalidate_begin(&exclusive, range, Reach::Pages, task)?;
@@ -54,7 +57,8 @@ impl Vm {
         Ok(())
     }
 
-    /// Changes who may use a range of an inode, all or nothing (`KVM_SET_MEMORY_ATTRIBUTES2` on guest_memfd). Bytes stay.
+    /// Changes who may use a range of an inode, all or nothing (`KVM_SET_MEMORY_ATTRIBUTES2` on guest_memfd), but for
+    /// [`Generation::Wip`], which converts one huge page after the other up to the one that fails. Bytes stay.
     /// What is in the wanted state already is left alone: no zap, no flush, no retry.
     pub fn convert(
         &self,
@@ -64,14 +68,32 @@ impl Vm {
         to: Shareability,
         task: &Task<'_>,
     ) -> Result<(), VmError> {
-        let range = whole_pages(offset_bytes, len_bytes)?;
         let inode = self.inode(id, task)?;
         let exclusive = inode.exclusive(task);
         task.at(Point::C1);
+        if len_bytes == 0 && self.gmem.generation == Generation::V2 {
+            return Ok(());
+        }
+        let range = whole_pages(offset_bytes, len_bytes)?;
+        exclusive.changes(range, to, task)?;
+        for step in exclusive.steps(range) {
+            self.convert_step(&exclusive, step, to, task)?;
+        }
+        Ok(())
+    }
+
+    /// Converts what is converted as one.
+    fn convert_step(
+        &self,
+        exclusive: &Exclusive<'_>,
+        range: PageRange,
+        to: Shareability,
+        task: &Task<'_>,
+    ) -> Result<(), VmError> {
         if !exclusive.changes(range, to, task)? {
             return Ok(());
         }
-        if to.is_private() {
+        if to.is_private() && exclusive.unmaps_users() {
             // Before references are counted: a mapping is one, and a new one must wait for the lock.
             exclusive.unmap_users(exclusive.with_folios(range, task), &self.host, self, task);
             task.at(Point::C3);
@@ -80,18 +102,52 @@ impl Vm {
         task.at(Point::C4);
         let reach = if task.has(Defect::NarrowConversion) { Reach::Pages } else { Reach::Leaves };
         let zap = conversion.zap();
-        self.invalidate_begin(&exclusive, zap, reach, task)?;
-        let converted = if task.has(Defect::StoreAttributeAfterEnd) {
-            self.invalidate_end(&exclusive, zap, task);
+        self.invalidate_begin(exclusive, zap, reach, task)?;
+        if task.has(Defect::StoreAttributeAfterEnd) || exclusive.stores_after_end() {
+            self.invalidate_end(exclusive, zap, task);
             task.at(Point::I5);
             return Ok(exclusive.convert(&self.host, &conversion, task)?);
-        } else {
-            exclusive.convert(&self.host, &conversion, task)
-        };
+        }
+        let converted = exclusive.convert(&self.host, &conversion, task);
         task.at(Point::C6);
-        self.invalidate_end(&exclusive, zap, task);
+        self.invalidate_end(exclusive, zap, task);
         task.at(Point::I5);
         Ok(converted?)
+    }
+
+    /// `fallocate`: allocates, or punches a hole.
+    pub fn fallocate(
+        &self,
+        id: GmemId,
+        mode: u32,
+        offset_bytes: i64,
+        len_bytes: i64,
+        task: &Task<'_>,
+    ) -> Result<(), VmError> {
+        let inode = self.inode(id, task)?;
+        match Fallocate::parse(&inode, mode, offset_bytes, len_bytes)? {
+            Fallocate::Allocate(range) => Ok(inode.shared(task).allocate(&self.host, range, task)?),
+            Fallocate::Punch(range) => self.punch(&inode, range, task),
+        }
+    }
+
+    /// The memory behind a page of an inode failed (`kvm_gmem_error_folio`): nobody shows it any more, and its next use is
+    /// `EHWPOISON`. `None` where there was no memory.
+    pub fn memory_failure(
+        &self,
+        id: GmemId,
+        index: PageIndex,
+        task: &Task<'_>,
+    ) -> Result<Option<gmem::Failure>, VmError> {
+        let inode = self.inode(id, task)?;
+        // The kernel holds the lock shared here; nobody unbinds meanwhile either way, and a split wants it to itself.
+        let exclusive = inode.exclusive(task);
+        let range = PageRange { first: index, nr_pages: 1 };
+        self.invalidate_begin(&exclusive, range, Reach::Leaves, task)?;
+        exclusive.unmap_users(exclusive.with_folios(range, task), &self.host, self, task);
+        let failure = exclusive.error(&self.host, index, task);
+        self.invalidate_end(&exclusive, range, task);
+        Ok(failure?)
     }
 
     /// Announces, zaps and flushes every guest frame that shows pages of `range` (`kvm_gmem_invalidate_begin`).

@@ -3,9 +3,10 @@
 use emu_core::PageSize;
 use emu_core::memory::BusError;
 use gmem::host::HostSetupError;
+use gmem::provider::PoisonError;
 use gmem::{
-    ConvertError, CreateError, FolioPolicy, GetError, GmemPolicy, HoleError, HostConfig, HugeSize, OutOfMemory,
-    PageIndex, SlotId,
+    ConvertError, CreateError, FallocateError, FolioPolicy, GetError, GmemPolicy, HoleError, HostConfig, HugeSize,
+    OutOfMemory, PageIndex, SlotId,
 };
 use thiserror::Error;
 
@@ -123,6 +124,12 @@ pub enum VmError {
     /// A hole was refused.
     #[error(transparent)]
     Hole(#[from] HoleError),
+    /// `fallocate` was refused.
+    #[error(transparent)]
+    Fallocate(#[from] FallocateError),
+    /// A memory failure that cannot be contained.
+    #[error(transparent)]
+    MemoryFailure(#[from] PoisonError),
     /// A conversion was refused.
     #[error(transparent)]
     Convert(#[from] ConvertError),

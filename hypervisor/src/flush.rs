@@ -44,6 +44,11 @@ impl Owed {
         self.hull.is_none()
     }
 
+    /// Whether it reaches any of these guest frames.
+    pub(crate) fn covers(&self, first: Gfn, nr_pages: u64) -> bool {
+        self.hull.is_some_and(|(from, to)| from < first.raw().saturating_add(nr_pages) && first.raw() < to)
+    }
+
     /// First guest frame and length of what is owed; `u64::MAX` pages from frame 0 are everything.
     pub(crate) fn span(&self) -> (Gfn, u64) {
         let (from, to) = self.hull.unwrap_or((0, 0));

@@ -10,10 +10,12 @@ use gmem::Shareability;
 use crate::config::VmError;
 use crate::fault::level::Sized;
 use crate::fault::{
-    Action, EntryState, FaultCause, FaultInput, Resumed, Stop, Unresolved, admit, back, level, resolve,
+    Action, EntryState, FaultCause, FaultInput, MemoryFaultReason, Resumed, Stop, Unresolved, admit, back, level,
+    memory_fault, resolve,
 };
 use crate::flush::Owed;
 use crate::memslot::Slot;
+use crate::mmio::MmioFault;
 use crate::params::NxHugePages;
 use crate::tdp::{AdType, Fast, Install, Logged, Outcome, Rights, Touch};
 use crate::vcpu::{VcpuId, VcpuMmu};
@@ -40,20 +42,46 @@ impl Vm {
         });
         let action = action?;
         own.stats.count(&action);
+        let repeats = own.repeats.note(&fault, &action, self.invalidation.seq());
+        own.stats.most_repeats = own.stats.most_repeats.max(repeats);
         Ok(action)
     }
 
-    fn fault(&self, own: &mut VcpuMmu, input: FaultInput, touch: Touch, task: &Task<'_>) -> Result<Resumed, Stop> {
+    /// The stages. `own` is the processor's, whose mutex the caller holds.
+    pub(crate) fn fault(
+        &self,
+        own: &mut VcpuMmu,
+        input: FaultInput,
+        touch: Touch,
+        task: &Task<'_>,
+    ) -> Result<Resumed, Stop> {
         task.report(Event::FaultStage { stage: Stage::Resolve });
+        let gfn = input.gpa.frame();
+        if input.entry == EntryState::Reserved && self.mmio_fault(own, gfn, task)? == MmioFault::Mmio {
+            return Err(match input.privacy.is_private() {
+                true => memory_fault(&input, MemoryFaultReason::PrivateWithoutSlot),
+                false => Stop::Answer(Action::Mmio { gpa: input.gpa }),
+            });
+        }
         // Held to the end: whoever withdraws a slot waits for the faults that use it.
         let slots = self.slots.read(task);
         task.at(Point::F0);
         let input = self.kind.meant(input, || self.attribute_of(&slots, input.gpa.frame(), task));
         let unresolved = Unresolved::new(input, &self.invalidation);
         task.at(Point::F1);
-        let fault = resolve::resolve(&slots, unresolved)?;
+        let fault = match resolve::resolve(&slots, unresolved) {
+            Ok(fault) => fault,
+            Err(stop) => {
+                if touch == Touch::Demand && matches!(stop, Stop::Answer(Action::Mmio { .. })) {
+                    self.remember_mmio(own, gfn, &slots, task)?;
+                }
+                return Err(stop);
+            }
+        };
         let attribute = self.slot_attribute(fault.slot(), unresolved.gfn(), task);
-        if let Some(resumed) = self.fast_fault(own, fault.slot(), &input, attribute, task)? {
+        if touch == Touch::Demand
+            && let Some(resumed) = self.fast_fault(own, fault.slot(), &input, attribute, task)?
+        {
             return Ok(resumed);
         }
         task.at(Point::F2);
@@ -139,6 +167,7 @@ impl Vm {
     ) -> Result<Option<Resumed>, Stop> {
         let may_be_tracked = self.tdp.ad() == AdType::Disabled;
         let candidate = match input.entry {
+            EntryState::Reserved => false,
             EntryState::NotPresent => may_be_tracked,
             EntryState::Denied => may_be_tracked || input.kind == AccessKind::Write,
         };

@@ -20,8 +20,10 @@
 //! Left out so far: splitting of leaves and folios, dirty logging, the RMP, second address space (SMM).
 #![forbid(unsafe_code)]
 
+mod age;
 pub mod attributes;
 mod change;
+pub mod check;
 mod config;
 pub mod dirty;
 pub mod fault;
@@ -31,11 +33,13 @@ mod handle;
 mod io;
 mod kind;
 pub mod memslot;
+pub mod mmio;
 mod notifier;
 mod nx;
 mod params;
 pub mod plan;
 mod pml;
+mod prefault;
 mod region;
 pub mod shadow;
 mod stats;
@@ -43,6 +47,8 @@ pub mod tdp;
 mod vcpu;
 mod vm;
 
+pub use age::Aging;
+pub use attributes::{AttributeError, MEMORY_ATTRIBUTE_PRIVATE, MemoryAttributes};
 pub use config::{PagePolicy, VmConfig, VmError};
 pub use fault::{Action, EntryState, FaultCause, FaultInput, MemoryFault, MemoryFaultReason, Resumed};
 pub use flush::FlushRequest;
@@ -55,6 +61,7 @@ pub use memslot::{
 pub use params::{DirtyRingConfig, EagerPageSplit, ManualProtect, MmioCaching, MmuParams, NxHugePages, Pml};
 pub use plan::{RamLayout, RamRange, SystemMemoryPlan};
 pub use pml::PML_ENTRIES;
+pub use prefault::{PreFault, PreFaultError};
 pub use stats::{FaultStats, VmStats};
 pub use tdp::TdpFormat;
 pub use vcpu::{InGuest, VcpuId};

@@ -7,15 +7,15 @@
 //! Always true: the memslots are read without waiting for whoever changes them, because this may run under an inode's lock
 //! that the faults wait for that such a change waits for.
 
+use emu_core::Gfn;
 use emu_core::event::{Bits, Event};
 use emu_core::sync::{Point, Task};
-use emu_core::{Gfn, PageSize};
 use gmem::mm::{HvaRange, NotifyReason};
 use gmem::{MmId, MmuNotifier};
 
+use crate::age::Aging;
 use crate::flush::Owed;
 use crate::memslot::Slot;
-use crate::tdp::AdBit;
 use crate::vm::Vm;
 
 impl Vm {
@@ -31,7 +31,7 @@ impl Vm {
         shown
     }
 
-    /// `kvm_mmu_notifier_invalidate_range_start`; whether there is anything to end.
+    /// `kvm_mmu_notifier_invalidate_range_start`.
     fn notified_start(&self, range: HvaRange, task: &Task<'_>) {
         let shown = self.shown_at(range, task);
         if shown.is_empty() {
@@ -52,6 +52,22 @@ impl Vm {
         tables.bury(&self.host, task);
         drop(tables);
         task.at(Point::I3);
+    }
+
+    /// Asks for each part of guest memory that shows user pages of `range` whether it was used.
+    fn age<'a>(
+        &'a self,
+        mm: MmId,
+        range: HvaRange,
+        aging: Aging,
+        task: &'a Task<'a>,
+    ) -> impl Iterator<Item = bool> + 'a {
+        let shown = if mm == self.mm.id() { self.shown_at(range, task) } else { Vec::new() };
+        shown.into_iter().map(move |(first, nr_pages)| {
+            let young = self.age_range(first, nr_pages, aging, task);
+            assert!(young.is_ok(), "nested tables lie in system memory: {young:?}");
+            young == Ok(true)
+        })
     }
 
     /// `kvm_mmu_notifier_invalidate_range_end`.
@@ -87,26 +103,14 @@ impl MmuNotifier for Vm {
     }
 
     fn clear_young(&self, mm: MmId, range: HvaRange, task: &Task<'_>) -> bool {
-        let mut young = false;
-        if mm == self.mm.id() {
-            let (start, end) = (Bits(range.first.base().raw()), Bits(range.end().base().raw()));
-            task.report(Event::AgeHva { start, end });
-            for (first, nr_pages) in self.shown_at(range, task) {
-                let found = &mut |_: Gfn, _: PageSize| young = true;
-                let harvested = self.harvest(first, nr_pages, AdBit::Accessed, found, task);
-                assert!(harvested.is_ok(), "nested tables lie in system memory: {harvested:?}");
-            }
-        }
-        young
+        let (start, end) = (Bits(range.first.base().raw()), Bits(range.end().base().raw()));
+        task.report(Event::AgeHva { start, end });
+        // Every part is aged, whatever was found in those before.
+        self.age(mm, range, Aging::Clear, task).fold(false, |young, part| young | part)
     }
 
     fn test_young(&self, mm: MmId, range: HvaRange, task: &Task<'_>) -> bool {
-        if mm != self.mm.id() {
-            return false;
-        }
         task.report(Event::TestAgeHva { hva: Bits(range.first.base().raw()) });
-        let shown = self.shown_at(range, task);
-        let tables = self.mmu.read(task);
-        shown.into_iter().any(|(first, nr_pages)| tables.is_young(first, nr_pages).unwrap_or(false))
+        self.age(mm, range, Aging::Test, task).any(|young| young)
     }
 }

@@ -131,6 +131,7 @@ impl Vm {
     /// Publishes a slot that is new at its place.
     fn publish_new(&self, slot: Slot, happened: Happened, changes: &SlotsLock<'_>, task: &Task<'_>) {
         report(slot.info(), happened, task);
+        self.record_attributes_of_new(&slot, task);
         self.slots.publish(Publication::Put(slot), changes, task);
     }
 

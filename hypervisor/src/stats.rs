@@ -25,6 +25,10 @@ pub struct FaultStats {
     pub retry: u64,
     /// No memslot.
     pub mmio: u64,
+    /// Of these, known from an entry of the tables.
+    pub mmio_cached: u64,
+    /// The most often that a processor took one fault again while nothing else changed.
+    pub most_repeats: u64,
     /// Writes to read-only slots.
     pub rom_write: u64,
     /// Exits to the VMM.
@@ -57,6 +61,8 @@ impl core::ops::Add for FaultStats {
             spurious: self.spurious + other.spurious,
             retry: self.retry + other.retry,
             mmio: self.mmio + other.mmio,
+            mmio_cached: self.mmio_cached + other.mmio_cached,
+            most_repeats: self.most_repeats.max(other.most_repeats),
             rom_write: self.rom_write + other.rom_write,
             memory_fault: self.memory_fault + other.memory_fault,
         }

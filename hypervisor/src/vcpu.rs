@@ -2,13 +2,15 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use emu_core::Spa;
 use emu_core::sync::{Mutex, MutexGuard, Task};
+use emu_core::{Gfn, Spa};
 use gmem::{Host, OutOfMemory};
 
 use crate::dirty::DirtyRing;
 use crate::flush::{FlushRequest, Owed};
+use crate::mmio::MmioCache;
 use crate::params::DirtyRingConfig;
+use crate::prefault::Repeats;
 use crate::stats::FaultStats;
 
 /// Number of a virtual processor of this VM.
@@ -72,6 +74,9 @@ impl TableCache {
 pub(crate) struct VcpuMmu {
     pub(crate) tables: TableCache,
     pub(crate) stats: FaultStats,
+    /// Where it last found no memory.
+    pub(crate) mmio: MmioCache,
+    pub(crate) repeats: Repeats,
     /// Present where pages that it wrote are pushed to a ring.
     pub(crate) ring: Option<DirtyRing>,
 }
@@ -115,6 +120,17 @@ impl Vcpu {
         }
         self.kicked.store(false, Ordering::Release);
         self.owed.lock(task).take()
+    }
+
+    /// Whether a flush is owed that nothing will remind the processor of; `None` while somebody is asking for one.
+    pub(crate) fn forgets_a_flush(&self, task: &Task<'_>) -> Option<bool> {
+        let owed = self.owed.try_lock(task)?;
+        Some(!owed.is_empty() && !self.kicked.load(Ordering::Acquire))
+    }
+
+    /// Whether a flush is owed that covers any of these guest frames.
+    pub(crate) fn owes(&self, first: Gfn, nr_pages: u64, task: &Task<'_>) -> bool {
+        self.owed.try_lock(task).is_none_or(|owed| owed.covers(first, nr_pages))
     }
 
     /// Enters the guest. What is owed afterwards waits until it leaves.

@@ -61,6 +61,8 @@ pub struct Vm {
     pub(crate) params: MmuParams,
     /// Whether leaves above 4K may be executed now.
     pub(crate) nx: AtomicBool,
+    /// What the memslots' generation has above the bits that entries for devices keep.
+    pub(crate) mmio_epoch: AtomicU64,
     /// Writes that no log could take.
     pub(crate) unlogged: Unlogged,
     flushes: AtomicU64,
@@ -101,6 +103,7 @@ impl Vm {
             shadow: None,
             params,
             nx: AtomicBool::new(params.nx_huge_pages == NxHugePages::On),
+            mmio_epoch: AtomicU64::new(0),
             unlogged: Unlogged::default(),
             flushes: AtomicU64::new(0),
         })
@@ -169,6 +172,14 @@ impl Vm {
     /// An inode.
     pub fn gmem(&self, id: GmemId, task: &Task<'_>) -> Option<Arc<GuestMemfd>> {
         self.gmems.lock(task).get(id.0 as usize)?.clone()
+    }
+
+    /// The inodes that are there, by number; `None` while one comes or goes.
+    pub(crate) fn live_inodes(&self, task: &Task<'_>) -> Option<Vec<(GmemId, Arc<GuestMemfd>)>> {
+        let gmems = self.gmems.try_lock(task)?;
+        let live =
+            gmems.iter().enumerate().filter_map(|(n, inode)| Some((GmemId(n as u32), Arc::clone(inode.as_ref()?))));
+        Some(live.collect())
     }
 
     pub(crate) fn inode(&self, id: GmemId, task: &Task<'_>) -> Result<Arc<GuestMemfd>, VmError> {

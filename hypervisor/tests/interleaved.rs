@@ -12,8 +12,8 @@ use emu_core::memory::SystemMemory;
 use emu_core::rng::Seed;
 use emu_core::sync::{Point, Task};
 use emu_core::{AccessKind, Gfn, PageSize, Sfn};
-use gmem::PageIndex;
 use gmem::folio::FolioKind;
+use hypervisor::check::{Cached, CheckHistory, Moment, Witness};
 use hypervisor::*;
 use interleave::{Body, Pct, Program, Progress, Random, Stopped, Strategy as Chooser, explore, shrink, timeline};
 use proptest::prelude::*;
@@ -71,6 +71,9 @@ struct World {
     vm: Vm,
     gmem: GmemId,
     cpus: [Cpu; CPUS],
+    history: RefCell<CheckHistory>,
+    /// Whether the checks look while nobody is at work.
+    at_rest: Cell<bool>,
 }
 
 /// The two slots: each shows half of the inode, at frames congruent with it.
@@ -96,7 +99,7 @@ impl World {
         for id in 0..2 {
             vm.add_memslot(&slot(id, 0, gmem), QUIET).unwrap();
         }
-        Rc::new(World { vm, gmem, cpus: Default::default() })
+        Rc::new(World { vm, gmem, cpus: Default::default(), history: RefCell::default(), at_rest: Cell::new(false) })
     }
 
     fn walk(&self, gfn: u64) -> Option<reader::Translation> {
@@ -176,83 +179,50 @@ impl World {
         done
     }
 
-    /// The inode's page that a guest frame shows now, whatever state its slot is in.
-    fn index(&self, gfn: u64) -> Option<PageIndex> {
-        // While a slot is being published nobody can look; the frames then show what they showed or nothing.
-        let offset = if gfn >= 4 * M2 { gfn - 4 * M2 } else { gfn };
-        (offset < INODE_PAGES).then_some(PageIndex(offset))
-    }
-
     fn check(&self, progress: Progress) -> Result<(), String> {
-        let inode = self.vm.gmem(self.gmem, QUIET).expect("the inode stays");
-        let backing = |gfn: u64| Some(inode.peek(self.index(gfn)?, QUIET)?.sfn);
-        for (n, cpu) in self.cpus.iter().enumerate().filter(|(_, cpu)| cpu.in_guest.get()) {
-            for (&gfn, &(sfn, size)) in cpu.tlb.borrow().iter() {
-                for at in [0, size.frames() - 1] {
-                    if backing(gfn + at) != Some(Sfn::new(sfn.raw() + at)) {
-                        return Err(format!("E6: vCPU {n} uses {gfn:#x} of {size} at {sfn:?}, which is not its page"));
-                    }
-                }
-            }
-        }
-        let Some(tables) = self.vm.try_tables(QUIET) else { return Ok(()) };
-        let covered = self.vm.invalidation().range();
-        let attributes = inode.attributes(QUIET);
-        for leaf in tables.leaves().unwrap() {
-            let (gfn, frames) = (leaf.gfn.raw(), leaf.size.frames());
-            if covered.is_some_and(|(from, to)| from.raw() < gfn + frames && gfn < to.raw()) {
-                continue;
-            }
-            for at in [0, frames / 2, frames - 1] {
-                if backing(gfn + at) != Some(Sfn::new(leaf.sfn.raw() + at)) {
-                    return Err(format!("B4: {gfn:#x} of {} shows {:?}, which is not its page", leaf.size, leaf.sfn));
-                }
-            }
-            let Some(index) = self.index(gfn) else { return Err(format!("D3: {gfn:#x} is mapped outside a slot")) };
-            if !attributes.is_uniform(index.0, frames) {
-                return Err(format!("D1: the leaf at {gfn:#x} of {} covers pages private and shared", leaf.size));
-            }
-            let folio = inode.peek(index, QUIET).map(|backed| backed.size);
-            if folio.is_none_or(|size| size < leaf.size) {
-                return Err(format!("D2: the leaf at {gfn:#x} of {} is larger than its folio", leaf.size));
-            }
-        }
-        drop((tables, attributes));
+        let moment = match progress {
+            Progress::Running => Moment::BetweenSteps,
+            Progress::Finished => Moment::Quiescent,
+        };
+        self.at_rest.set(moment == Moment::Quiescent);
+        let verdict = self.vm.check(moment, &mut self.history.borrow_mut(), self, QUIET);
+        verdict.map_err(|violation| violation.to_string())?;
         if progress == Progress::Finished { self.check_books() } else { Ok(()) }
     }
 
-    /// What holds when nobody is at work.
+    /// What holds when nobody is at work and no invariant speaks of.
     fn check_books(&self) -> Result<(), String> {
-        let stats = self.vm.stats();
-        if self.vm.invalidation().in_progress() != 0 {
-            return Err("E1: an invalidation was begun and never ended".to_owned());
-        }
-        let mut mapped = [0; 3];
-        for leaf in self.vm.tables(QUIET).leaves().unwrap() {
-            mapped[leaf.size.index()] += 1;
-        }
-        if mapped != stats.tables.mapped {
-            return Err(format!("D14: {mapped:?} leaves, {:?} counted", stats.tables.mapped));
-        }
         let reachable = reader::tables(self.vm.memory(), self.vm.format(), self.vm.root_register());
+        let stats = self.vm.stats();
         let host = self.vm.host().lock(QUIET);
-        let used: Vec<_> = host.folios().iter().filter(|folio| folio.meta.kind == FolioKind::PageTable).collect();
-        if !reachable.iter().all(|table| used.iter().any(|folio| folio.head.base() == *table)) {
-            return Err("a table that can be walked is not in use".to_owned());
-        }
+        let used = host.folios().iter().filter(|folio| folio.meta.kind == FolioKind::PageTable).count();
         // Each vCPU keeps three at hand.
-        if used.len() > reachable.len() + 3 * CPUS {
-            return Err(format!("{} tables are in use, {} can be walked", used.len(), reachable.len()));
+        if used > reachable.len() + 3 * CPUS {
+            return Err(format!("{used} tables are in use, {} can be walked", reachable.len()));
         }
         let cached: u64 = stats.folios.iter().sum();
         let in_use = host.folios().iter().filter(|folio| folio.meta.kind == FolioKind::Gmem).count() as u64;
         if cached != in_use {
-            return Err(format!("B5: {cached} folios in the cache, {in_use} in use"));
+            return Err(format!("{cached} folios in the cache, {in_use} in use"));
         }
-        match host.folios().iter().find(|folio| !folio.is_cache_only() && folio.meta.kind == FolioKind::Gmem) {
-            Some(folio) => Err(format!("B5: {folio:?} is held by nobody")),
-            None => Ok(()),
+        Ok(())
+    }
+}
+
+impl Witness for World {
+    fn translations(&self, vcpu: VcpuId, each: &mut dyn FnMut(Cached)) {
+        for (&gfn, &(sfn, size)) in self.cpus[usize::from(vcpu.0)].tlb.borrow().iter() {
+            each(Cached { gfn: Gfn::new(gfn), sfn, size });
         }
+    }
+
+    fn in_guest(&self, vcpu: VcpuId) -> bool {
+        self.cpus[usize::from(vcpu.0)].in_guest.get()
+    }
+
+    /// The host's own accesses hold a page only while they last.
+    fn extra_references(&self, _: Sfn) -> Option<u32> {
+        self.at_rest.get().then_some(0)
     }
 }
 

@@ -108,6 +108,8 @@ pub(super) fn json(outcome: &Outcome, code: ExitCode, summary: &Summary) -> Valu
             "spurious": f.spurious,
             "retry": f.retry,
             "mmio": f.mmio,
+            "mmio_cached": f.mmio_cached,
+            "fast": f.fast,
             "rom_write": f.rom_write,
         },
         "levels": by_size(f.fixed),

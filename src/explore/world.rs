@@ -1,21 +1,18 @@
 //! The VM that scenarios run on, and what must hold between any two steps.
 //!
 //! Two inodes of a few 4K pages, or of one huge page, each shown by a memslot; processors whose TLBs are kept here, so that it can be seen what
-//! they would still translate. Looked at, by the names of the invariants that KVM's pipeline is held to: a present leaf
-//! shows the page that its inode holds (B4), nobody executes with a translation of a page that is gone (E6), a leaf was
-//! made for what the page still is, private or shared (C8), begins and ends balance (E1).
+//! they would still translate. What must hold is `hypervisor::check`'s to say; the world is its witness.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use emu_core::defect::Defects;
 use emu_core::event::{Event, EventSink};
 use emu_core::memory::SystemMemory;
 use emu_core::sync::{Point, Schedule, Task};
 use emu_core::{AccessKind, Gfn, Gpa, PageSize, Sfn};
-use gmem::{GuestMemfd, PageIndex};
+use hypervisor::check::{Cached, CheckHistory, Moment, Witness};
 use hypervisor::tdp::{Entry, Level, Spte};
 use hypervisor::{
     Action, FaultInput, FlushRequest, GmemFlags, GmemId, HostConfig, HugeSize, MemSlotSpec, PagePolicy, Resumed,
@@ -49,6 +46,23 @@ pub(super) struct World {
     cpus: [Cpu; 2],
     /// For each guest frame mapped now, what the guest meant when it was.
     mapped_as: RefCell<BTreeMap<u64, Shareability>>,
+    history: RefCell<CheckHistory>,
+}
+
+impl Witness for World {
+    fn translations(&self, vcpu: VcpuId, each: &mut dyn FnMut(Cached)) {
+        for (&gfn, &sfn) in self.cpus[usize::from(vcpu.0)].tlb.borrow().iter() {
+            each(Cached { gfn: Gfn::new(gfn), sfn, size: PageSize::Size4K });
+        }
+    }
+
+    fn in_guest(&self, vcpu: VcpuId) -> bool {
+        self.cpus[usize::from(vcpu.0)].in_guest.get()
+    }
+
+    fn meant(&self, gfn: Gfn) -> Option<Shareability> {
+        self.mapped_as.borrow().range(..=gfn.raw()).next_back().map(|(_, &meant)| meant)
+    }
 }
 
 /// The event sink of one task.
@@ -102,7 +116,14 @@ impl World {
             Ok(gmem)
         };
         let gmems = [show(0, 0)?, show(1, SECOND)?];
-        Ok(Rc::new(World { vm, gmems, defects, cpus: Default::default(), mapped_as: RefCell::default() }))
+        Ok(Rc::new(World {
+            vm,
+            gmems,
+            defects,
+            cpus: Default::default(),
+            mapped_as: RefCell::default(),
+            history: RefCell::default(),
+        }))
     }
 
     /// What a processor's nested walk finds, without any lock.
@@ -119,48 +140,14 @@ impl World {
         }
     }
 
-    fn page(&self, gfn: u64) -> (Arc<GuestMemfd>, PageIndex) {
-        let inode = self.vm.gmem(self.gmems[usize::from(gfn >= SECOND)], QUIET).expect("the inode stays");
-        (inode, PageIndex(gfn % SECOND))
-    }
-
-    fn backing(&self, gfn: u64) -> Option<Sfn> {
-        let (inode, index) = self.page(gfn);
-        inode.peek(index, QUIET).map(|backed| backed.sfn)
-    }
-
-    /// The invariants that hold between any two steps.
+    /// The invariants that hold between any two steps, or when all have finished.
     fn check(&self, progress: Progress) -> Result<(), String> {
-        for (n, cpu) in self.cpus.iter().enumerate().filter(|(_, cpu)| cpu.in_guest.get()) {
-            for (&gfn, &sfn) in cpu.tlb.borrow().iter() {
-                if self.backing(gfn) != Some(sfn) {
-                    return Err(format!("E6: vCPU {n} executes with frame {gfn:#x} at {sfn:?}, which is not its page"));
-                }
-            }
-        }
-        // While somebody changes them, the tables need not agree with anything.
-        let Some(_unchanging) = self.vm.try_tables(QUIET) else { return Ok(()) };
-        let covered = self.vm.invalidation().range();
-        for gfn in (0..TOUCHED).chain(SECOND..SECOND + TOUCHED) {
-            let frame = Gfn::new(gfn);
-            let Some(sfn) = self.walk(frame) else { continue };
-            if covered.is_some_and(|(from, to)| from <= frame && frame < to) {
-                continue;
-            }
-            if self.backing(gfn) != Some(sfn) {
-                return Err(format!("B4: guest frame {gfn:#x} is mapped to {sfn:?}, which is not its page"));
-            }
-            let meant = self.mapped_as.borrow().range(..=gfn).next_back().map(|(_, &meant)| meant);
-            let (inode, index) = self.page(gfn);
-            let is = inode.attribute(index, QUIET);
-            if meant != Some(is) {
-                return Err(format!("C8: guest frame {gfn:#x} is mapped as {meant:?} and is {is:?}"));
-            }
-        }
-        if progress == Progress::Finished && self.vm.invalidation().in_progress() != 0 {
-            return Err("E1: an invalidation was begun and never ended".to_owned());
-        }
-        Ok(())
+        let moment = match progress {
+            Progress::Running => Moment::BetweenSteps,
+            Progress::Finished => Moment::Quiescent,
+        };
+        let verdict = self.vm.check(moment, &mut self.history.borrow_mut(), self, QUIET);
+        verdict.map_err(|violation| violation.to_string())
     }
 
     /// A processor that reads each of `frames`, until it has read it or the fault leaves to the VMM.

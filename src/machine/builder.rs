@@ -16,8 +16,8 @@ use emu_core::{PageSize, Spa};
 use hypervisor::plan::LOW_RAM_END;
 use hypervisor::shadow::ShadowConfig;
 use hypervisor::{
-    FolioPolicy, GmemFlags, MemSlotSpec, PagePolicy, RamLayout, Shareability, SlotFlags, SlotId, SystemMemoryPlan,
-    TdpFormat, Vm, VmConfig, VmKind,
+    FolioPolicy, GmemFlags, MemSlotSpec, MmioCaching, MmuParams, PagePolicy, RamLayout, Shareability, SlotFlags,
+    SlotId, SystemMemoryPlan, TdpFormat, Vm, VmConfig, VmKind,
 };
 use mmu::{Asid, Ept, EptExecute, Eptp, NestedNx, Npt, SpaceTag, Stage2, Stage2Levels, Vpid};
 
@@ -172,7 +172,12 @@ impl Builder {
             kind: config.kind,
             ..VmConfig::new(policy, plan.host)
         };
-        let mut vm = Vm::new(memory.clone(), &vm_config)?;
+        let params = MmuParams {
+            // With 52 address bits NPT has none left that would be reserved.
+            mmio_caching: if config.model.maxphyaddr() < 52 { MmioCaching::On } else { MmioCaching::Off },
+            ..MmuParams::default()
+        };
+        let mut vm = Vm::with_params(memory.clone(), &vm_config, params)?;
         if config.mmu == NestedPaging::Shadow {
             let features = Vcpu::paging_features(&config.model);
             vm = vm.shadowing(&ShadowConfig::for_guest(features, layout.inode_bytes))?;

@@ -213,6 +213,7 @@ pub(super) fn fault_input(fault: &NestedPageFault) -> FaultInput {
         },
         entry: match fault.kind {
             NestedFaultKind::NotPresent { .. } => EntryState::NotPresent,
+            NestedFaultKind::Reserved { .. } | NestedFaultKind::Misconfigured { .. } => EntryState::Reserved,
             _ => EntryState::Denied,
         },
         ..FaultInput::new(fault.gpa, fault.access)

@@ -2,7 +2,7 @@
 
 use emu_core::sync::Task;
 use emu_core::{Gpa, PageSize};
-use hypervisor::{GmemId, Shareability, SlotFlags, SlotId, Vm, VmError};
+use hypervisor::{GmemId, MEMORY_ATTRIBUTE_PRIVATE, MemoryAttributes, Shareability, SlotFlags, SlotId, Vm, VmError};
 use thiserror::Error;
 
 use super::hypercall::{GpaRange, HypercallError};
@@ -56,6 +56,9 @@ pub enum MemoryError {
         /// The number.
         slot: SlotId,
     },
+    /// The VM's attributes cannot be set.
+    #[error(transparent)]
+    Attributes(#[from] hypervisor::AttributeError),
     /// The hypervisor refused.
     #[error(transparent)]
     Refused(#[from] VmError),
@@ -111,6 +114,11 @@ pub fn parts(vm: &Vm, range: GpaRange, task: &Task<'_>) -> Result<Vec<Part>, Mem
 pub fn convert(vm: &Vm, range: GpaRange, to: Shareability, task: &Task<'_>) -> Result<(), MemoryError> {
     if to.is_private() && !vm.kind().has_private_memory() {
         return Err(MemoryError::NoPrivateMemory);
+    }
+    if vm.supported_memory_attributes() != 0 {
+        let attributes = if to.is_private() { MEMORY_ATTRIBUTE_PRIVATE } else { 0 };
+        let wanted = MemoryAttributes { address: range.gpa.raw(), size: range.len_bytes, attributes, flags: 0 };
+        return Ok(vm.set_memory_attributes(&wanted, task)?);
     }
     for part in parts(vm, range, task)? {
         vm.convert(part.gmem, part.offset_bytes, part.range.len_bytes, to, task)?;

@@ -56,6 +56,12 @@ impl<T> Mutex<T> {
         MutexGuard { raw, note: Note::new(task, || WaitKey::of(self)) }
     }
 
+    /// Takes the lock if nobody has it: for checks between the steps of a schedule.
+    pub fn try_lock<'a>(&'a self, task: &Task<'a>) -> Option<MutexGuard<'a, T>> {
+        let raw = self.raw.try_lock()?;
+        Some(MutexGuard { raw, note: Note::new(task, || WaitKey::of(self)) })
+    }
+
     /// The value, without locking: whoever has the mutex alone needs no lock.
     pub fn get_mut(&mut self) -> &mut T {
         self.raw.get_mut()

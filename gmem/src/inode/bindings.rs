@@ -102,6 +102,11 @@ impl Bindings {
         (index.0 < binding.end).then_some(binding.slot)
     }
 
+    /// All, ascending: the first index of each and what looks at it.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (PageIndex, Bound)> + '_ {
+        self.by_first.iter().map(|(&at, b)| (PageIndex(at), Bound { slot: b.slot, first: b.gfn, nr_pages: b.end - at }))
+    }
+
     /// The parts of memslots that show pages of `range`, ascending. Bindings are disjoint, so all but the first that
     /// starts before the end of the range start in it.
     pub(super) fn reach_into(&self, range: PageRange) -> impl Iterator<Item = Bound> + '_ {

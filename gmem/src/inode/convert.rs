@@ -4,6 +4,7 @@
 //! under the exclusive lock ask whether anything changes and whether it may ([`Exclusive::plan_conversion`], no
 //! effects), then between the begin and the end of an invalidation of [`Conversion::zap`] split, store the attributes and
 //! merge ([`Exclusive::convert`]). All or nothing: what was split for a conversion that fails is merged again.
+//! What the posted series do otherwise is in [`super::generations`].
 
 use core::ops::ControlFlow;
 
@@ -50,6 +51,12 @@ pub enum ConvertError {
         /// First page of the range in the folio that is held.
         index: PageIndex,
     },
+    /// `ENOMEM`: no memory to keep track of what changes.
+    #[error("no memory to keep track of a conversion at page {}", index.0)]
+    NoMemory {
+        /// The first page that could not be noted.
+        index: PageIndex,
+    },
     /// `ENOMEM` as a rule, with the page as `error_offset`: a folio cannot be split.
     #[error("the folio at page {} cannot be split: {cause}", index.0)]
     Split {
@@ -67,14 +74,16 @@ impl ConvertError {
             ConvertError::OutOfBounds { .. } | ConvertError::Mapped { .. } => Errno::Inval,
             ConvertError::NotSupported { .. } => Errno::NoTty,
             ConvertError::Busy { .. } | ConvertError::Split { cause: SplitError::Busy { .. }, .. } => Errno::Again,
-            ConvertError::Split { .. } => Errno::NoMem,
+            ConvertError::Split { .. } | ConvertError::NoMemory { .. } => Errno::NoMem,
         }
     }
 
     /// The page that `error_offset` names, for errors that have one.
     pub const fn error_index(&self) -> Option<PageIndex> {
         match self {
-            ConvertError::Busy { index } | ConvertError::Split { index, .. } => Some(*index),
+            ConvertError::Busy { index } | ConvertError::NoMemory { index } | ConvertError::Split { index, .. } => {
+                Some(*index)
+            }
             ConvertError::OutOfBounds { .. } | ConvertError::NotSupported { .. } | ConvertError::Mapped { .. } => None,
         }
     }
@@ -132,9 +141,13 @@ impl Exclusive<'_> {
         if !self.changes(range, to, task)? {
             return Ok(None);
         }
-        if to.is_private() {
-            self.check_unused(host, range, task)?;
+        if to.is_private()
+            && let Err(error) = self.check_unused(host, range, task)
+        {
+            self.roll_back(range, task);
+            return Err(error);
         }
+        let range = self.listed(host, range, to, task)?;
         Ok(Some(Conversion { range, to, zap: self.reach(host, range, task) }))
     }
 
@@ -144,6 +157,9 @@ impl Exclusive<'_> {
         let generation = inode.policy.generation;
         if !generation.has_inode_attributes() {
             return Err(ConvertError::NotSupported { generation });
+        }
+        if range.nr_pages == 0 && generation == Generation::V2 {
+            return Ok(false);
         }
         if range.nr_pages == 0 || !range.lies_in(inode.nr_pages) {
             return Err(ConvertError::OutOfBounds { range, nr_pages: inode.nr_pages });
@@ -172,12 +188,15 @@ impl Exclusive<'_> {
             BusyPages::Wait { tries } => tries,
         };
         loop {
+            if self.inode.policy.generation == Generation::V1 {
+                return match self.first_mapped(host, range, task) {
+                    Some(index) => Err(ConvertError::Mapped { index }),
+                    None => Ok(()),
+                };
+            }
             let Some(index) = self.first_busy(host, range, task) else { return Ok(()) };
             if tries == 0 {
-                return Err(match self.inode.policy.generation {
-                    Generation::V1 => ConvertError::Mapped { index },
-                    _ => ConvertError::Busy { index },
-                });
+                return Err(ConvertError::Busy { index });
             }
             tries -= 1;
             task.give_way();

@@ -1,6 +1,6 @@
 //! Memory failure under an inode (`kvm_gmem_error_folio`, `mm/memory-failure.c`).
 //!
-//! The hypervisor zaps what shows the frame, then says [`Shared::error`], between begin and end of an invalidation. Only
+//! The hypervisor zaps what shows the frame, then says [`Exclusive::error`], between begin and end of an invalidation. Only
 //! the 4 KiB that failed are lost: the folio is split around them where it can be, and where it cannot, faults are told
 //! a size that leaves them out. Nothing is truncated; the next use of the page is `EHWPOISON`, and a conversion to
 //! private of a page that the failure found shared is `EAGAIN` for good, because the handler keeps a reference.
@@ -12,7 +12,7 @@ use core::sync::atomic::Ordering;
 use emu_core::sync::Task;
 use emu_core::{PageSize, Sfn};
 
-use super::lock::Shared;
+use super::lock::Exclusive;
 use super::tree::Place;
 use super::{Backed, GetError, GuestMemfd, PageIndex};
 use crate::Host;
@@ -55,7 +55,7 @@ pub struct Failure {
     pub known: bool,
 }
 
-impl Shared<'_> {
+impl Exclusive<'_> {
     /// The memory behind `index` failed; `None` where there is none.
     pub fn error(&self, host: &Host, index: PageIndex, task: &Task<'_>) -> Result<Option<Failure>, PoisonError> {
         let inode = self.inode;

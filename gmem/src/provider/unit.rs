@@ -192,6 +192,11 @@ impl UnitTable {
         self.units.len()
     }
 
+    /// The units that are split: head, size, where they go back to, and how many of their frames are back; ascending.
+    pub fn iter(&self) -> impl Iterator<Item = (Sfn, PageSize, Source, u64)> + '_ {
+        self.units.iter().map(|(&head, unit)| (Sfn::new(head), unit.size, unit.source, unit.back.len()))
+    }
+
     /// Whether no unit is split.
     pub fn is_empty(&self) -> bool {
         self.units.is_empty()

@@ -47,7 +47,7 @@ pub struct LpageInfo {
 }
 
 /// The sizes there is something to say about.
-const HUGE: [PageSize; 2] = [PageSize::Size2M, PageSize::Size1G];
+pub(super) const HUGE: [PageSize; 2] = [PageSize::Size2M, PageSize::Size1G];
 
 impl LpageInfo {
     /// The record of a new slot (`kvm_alloc_memslot_metadata`).
@@ -146,12 +146,12 @@ impl LpageInfo {
     }
 
     /// The page of `size` around `gfn`, which the slot contains, has uniform or mixed attributes from now on.
-    pub fn set_mixture(&self, gfn: Gfn, size: PageSize, mixture: Mixture, task: &Task<'_>) {
+    pub(super) fn set_mixture(&self, gfn: Gfn, size: PageSize, mixture: Mixture, task: &Task<'_>) {
         self.change_one(gfn, size, task, |deviation| deviation.mixture = mixture);
     }
 
     /// Mixed pages of `size` in guest frames `[from, end)` become uniform.
-    pub fn make_uniform(&self, from: u64, end: u64, size: PageSize, task: &Task<'_>) {
+    pub(super) fn make_uniform(&self, from: u64, end: u64, size: PageSize, task: &Task<'_>) {
         let frames = size.frames();
         let range = (size, from / frames)..(size, end.div_ceil(frames));
         let mut deviations = self.deviations.write(task);
@@ -165,6 +165,15 @@ impl LpageInfo {
             }
         }
         self.nr_deviations.store(deviations.len() as u64, Ordering::Release);
+    }
+
+    /// What is stored, by size and first guest frame: reasons that come and go, and whether attributes differ.
+    pub fn list(&self, task: &Task<'_>) -> Vec<(PageSize, Gfn, u32, Mixture)> {
+        let deviations = self.deviations.read(task);
+        let entry = |(&(size, page), deviation): (&(PageSize, u64), &Deviation)| {
+            (size, Gfn::new(page * size.frames()), deviation.reasons, deviation.mixture)
+        };
+        deviations.iter().map(entry).collect()
     }
 
     /// Huge pages there is something stored about.

@@ -1,10 +1,20 @@
 //! Memory attributes of a VM, and where they allow huge leaves.
 //!
-//! [`LpageInfo`] is a slot's record of why a huge leaf may not be (`kvm_lpage_info`).
+//! Up to 7.3 the VM says which guest frames are private (`kvm->mem_attr_array`); with conversion in place each inode says
+//! so of its pages, and the VM says nothing. One or the other: [`Vm::set_memory_attributes`] is no ioctl
+//! where inodes answer.
+//!
+//! - [`MemoryAttributes`] is the argument of `KVM_SET_MEMORY_ATTRIBUTES`.
+//! - [`LpageInfo`] is a slot's record of why a huge leaf may not be (`kvm_lpage_info`).
+//!
+//! Always true, when nobody holds `slots_lock`: a huge page that a slot contains is marked as mixed exactly if the
+//! attributes in it differ. Attributes exist without slots and survive them.
 
 mod lpage;
+mod set;
 
 pub use lpage::{LpageInfo, Mixture};
+pub use set::{AttributeError, MEMORY_ATTRIBUTE_PRIVATE, MemoryAttributes};
 
 use emu_core::Gfn;
 use emu_core::sync::Task;
@@ -14,9 +24,13 @@ use crate::memslot::{MemSlots, Slot};
 use crate::vm::Vm;
 
 impl Vm {
-    /// Who may use a guest frame (`kvm_mem_is_private`), at this moment. Where no slot is nothing is private.
+    /// Who may use a guest frame (`kvm_mem_is_private`), at this moment. Where no slot is, only the VM can say that it is
+    /// private.
     pub(crate) fn attribute_of(&self, slots: &MemSlots, gfn: Gfn, task: &Task<'_>) -> Shareability {
-        slots.lookup(gfn).map_or(Shareability::SHARED, |slot| self.slot_attribute(slot, gfn, task))
+        match slots.lookup(gfn) {
+            Some(slot) => self.slot_attribute(slot, gfn, task),
+            None => self.attributes.read(task).get(gfn.raw()),
+        }
     }
 
     /// The same of a frame of `slot`: what its inode says, or the VM for inodes that say nothing.

@@ -36,6 +36,8 @@ pub enum EntryState {
     NotPresent,
     /// An entry that did not allow the access (bit 0 set).
     Denied,
+    /// An entry with a reserved bit (bit 3), or an EPT misconfiguration: what entries for devices are made for.
+    Reserved,
 }
 
 /// A nested fault as it left the processor.
@@ -77,7 +79,8 @@ impl FaultInput {
             FaultCause::FinalAddress => NpfCode::GUEST_FINAL,
             FaultCause::GuestTable => NpfCode::GUEST_PAGE,
         };
-        code.set(NpfCode::PRESENT, self.entry == EntryState::Denied);
+        code.set(NpfCode::PRESENT, self.entry != EntryState::NotPresent);
+        code.set(NpfCode::RSVD, self.entry == EntryState::Reserved);
         code.set(NpfCode::GUEST_ENC, self.privacy.is_private());
         code
     }

@@ -60,6 +60,12 @@ impl SlotSets {
         }
     }
 
+    /// The active set, unless it is being exchanged: for checks between the steps of a schedule.
+    pub(crate) fn try_read<'a>(&'a self, task: &Task<'a>) -> Option<ReadGuard<'a, MemSlots>> {
+        let active = self.active.load(Ordering::Acquire);
+        self.sets[active].try_read(task).filter(|_| self.active.load(Ordering::Acquire) == active)
+    }
+
     /// A notifier starts.
     pub(crate) fn notifying<'a>(&'a self, task: &Task<'a>) -> Notifying<'a> {
         Notifying(self.notifiers.read(task))

@@ -58,6 +58,12 @@ impl Tables {
         }
     }
 
+    /// What stands at the end of the walk for `gfn`.
+    pub(crate) fn last(&self, gfn: Gfn) -> Result<Entry, BusError> {
+        let (place, spte) = self.last_entry(gfn)?;
+        Ok(self.format.read(spte, place.level))
+    }
+
     /// Tries to allow an access of `kind` to `gfn` without `mmu_lock`.
     pub(crate) fn fast_fault(
         &self,

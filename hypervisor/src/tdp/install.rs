@@ -4,6 +4,7 @@ use emu_core::sync::Task;
 use emu_core::{PageSize, Sfn};
 
 use super::leaf::{HostAccess, NewLeaf, SplitExecute, Touch};
+use super::mmio::{MmioGeneration, MmioSpte};
 use super::spte::{Entry, Level, Rights, Spte};
 use super::tables::{Lost, Place, Tables};
 use crate::config::VmError;
@@ -95,6 +96,44 @@ impl Tables {
                 }
             };
             level = below;
+        }
+    }
+
+    /// Puts an entry that says that no memory is at `gfn`. `mmu_lock` is held, for reading at least. Where something else
+    /// stands, or another task is at work, it leaves things alone.
+    pub(crate) fn install_mmio(
+        &self,
+        gfn: emu_core::Gfn,
+        generation: MmioGeneration,
+        cache: &mut TableCache,
+        owed: &mut Owed,
+        task: &Task<'_>,
+    ) -> Result<(), VmError> {
+        let (mut table, mut level) = (self.root, Level::ROOT);
+        loop {
+            let place = Place::in_table(table, level, gfn);
+            let spte = self.load(place)?;
+            let next = match (self.format.read(spte, level), level.below()) {
+                (Entry::Table(next), Some(below)) => (next, below),
+                (Entry::Absent | Entry::Mmio(_), Some(below)) => {
+                    let fresh = cache.take();
+                    if self.change(place, spte, self.format.table(fresh), owed, task)?.is_err() {
+                        cache.put(fresh);
+                        return Ok(());
+                    }
+                    self.count_linked(below, task);
+                    self.count_mmio_table();
+                    (fresh, below)
+                }
+                (Entry::Absent | Entry::Mmio(_), None) => {
+                    let mmio = MmioSpte { gfn, rights: Rights::all(), generation };
+                    // Lost or not: somebody knows better, or says the same.
+                    let _ = self.change(place, spte, self.format.mmio(mmio), owed, task)?;
+                    return Ok(());
+                }
+                _ => return Ok(()),
+            };
+            (table, level) = next;
         }
     }
 

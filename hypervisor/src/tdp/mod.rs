@@ -11,6 +11,7 @@
 //! loses starts over. Removals hold it for writing. A table leaves the tree frozen, and is freed only when the lock is
 //! next held for writing and the flush it owed is done, so that neither a fault nor a processor can be walking it.
 
+mod age;
 mod fast;
 mod install;
 pub mod leaf;

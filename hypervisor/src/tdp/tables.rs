@@ -68,6 +68,7 @@ struct Counters {
     zapped: [AtomicU64; 3],
     linked: [AtomicU64; Level::COUNT],
     unlinked: [AtomicU64; Level::COUNT],
+    changes: AtomicU64,
 }
 
 /// What is known of tables beside what stands in them.
@@ -87,6 +88,8 @@ pub struct Tables {
     pub(super) root: Spa,
     counters: Sharded<Counters>,
     pub(super) kept: Mutex<Kept>,
+    /// Tables that were made for entries of devices.
+    mmio_tables: AtomicU64,
     /// Who walks without `mmu_lock`.
     pub(super) walkers: ShardedLock<()>,
     /// What `mmu_lock`, held for writing, guards besides, in a VM without nested paging.
@@ -105,6 +108,7 @@ impl Tables {
             root,
             counters: Sharded::default(),
             kept: Mutex::default(),
+            mmio_tables: AtomicU64::new(0),
             walkers: ShardedLock::default(),
             shadow: Mutex::default(),
         };
@@ -155,12 +159,30 @@ impl Tables {
         }
     }
 
+    /// Entries written so far. Who sees the same number twice has seen the same tree, but for accessed and dirty flags.
+    pub fn version(&self) -> u64 {
+        self.counters.iter().map(|lane| lane.changes.load(Ordering::Acquire)).sum()
+    }
+
     pub(super) fn load(&self, place: Place) -> Result<Spte, BusError> {
         Ok(Spte::from_raw(self.memory.load(place.at)?))
     }
 
     pub(super) fn count_linked(&self, level: Level, task: &Task<'_>) {
         self.counters.lane(task.lane()).linked[level.index()].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Tables that were made for entries of devices since everything was last zapped.
+    pub(crate) fn mmio_tables(&self) -> u64 {
+        self.mmio_tables.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_mmio_table(&self) {
+        self.mmio_tables.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn forget_mmio_tables(&self) {
+        self.mmio_tables.store(0, Ordering::Relaxed);
     }
 
     /// Takes note of the 512 leaves of a table that a split has put in the tree.
@@ -220,6 +242,9 @@ impl Tables {
                 assert_eq!(from, sfn, "the leaf at {gfn:?} changes its frame while present");
             }
         }
+        if let (Entry::Absent | Entry::Frozen | Entry::Mmio(_), Entry::Absent) = (before, after) {
+            assert_ne!(before, Entry::Absent, "nothing at {gfn:?} becomes nothing");
+        }
         let (mut current, mut target) = (old, new);
         while let Err(seen) = self.memory.compare_exchange_u64(at, current.raw(), target.raw())? {
             let seen = Spte::from_raw(seen);
@@ -232,6 +257,7 @@ impl Tables {
                 target = self.format.inheriting(new, old, seen);
             }
         }
+        self.counters.lane(task.lane()).changes.fetch_add(1, Ordering::AcqRel);
         task.report_with(|| Event::SpteChanged {
             gfn,
             level: level.index() as u8 + 1,
@@ -279,6 +305,36 @@ impl Tables {
             }
             _ => {}
         }
+    }
+
+    /// Every table that a walk can reach, the root first.
+    pub fn reachable(&self) -> Result<Vec<Spa>, BusError> {
+        let mut found = vec![self.root];
+        self.collect_tables(self.root, Level::ROOT, &mut found)?;
+        Ok(found)
+    }
+
+    fn collect_tables(&self, table: Spa, level: Level, found: &mut Vec<Spa>) -> Result<(), BusError> {
+        let Some(below) = level.below() else { return Ok(()) };
+        for slot in 0..512 {
+            let place = Place::in_table(table, level, Gfn::new(slot * level.frames()));
+            if let Entry::Table(next) = self.format.read(self.load(place)?, level) {
+                found.push(next);
+                self.collect_tables(next, below, found)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Entries that a walk can reach and that are frozen.
+    pub fn nr_frozen(&self) -> Result<u64, BusError> {
+        let mut frozen = 0;
+        for table in self.reachable()? {
+            for slot in 0..512 {
+                frozen += u64::from(self.memory.load::<u64>(table.wrapping_add(8 * slot))? == Spte::FROZEN.raw());
+            }
+        }
+        Ok(frozen)
     }
 
     /// Every present leaf, ascending: for checks and listings.

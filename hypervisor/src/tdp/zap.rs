@@ -32,6 +32,7 @@ impl Tables {
     /// Removes everything but the root. The tables that held it are freed by the next [`Tables::bury`].
     pub(crate) fn zap_all(&self, owed: &mut Owed, task: &Task<'_>) -> Result<(), BusError> {
         self.drop_entries(self.root, Level::ROOT, Gfn::new(0), Spte::ABSENT, owed, task)?;
+        self.forget_mmio_tables();
         owed.all();
         if let Some(shadow) = self.shadow.lock(task).as_mut() {
             shadow.zap_all(owed, task);
@@ -65,16 +66,6 @@ impl Tables {
             }
             Ok(())
         })
-    }
-
-    /// Whether any leaf that reaches into the range has its accessed flag set.
-    pub(crate) fn is_young(&self, first: Gfn, nr_pages: u64) -> Result<bool, BusError> {
-        let mut young = false;
-        self.for_each_leaf(first, nr_pages, &mut |_, spte| {
-            young |= spte.raw() & self.format.accessed() != 0;
-            Ok(())
-        })?;
-        Ok(young)
     }
 
     pub(super) fn for_each_leaf(&self, first: Gfn, nr_pages: u64, visit: &mut Visit<'_>) -> Result<(), BusError> {

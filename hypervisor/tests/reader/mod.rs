@@ -43,12 +43,22 @@ pub fn walk(memory: &SystemMemory, format: TdpFormat, register: u64, gpa: Gpa) -
                 if !bit(entry, 0) {
                     return None;
                 }
+                if bit(entry, 51) {
+                    // Reserved by every MAXPHYADDR that tests have: what an entry for a device is made of.
+                    assert_eq!(level, 0, "a device has pages of 4K");
+                    return None;
+                }
                 assert!(bit(entry, 2), "nested walks are user accesses");
                 writable &= bit(entry, 1);
                 executable &= !bit(entry, 63);
             }
             TdpFormat::Ept => {
                 if entry & 7 == 0 {
+                    return None;
+                }
+                if entry & 7 == 6 {
+                    // A misconfiguration: what an entry for a device is made of.
+                    assert_eq!(level, 0, "a device has pages of 4K");
                     return None;
                 }
                 assert!(bit(entry, 0), "writable or executable without readable is a misconfiguration");

@@ -1,0 +1,79 @@
+//! What the checks remember from one look to the next.
+
+use std::collections::BTreeMap;
+
+use emu_core::Gfn;
+use emu_core::sync::Task;
+use gmem::{GmemFlags, SlotId};
+
+use super::{Invariant, Violation};
+use crate::memslot::{AddressSpaceId, MemSlot};
+use crate::tdp::LeafView;
+use crate::vm::{GmemId, Vm};
+
+/// The state of the invalidation protocol at one moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Protocol {
+    pub(super) seq: u64,
+    pub(super) range: Option<(Gfn, Gfn)>,
+}
+
+type KnownSlots = BTreeMap<(AddressSpaceId, SlotId), MemSlot>;
+
+/// The past of one VM as far as a rule needs it. Make one for each VM and hand it to every check.
+#[derive(Debug, Default)]
+pub struct CheckHistory {
+    /// The tree's version, its leaves and how many had been removed by then.
+    pub(super) leaves: Option<(u64, Vec<LeafView>)>,
+    /// The leaves before those, while nothing has been removed since.
+    pub(super) before: Option<Vec<LeafView>>,
+    zapped: u64,
+    pub(super) protocol: Protocol,
+    pub(super) inodes: BTreeMap<GmemId, (u64, GmemFlags)>,
+    /// The memslots at their generation.
+    pub(super) slots: Option<(u64, KnownSlots)>,
+}
+
+impl CheckHistory {
+    /// No past.
+    pub fn new() -> CheckHistory {
+        CheckHistory::default()
+    }
+
+    /// Reads the leaves again if they changed.
+    pub(super) fn look(&mut self, vm: &Vm, task: &Task<'_>) -> Result<(), Violation> {
+        self.before = None;
+        let Some(tables) = vm.try_tables(task) else { return Ok(()) };
+        let version = tables.version();
+        if self.leaves.as_ref().is_some_and(|(seen, _)| *seen == version) {
+            return Ok(());
+        }
+        let leaves = tables.leaves().map_err(|cause| Violation {
+            invariant: Invariant::E12,
+            found: format!("the tables lead out of memory: {cause}"),
+        })?;
+        let zapped = tables.stats().zapped.iter().sum();
+        let before = self.leaves.replace((version, leaves));
+        if zapped == self.zapped {
+            self.before = before.map(|(_, leaves)| leaves);
+        }
+        self.zapped = zapped;
+        Ok(())
+    }
+
+    /// Keeps what the next look is compared with.
+    pub(super) fn remember(&mut self, vm: &Vm, task: &Task<'_>) {
+        let invalidation = vm.invalidation();
+        self.protocol = Protocol { seq: invalidation.seq(), range: invalidation.range() };
+        if let Some(live) = vm.live_inodes(task) {
+            let now = live.into_iter().map(|(id, inode)| (id, (inode.nr_pages(), inode.flags())));
+            self.inodes = now.collect();
+        }
+        if let Some(slots) = vm.slots.try_read(task) {
+            let generation = slots.generation();
+            if self.slots.as_ref().is_none_or(|(seen, _)| *seen != generation) {
+                self.slots = Some((generation, slots.iter().map(|slot| ((slot.space, slot.id), *slot)).collect()));
+            }
+        }
+    }
+}

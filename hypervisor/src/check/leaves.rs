@@ -1,0 +1,129 @@
+//! What leaves show (groups B, C and D).
+
+use emu_core::PageSize;
+use gmem::folio::{FolioFlags, FolioKind};
+
+use super::scene::Scene;
+
+type Found = Result<(), String>;
+
+/// B4. All pages of a leaf that fits one folio stand behind it when its first does.
+pub(super) fn leaves_show_the_inodes_pages(scene: &Scene<'_>) -> Found {
+    for placed in scene.settled_leaves() {
+        let leaf = placed.leaf;
+        if placed.folio.map(|folio| folio.frame_of(placed.index)) != Some(leaf.sfn) {
+            let (slot, index) = (placed.slot.info().id.0, placed.index.0);
+            return Err(format!(
+                "guest frame {:#x} is mapped to {:?}, which is not page {index} behind memslot {slot}",
+                leaf.gfn.raw(),
+                leaf.sfn
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// B8, of what is mapped.
+pub(super) fn mapped_frames_are_in_use(scene: &Scene<'_>) -> Found {
+    let Some(host) = &scene.host else { return Ok(()) };
+    for leaf in scene.settled_leaves().map(|placed| placed.leaf) {
+        if host.folios().get(leaf.sfn).is_none_or(|folio| folio.meta.kind != FolioKind::Gmem) {
+            return Err(format!("guest frame {:#x} is mapped to {:?}, which is free", leaf.gfn.raw(), leaf.sfn));
+        }
+    }
+    Ok(())
+}
+
+/// B10.
+pub(super) fn mapped_folios_are_uptodate(scene: &Scene<'_>) -> Found {
+    let Some(host) = &scene.host else { return Ok(()) };
+    for placed in scene.settled_leaves() {
+        let defined = host.folios().get(placed.leaf.sfn).is_none_or(|f| f.meta.flags.contains(FolioFlags::UPTODATE));
+        if !defined {
+            return Err(format!("guest frame {:#x} shows a folio whose contents are stale", placed.leaf.gfn.raw()));
+        }
+    }
+    Ok(())
+}
+
+/// B18.
+pub(super) fn poisoned_frames_are_not_mapped(scene: &Scene<'_>) -> Found {
+    let Some(host) = &scene.host else { return Ok(()) };
+    for leaf in scene.leaves().iter().filter(|leaf| !scene.is_covered(leaf.gfn, leaf.size.frames())) {
+        if let Some(sfn) = host.poisoned_in(leaf.sfn, leaf.size).next() {
+            return Err(format!("guest frame {:#x} is mapped to {sfn:?}, whose memory failed", leaf.gfn.raw()));
+        }
+    }
+    Ok(())
+}
+
+/// C8.
+pub(super) fn leaves_are_what_the_guest_meant(scene: &Scene<'_>) -> Found {
+    for placed in scene.settled_leaves() {
+        let (Some(meant), Some(is)) =
+            (scene.witness.meant(placed.leaf.gfn), scene.attribute(placed.slot, placed.leaf.gfn))
+        else {
+            continue;
+        };
+        if meant != is {
+            return Err(format!("guest frame {:#x} is mapped as {meant:?} and is {is:?}", placed.leaf.gfn.raw()));
+        }
+    }
+    Ok(())
+}
+
+/// D1.
+pub(super) fn leaves_cover_one_attribute(scene: &Scene<'_>) -> Found {
+    for placed in scene.settled_leaves().filter(|placed| placed.leaf.size > PageSize::Size4K) {
+        if placed.inode.is_uniform(placed.index, placed.leaf.size.frames()) == Some(false) {
+            let leaf = placed.leaf;
+            return Err(format!("the {} leaf at {:#x} covers private and shared pages", leaf.size, leaf.gfn.raw()));
+        }
+    }
+    Ok(())
+}
+
+/// D2.
+pub(super) fn leaves_fit_their_folios(scene: &Scene<'_>) -> Found {
+    for placed in scene.settled_leaves() {
+        let leaf = placed.leaf;
+        if let Some(folio) = placed.folio.filter(|folio| folio.size < leaf.size) {
+            return Err(format!("the {} leaf at {:#x} shows a {} folio", leaf.size, leaf.gfn.raw(), folio.size));
+        }
+    }
+    Ok(())
+}
+
+/// D3.
+pub(super) fn leaves_lie_in_one_slot(scene: &Scene<'_>) -> Found {
+    let Some(slots) = &scene.slots else { return Ok(()) };
+    for leaf in scene.leaves() {
+        let last = leaf.gfn.raw() + leaf.size.frames() - 1;
+        if slots.lookup(leaf.gfn).is_none_or(|slot| slot.info().end().raw() <= last) {
+            return Err(format!("the {} leaf at {:#x} does not lie in a memslot", leaf.size, leaf.gfn.raw()));
+        }
+    }
+    Ok(())
+}
+
+/// D4.
+pub(super) fn leaves_are_congruent(scene: &Scene<'_>) -> Found {
+    for leaf in scene.leaves() {
+        if !leaf.gfn.is_aligned(leaf.size) || !leaf.sfn.is_aligned(leaf.size) {
+            return Err(format!("the {} leaf at {:#x} starts at {:?}", leaf.size, leaf.gfn.raw(), leaf.sfn));
+        }
+    }
+    Ok(())
+}
+
+/// D14.
+pub(super) fn leaves_are_counted(scene: &Scene<'_>) -> Found {
+    let Some(tables) = &scene.tables else { return Ok(()) };
+    let mut mapped = [0; 3];
+    scene.leaves().iter().for_each(|leaf| mapped[leaf.size.index()] += 1);
+    let counted = tables.stats().mapped;
+    if mapped != counted {
+        return Err(format!("{mapped:?} leaves are present, {counted:?} are counted"));
+    }
+    Ok(())
+}
