@@ -3,9 +3,12 @@
 //! Shared by the command line and the library; nothing here knows of either. Text forms follow other VMMs: sizes are
 //! decimal numbers with a binary suffix (`512M`, `2G`), and a bare number is MiB.
 
+mod gmem;
+
 use core::fmt;
 use core::str::FromStr;
 
+pub use self::gmem::GmemChoice;
 use emu_core::PageSize;
 use emu_core::cpu_model::CpuModel;
 use hypervisor::VmKind;
@@ -59,9 +62,18 @@ pub enum ConfigError {
     /// Not a seed with an optional distance.
     #[error("\"{0}\" is not a seed and a distance")]
     VmmRandom(String),
+    /// Not a way of guest_memfd to behave.
+    #[error("\"{0}\" is no property of guest_memfd")]
+    Gmem(String),
     /// Not a built-in guest.
     #[error("\"{0}\" is no guest of the program")]
     Guest(String),
+    /// Not a format of traces.
+    #[error("\"{0}\" is not a trace format")]
+    TraceFormat(String),
+    /// Neither a tracepoint nor a group of them.
+    #[error("\"{0}\" is not a tracepoint")]
+    TraceEvent(String),
     /// Not a seed.
     #[error("\"{0}\" is not a seed")]
     Seed(String),
@@ -77,6 +89,10 @@ impl ConfigError {
             ConfigError::VmmRandom(_) => {
                 "it is a seed like 7 or 0x5eed, and if you like a distance in instructions: 7:1000000"
             }
+            ConfigError::Gmem(_) => {
+                "first a generation if you like (7.3, next, v1, v2, wip), then split=, shared=, punch=, order=, to-shared=, \
+                 to-private=, each once; docs/running.md has their values"
+            }
             ConfigError::Guest(_) => "bifold run --list-guests tells which there are",
             ConfigError::VmKind(_) => "kinds of VM are default and sw-protected",
             ConfigError::VmProperty(_) => "properties are ram=shared, ram=private, fault=convert and fault=stop",
@@ -87,6 +103,10 @@ impl ConfigError {
             ConfigError::CpuModel(_) => "the models are amd and intel",
             ConfigError::NestedPaging(_) => {
                 "the kinds are npt (AMD), ept (Intel) and shadow (none: the hypervisor shadows the guest's tables)"
+            }
+            ConfigError::TraceFormat(_) => "FILE, FILE:text, FILE:jsonl, FILE:perfetto, or the word digest",
+            ConfigError::TraceEvent(_) => {
+                "a list of names like kvm_page_fault or groups vcpu, fault, mmu, invalidate, dirty, gmem, pool, all; -NAME leaves out"
             }
             ConfigError::Seed(_) => "a seed is a 64-bit number, decimal or 0x and hexadecimal",
         }

@@ -5,6 +5,8 @@
 //! - [`loader`]: images, and how they get into a guest's memory.
 //! - [`vmm`]: the program in user space beside the machine: conversions, scripts.
 //! - [`explore`]: races of the memory pipeline, found by machine.
+//! - [`trace`]: the events of a run, recorded and written.
+//! - [`report`]: a run as one page.
 //! - [`cli`]: the `bifold` command.
 
 #![forbid(unsafe_code)]
@@ -14,4 +16,6 @@ pub mod config;
 pub mod explore;
 pub mod loader;
 pub mod machine;
+pub mod report;
+pub mod trace;
 pub mod vmm;

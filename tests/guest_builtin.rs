@@ -91,6 +91,40 @@ fn conversions_of_every_size_under_every_page_size_by_one_to_four_processors() {
     }
 }
 
+/// When and how far folios are split is nothing to the guest.
+#[test]
+fn conversions_are_the_same_under_every_way_to_split() {
+    let run = |gmem: &str, pages: &str, cpus: &str| {
+        let vm = ["--vm", "sw-protected", "--gmem", gmem];
+        let text = conversions(&[&vm[..], &["--pages", pages, "--cpus", cpus, "--memory", "64M"]].concat()).text();
+        text.split_once('\n').map(|(_, rest)| rest.to_owned())
+    };
+    let (one, four) = (run("next", "4k", "1"), run("next", "4k", "4"));
+    for split in ["eager", "eager-4k", "lazy", "always-4k"] {
+        for shared in ["split", "whole-if-init-shared", "whole"] {
+            assert_eq!(run(&format!("split={split},shared={shared},punch=split"), "2m", "1"), one, "{split}, {shared}");
+        }
+        assert_eq!(run(&format!("split={split}"), "1g", "4"), four, "{split}");
+    }
+}
+
+/// The first posting of guest_memfd with huge pages clears all of a huge page for a hole inside it; the guest sees that. The
+/// second was mended.
+#[test]
+fn a_guest_sees_a_hole_that_clears_too_much() {
+    let run = |gmem: &str| {
+        guest(
+            ["--guest", "conversions", "--vm", "sw-protected", "--gmem", gmem, "--pages", "2m", "--memory", "64M"],
+            LIMIT,
+        )
+    };
+    let v1 = run("v1");
+    assert_eq!(v1.code, Some(3), "{}", v1.tail());
+    assert!(v1.text().contains("bytes outside a hole at 0x2000000"), "{}", v1.text());
+    let v2 = run("v2");
+    assert_eq!(v2.code, Some(0), "{}", v2.tail());
+}
+
 /// A GiB is converted as a whole and by its edges, where RAM has one.
 #[test]
 fn a_gib_is_converted_as_a_whole() {

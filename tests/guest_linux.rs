@@ -160,17 +160,18 @@ fn workload_beside_a_busy_vmm(row: Row, more: &[&str]) {
     let json = ended.json();
     let kinds = json["vmm"]["random"].as_object().expect("random actions are tallied by kind");
     let sum = |key: &str| -> u64 { kinds.values().filter_map(|tally| tally[key].as_u64()).sum() };
+    assert!(json["checks"].as_u64() > Some(100), "{row:?}: {}", json["checks"]);
     assert!(sum("done") > 500 && sum("refused") == 0, "{row:?}: {}", json["vmm"]);
 }
 
 #[test]
 fn linux_6_1_beside_a_busy_vmm() {
-    workload_beside_a_busy_vmm(row("6.1", 1, "npt", "4k"), &["--vmm-random", "11"]);
+    workload_beside_a_busy_vmm(row("6.1", 1, "npt", "4k"), &["--vmm-random", "11", "--check-invariants"]);
 }
 
 #[test]
 fn linux_6_1_in_private_memory_beside_a_busy_vmm() {
-    let more = ["--vm", "sw-protected,ram=private", "--vmm-random", "12"];
+    let more = ["--vm", "sw-protected,ram=private", "--vmm-random", "12", "--check-invariants"];
     workload_beside_a_busy_vmm(row("6.1", 2, "ept", "2m"), &more);
 }
 

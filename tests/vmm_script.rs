@@ -46,16 +46,18 @@ fn a_guest_notices_nothing_of_random_actions() {
     let rows: [(&[&str], &str); 4] = [
         (&paging, "7:40000"),
         (&private, "8:40000"),
-        (&converts, "9:5000"),
-        (&[&converts[..], &["--pages", "2m"]].concat(), "10:5000"),
+        (&converts, "9:20000"),
+        (&[&converts[..], &["--pages", "2m"]].concat(), "10:20000"),
     ];
     for (words, random) in rows {
         let without = guest(words, LIMIT);
-        let with = guest([words, &["--vmm-random", random]].concat(), LIMIT);
+        let busy = ["--vmm-random", random, "--check-invariants=500000"];
+        let with = guest([words, &busy].concat(), LIMIT);
         assert_eq!(with.code, Some(0), "{words:?}: {}\n{}", with.stderr, with.tail());
         assert_eq!(with.text(), without.text(), "{words:?}");
         let (with, without) = (with.json(), without.json());
         // A nested fault takes a unit of time; beyond that one processor executes exactly what it would have executed.
+        assert!(count(&with, &["checks"]) > 10 && count(&without, &["checks"]) == 0, "{words:?}");
         let executed = |json: &Value| count(json, &["instructions"]) - count(json, &["faults", "taken"]);
         if !words.contains(&"--cpus") {
             assert_eq!(executed(&with), executed(&without), "{words:?}");
@@ -145,6 +147,16 @@ fn a_guest_notices_holes_and_pins() {
         action("{ instructions = 1 }", r#"{ unpin = "33M+4K" }"#),
     ];
     assert_eq!(scripted(&both.concat(), &words).code, Some(0));
+}
+
+/// Memory that failed ends the guest that uses it, and nobody else.
+#[test]
+fn failed_memory_ends_whoever_uses_it() {
+    let words = [&CONVERSIONS[..], &["--memory", "64M"]].concat();
+    let used = scripted(&action("{ instructions = 20_000 }", r#"{ poison = "1M+64K" }"#), &words);
+    assert_eq!((used.code, &used.json()["outcome"]), (Some(4), &Value::from("memory-failure")), "{}", used.stderr);
+    let unused = scripted(&action("{ instructions = 20_000 }", r#"{ poison = "60M+64K" }"#), &words);
+    assert_eq!(unused.code, Some(0), "{}", unused.tail());
 }
 
 /// Without its memslot the guest has no memory; one that comes back has all that was in it.

@@ -2,7 +2,7 @@
 //! [`crate::fault`] in their order, with the locks and checks between them.
 
 use emu_core::defect::Defect;
-use emu_core::event::{Event, FaultOutcome, Stage};
+use emu_core::event::{Bits, ClipReason, Event, FaultOutcome, Stage};
 use emu_core::sync::{Point, Task};
 use emu_core::{AccessKind, PageSize};
 use gmem::Shareability;
@@ -116,6 +116,7 @@ impl Vm {
             }
             task.report(Event::FaultStage { stage: Stage::Level });
             let fault = self.limited(level::choose(fault, self, task), slot);
+            report_level(&fault, slot, self, task);
             task.report(Event::FaultStage { stage: Stage::Install });
             task.at(Point::F6);
             let outcome = tables.install(
@@ -174,13 +175,21 @@ impl Vm {
         if !candidate || attribute != input.privacy {
             return Ok(None);
         }
+        task.report(Event::FaultStage { stage: Stage::Fast });
         let logged = if slot.log().is_some() { Logged::Yes } else { Logged::No };
         let gfn = input.gpa.frame();
         Ok(match self.tdp.fast_fault(gfn, input.kind, logged, task).map_err(VmError::from)? {
             Fast::Declined => None,
             Fast::Spurious => Some(Resumed::Spurious),
-            Fast::Fixed { size } => {
+            Fast::Fixed { size, old, new } => {
                 own.stats.fast += 1;
+                task.report_with(|| Event::FastPageFault {
+                    gpa: input.gpa,
+                    error_code: input.error_code(),
+                    old_spte: Bits(old.raw()),
+                    new_spte: Bits(new.raw()),
+                    outcome: FaultOutcome::Fixed,
+                });
                 if input.kind == AccessKind::Write {
                     // Afterwards, and before the guest can write: a harvest in between arms the leaf again, and the write
                     // faults again.
@@ -190,4 +199,29 @@ impl Vm {
             }
         })
     }
+}
+
+/// Reports the leaf that a fault asks for, and what made it smaller than the memory behind it.
+fn report_level(fault: &Sized<'_>, slot: &Slot, vm: &Vm, task: &Task<'_>) {
+    let (gfn, sfn, size) = (fault.gfn(), fault.sfn(), fault.size());
+    task.report(Event::SpteRequested { gfn, sfn, size });
+    let folio = fault.folio_size();
+    if size == folio || !task.is_reporting() {
+        return;
+    }
+    let fits = level::largest(slot.info(), gfn, sfn, folio);
+    let reason = if size < fault.requested() {
+        ClipReason::NxHugePage
+    } else if slot.log().is_some() {
+        ClipReason::DirtyLogging
+    } else if size == vm.pages.max_level {
+        ClipReason::Limit
+    } else if size < fits {
+        ClipReason::Attributes
+    } else if (gfn.raw() ^ sfn.raw()) & (folio.frames() - 1) != 0 {
+        ClipReason::Alignment
+    } else {
+        ClipReason::Slot
+    };
+    task.report(Event::OrderClipped { gfn, folio, size, reason });
 }

@@ -10,9 +10,11 @@ use emu_core::rng::Seed;
 
 use super::CliError;
 use super::explore::ExploreArguments;
+use super::page::ReportArguments;
+use super::trace::{TraceArguments, TraceConfig};
 use crate::config::{
-    ConfigError, CpuCount, CpuKind, MemoryArgument, MemorySize, NestedPaging, VmChoice, parse_page_size, parse_seed,
-    parse_vmm_random,
+    ConfigError, CpuCount, CpuKind, GmemChoice, MemoryArgument, MemorySize, NestedPaging, VmChoice, parse_page_size,
+    parse_seed, parse_vmm_random,
 };
 use crate::loader::{BUILTINS, BuiltinGuest};
 use crate::vmm::random::RandomConfig;
@@ -33,6 +35,8 @@ pub enum Command {
     Run(Box<RunArguments>),
     /// Say what a file is and whether it would load.
     Check(CheckArguments),
+    /// Make one page of a trace: memory over time, faults, conversions, pools.
+    Report(ReportArguments),
     /// Look for races of the memory pipeline: every order of steps of a few tasks.
     Explore(ExploreArguments),
 }
@@ -76,6 +80,13 @@ pub struct RunArguments {
     /// Kind of VM: default, or sw-protected[,ram=shared|private][,fault=convert|stop] [default: default].
     #[arg(long, value_name = "KIND")]
     pub vm: Option<String>,
+    /// How guest_memfd behaves: a generation, split=, shared=, punch=, order= [default: next with huge folios].
+    #[arg(long, value_name = "LIST")]
+    pub gmem: Option<String>,
+    /// Look at every invariant of the hypervisor each INTERVAL instructions, and at the end [INTERVAL: 10000000].
+    #[arg(long, value_name = "INTERVAL", num_args = 0..=1, require_equals = true, default_missing_value = "10000000",
+          conflicts_with = "parallel", value_parser = clap::value_parser!(u64).range(1..))]
+    pub check_invariants: Option<u64>,
     /// What the VMM does and when: a file in the language of docs/vmm-script.md.
     #[arg(long, value_name = "FILE", conflicts_with = "parallel")]
     pub script: Option<PathBuf>,
@@ -100,6 +111,9 @@ pub struct RunArguments {
     /// Write the console here instead of standard output.
     #[arg(long, value_name = "FILE")]
     pub serial: Option<PathBuf>,
+    /// How the run is recorded.
+    #[command(flatten)]
+    pub trace: TraceArguments,
     /// End instead of restarting when the guest asks for a reset.
     #[arg(long)]
     pub no_reboot: bool,
@@ -176,6 +190,10 @@ pub struct RunConfig {
     pub nested: NestedPaging,
     /// The kind of VM.
     pub vm: VmChoice,
+    /// How guest_memfd behaves.
+    pub gmem: GmemChoice,
+    /// Look at the invariants so often.
+    pub check_every: Option<u64>,
     /// The VMM's script.
     pub script: Option<PathBuf>,
     /// What the VMM does at random, when the script does not say.
@@ -192,6 +210,8 @@ pub struct RunConfig {
     pub report: Report,
     /// Where the console goes, if not to the terminal.
     pub serial: Option<PathBuf>,
+    /// How it is recorded.
+    pub trace: TraceConfig,
     /// What a reset does.
     pub on_reset: OnReset,
 }
@@ -234,6 +254,8 @@ impl RunArguments {
             cpu: value("--cpu", self.cpu.as_deref(), CpuKind::default(), str::parse)?,
             nested: value("--mmu", self.mmu.as_deref(), NestedPaging::default(), str::parse)?,
             vm: value("--vm", self.vm.as_deref(), VmChoice::default(), str::parse)?,
+            gmem: value("--gmem", self.gmem.as_deref(), GmemChoice::default(), str::parse)?,
+            check_every: self.check_invariants,
             script: self.script,
             vmm_random: value("--vmm-random", self.vmm_random.as_deref(), None, |text| {
                 parse_vmm_random(text).map(Some)
@@ -244,6 +266,7 @@ impl RunArguments {
             timeout: self.timeout.map(Duration::from_secs),
             report: if self.json { Report::Json } else { Report::Text },
             serial: self.serial,
+            trace: self.trace.resolve()?,
             on_reset: if self.no_reboot { OnReset::End } else { OnReset::Restart },
         })
     }
@@ -264,7 +287,7 @@ mod tests {
         let words = ["bifold", "run"].iter().chain(words);
         match Arguments::try_parse_from(words).expect("clap takes the words").command {
             Command::Run(arguments) => arguments.resolve(),
-            Command::Check(_) | Command::Explore(_) => unreachable!("the words begin with run"),
+            Command::Check(_) | Command::Explore(_) | Command::Report(_) => unreachable!("the words begin with run"),
         }
     }
 
@@ -332,6 +355,14 @@ mod tests {
         let error = resolve(&["--vmm-random", "7:0"]).unwrap_err();
         assert_eq!(error.to_string(), "--vmm-random: \"7:0\" is not a seed and a distance");
         assert!(Arguments::try_parse_from(["bifold", "run", "--parallel", "--script", "s.toml"]).is_err());
+    }
+
+    #[test]
+    fn invariants_are_looked_at_when_asked_for() {
+        let every = |words: &[&str]| resolve(words).unwrap().check_every;
+        assert_eq!((every(&[]), every(&["--check-invariants", "image"])), (None, Some(10_000_000)));
+        assert_eq!(every(&["--check-invariants=500"]), Some(500));
+        assert!(Arguments::try_parse_from(["bifold", "run", "--check-invariants=0"]).is_err());
     }
 
     #[test]

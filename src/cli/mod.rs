@@ -14,9 +14,11 @@ pub mod exit;
 mod explore;
 mod files;
 mod out;
+mod page;
 mod report;
 mod run;
 pub mod terminal;
+mod trace;
 
 use clap::Parser;
 use thiserror::Error;
@@ -65,6 +67,22 @@ pub enum CliError {
         /// Where and what.
         cause: crate::vmm::script::ScriptError,
     },
+    /// A trace that is none.
+    #[error("{}: {cause}", path.display())]
+    Trace {
+        /// Its file.
+        path: std::path::PathBuf,
+        /// Where and what.
+        cause: crate::report::ReadError,
+    },
+    /// A file that cannot be written.
+    #[error("cannot write {}: {cause}", path.display())]
+    Write {
+        /// Which.
+        path: std::path::PathBuf,
+        /// Why.
+        cause: std::io::Error,
+    },
     /// An image that could not be loaded.
     #[error("{image}: {cause}")]
     Load {
@@ -104,6 +122,8 @@ impl CliError {
             CliError::Pages { .. } => "say it once",
             CliError::Read { .. } => "give a file that exists and may be read",
             CliError::Script { .. } => "docs/vmm-script.md is the manual of scripts",
+            CliError::Trace { .. } => "give a trace that `bifold run --trace RUN.jsonl` wrote",
+            CliError::Write { .. } => "give a file that may be written, on a disk with room",
             CliError::Load { cause, .. } => cause.help(),
             CliError::MemoryMap(_) | CliError::HostMemory(_) => "give less with --memory",
             CliError::Build(_) => "a smaller --memory or fewer --cpus may fit",
@@ -120,8 +140,9 @@ impl CliError {
             CliError::Build(BuildError::Memory(_)) | CliError::Run(_) | CliError::Console(_) | CliError::Output(_) => {
                 ExitCode::HostRefused
             }
-            CliError::Read { .. } | CliError::HostMemory(_) => ExitCode::HostRefused,
+            CliError::Read { .. } | CliError::Write { .. } | CliError::HostMemory(_) => ExitCode::HostRefused,
             CliError::Flag { .. }
+            | CliError::Trace { .. }
             | CliError::Pages { .. }
             | CliError::Load { .. }
             | CliError::Script { .. }
@@ -140,6 +161,7 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) if arguments.list_guests => run::list_guests(),
         Command::Run(arguments) => arguments.resolve().and_then(|config| run(&config)),
         Command::Check(arguments) => check::check(&arguments),
+        Command::Report(arguments) => page::report(&arguments),
         Command::Explore(arguments) => explore::explore(&arguments),
     });
     let Ok(outcome) = outcome else {

@@ -16,6 +16,8 @@ pub(super) fn name(outcome: &Outcome) -> &'static str {
         Outcome::TripleFault { .. } => "triple-fault",
         Outcome::NoMemory { .. } => "no-memory",
         Outcome::MemoryFault { .. } => "memory-fault",
+        Outcome::MemoryFailure { .. } => "memory-failure",
+        Outcome::InvariantBroken { .. } => "invariant",
         Outcome::Asleep { .. } => "asleep",
         Outcome::LimitReached => "limit",
         Outcome::Interrupted => "interrupted",
@@ -30,7 +32,9 @@ pub(super) fn exit_code(outcome: &Outcome) -> ExitCode {
         Outcome::TripleFault { .. }
         | Outcome::NoMemory { .. }
         | Outcome::MemoryFault { .. }
+        | Outcome::MemoryFailure { .. }
         | Outcome::Asleep { .. } => ExitCode::GuestDied,
+        Outcome::InvariantBroken { .. } => ExitCode::Invariant,
         Outcome::LimitReached => ExitCode::Limit,
     }
 }
@@ -48,6 +52,12 @@ pub(super) fn sentence(outcome: &Outcome) -> String {
         Outcome::MemoryFault { cpu, fault, registers } => {
             let meant = if fault.privacy.is_private() { "private" } else { "shared" };
             format!("CPU {cpu} wants {meant} memory at {}, and the VMM gives none: {registers}", fault.gpa)
+        }
+        Outcome::MemoryFailure { cpu, gpa, registers } => {
+            format!("CPU {cpu} uses memory at {gpa} that has failed: {registers}")
+        }
+        Outcome::InvariantBroken { at, invariant, found } => {
+            format!("an invariant of the hypervisor is broken after {at} instructions: {invariant}: {found}")
         }
         Outcome::Asleep { registers } => {
             format!("every CPU sleeps and nothing is due that could wake one: {registers}")
@@ -97,6 +107,11 @@ pub(super) fn json(outcome: &Outcome, code: ExitCode, summary: &Summary) -> Valu
             "script": script(&summary.deeds),
             "random": random(&summary.deeds),
         },
+        "trace": summary.trace.map(|tally| json!({
+            "events": tally.events,
+            "digest": format!("{:#018x}", tally.digest),
+        })),
+        "checks": summary.checks,
         "interrupts": summary.interrupts,
         "turns": summary.turns,
         "blocks": summary.blocks,

@@ -1,11 +1,12 @@
 //! `bifold run`.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::args::{ImageChoice, OnReset, Report, RunConfig, Vcpus};
 use super::console::{Console, Wish};
 use super::exit::ExitCode;
-use super::{CliError, files, out, report};
+use super::{CliError, files, out, report, trace};
 use crate::loader::{BUILTIN, BUILTINS, BuiltinGuest, Image};
 use crate::machine::{BuildError, Limits, Machine, Outcome};
 use crate::vmm::script::Script;
@@ -25,6 +26,7 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
     };
     let script = script(config)?;
     let initrd = config.initrd.as_deref().map(files::read).transpose()?;
+    let recording = trace::begin(config, image.name)?;
     let build = || -> Result<Machine, CliError> {
         let mut builder = Machine::builder()
             .cpus(config.cpus.get() as u16)
@@ -35,8 +37,13 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
             .on_memory_fault(config.vm.on_memory_fault)
             .model(config.cpu.model())
             .seed(config.seed)
+            .gmem(config.gmem.0)
             .script(script.clone())
+            .check_invariants(config.check_every)
             .append(&config.cmdline);
+        if let Some(recording) = &recording {
+            builder = builder.recorder(Arc::clone(&recording.recorder));
+        }
         if let Some(bytes) = &initrd {
             builder = builder.initrd(bytes.clone());
         }
@@ -58,6 +65,9 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
     drop(console);
     let code = report::exit_code(&outcome);
     let summary = machine.summary();
+    if let Some(recording) = &recording {
+        trace::finish(recording, config, &outcome, &summary)?;
+    }
     match config.report {
         Report::Text => eprintln!("\nbifold: {}\n{summary}", report::sentence(&outcome)),
         Report::Json => out::line(format_args!("{}", report::json(&outcome, code, &summary)))?,

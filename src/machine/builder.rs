@@ -8,11 +8,13 @@ use devices::board::TestPorts;
 use devices::{Board, BoardConfig};
 use emu_core::cpu_model::CpuModel;
 use emu_core::cpuid::Feature;
+use emu_core::event::Event;
 use emu_core::memory::SystemMemory;
 use emu_core::rng::{Consumer, Seed};
 use emu_core::sync::Task;
 use emu_core::time::Instant;
 use emu_core::{PageSize, Spa};
+use gmem::policy::GmemPolicy;
 use hypervisor::plan::LOW_RAM_END;
 use hypervisor::shadow::ShadowConfig;
 use hypervisor::{
@@ -21,11 +23,13 @@ use hypervisor::{
 };
 use mmu::{Asid, Ept, EptExecute, Eptp, NestedNx, Npt, SpaceTag, Stage2, Stage2Levels, Vpid};
 
+use super::checks::Checks;
 use super::guest_memory::HostSide;
 use super::seat::{Activity, Processor};
 use super::{BuildError, Counters, Machine, boot, firmware};
 use crate::config::NestedPaging;
 use crate::loader::{self, Image, LoadOptions, MemoryMap, Module};
+use crate::trace::{Lens, Recorder};
 use crate::vmm::hypercall::GpaRange;
 use crate::vmm::script::Script;
 use crate::vmm::{InitialRam, OnMemoryFault, Vmm, memory};
@@ -46,10 +50,14 @@ pub struct MachineConfig {
     pub mmu: NestedPaging,
     /// The kind of the VM.
     pub kind: VmKind,
+    /// How guest_memfd behaves.
+    pub gmem: GmemPolicy,
     /// How RAM of a software-protected VM begins.
     pub ram: InitialRam,
     /// What the VMM does about memory faults.
     pub on_memory_fault: OnMemoryFault,
+    /// Instructions between two looks at the hypervisor's invariants; `None`: nobody looks.
+    pub check_every: Option<u64>,
     /// The run's seed.
     pub seed: Seed,
     /// The processor model.
@@ -66,8 +74,10 @@ impl Default for MachineConfig {
             pages: PageSize::Size4K,
             mmu: NestedPaging::Npt,
             kind: VmKind::Default,
+            gmem: GmemPolicy::DEFAULT,
             ram: InitialRam::Shared,
             on_memory_fault: OnMemoryFault::Convert,
+            check_every: None,
             seed: Seed(0),
             model: CpuModel::amd_v3(),
             quantum: 20_000,
@@ -83,6 +93,7 @@ pub struct Builder {
     initrd: Option<Vec<u8>>,
     script: Script,
     modules: Vec<(Vec<u8>, String)>,
+    recorder: Option<Arc<Recorder>>,
 }
 
 impl Builder {
@@ -111,14 +122,29 @@ impl Builder {
         (self.config.kind, self.config.ram) = (kind, ram);
         self
     }
+    /// How guest_memfd behaves.
+    pub fn gmem(mut self, policy: GmemPolicy) -> Builder {
+        self.config.gmem = policy;
+        self
+    }
     /// What the VMM does about memory faults.
     pub fn on_memory_fault(mut self, what: OnMemoryFault) -> Builder {
         self.config.on_memory_fault = what;
         self
     }
+    /// Looks at the hypervisor's invariants every so many instructions, and at the end.
+    pub fn check_invariants(mut self, every: Option<u64>) -> Builder {
+        self.config.check_every = every;
+        self
+    }
     /// What the VMM does by its own will.
     pub fn script(mut self, script: Script) -> Builder {
         self.script = script;
+        self
+    }
+    /// Who records what the machine does, from its building on.
+    pub fn recorder(mut self, recorder: Arc<Recorder>) -> Builder {
+        self.recorder = Some(recorder);
         self
     }
     /// The seed.
@@ -170,8 +196,11 @@ impl Builder {
             maxphyaddr: config.model.maxphyaddr().min(48),
             nr_vcpus: config.cpus,
             kind: config.kind,
+            gmem: config.gmem,
             ..VmConfig::new(policy, plan.host)
         };
+        let lens = self.recorder.map(Lens::new).unwrap_or_default();
+        lens.task().report(Event::VmCreated { nr_vcpus: config.cpus });
         let params = MmuParams {
             // With 52 address bits NPT has none left that would be reserved.
             mmio_caching: if config.model.maxphyaddr() < 52 { MmioCaching::On } else { MmioCaching::Off },
@@ -182,8 +211,8 @@ impl Builder {
             let features = Vcpu::paging_features(&config.model);
             vm = vm.shadowing(&ShadowConfig::for_guest(features, layout.inode_bytes))?;
         }
-        vm.add_ram(&layout, SlotId(0), &Task::QUIET)?;
-        add_firmware(&vm, SlotId(layout.ranges.len() as u16))?;
+        vm.add_ram(&layout, SlotId(0), &lens.task())?;
+        add_firmware(&vm, SlotId(layout.ranges.len() as u16), &lens.task())?;
 
         let low = layout.inode_bytes.min(LOW_RAM_END.raw());
         let high = layout.inode_bytes - low;
@@ -197,7 +226,7 @@ impl Builder {
 
         let map = MemoryMap::pc(layout.inode_bytes, LOW_RAM_END)?;
         let acpi = AcpiImage::build(&AcpiConfig::new(config.cpus))?;
-        let mut host = HostSide::new(&vm);
+        let mut host = HostSide::new(&vm, lens.task());
         loader::GuestMemory::write(&mut host, acpi.base, &acpi.bytes)
             .map_err(|_| BuildError::NoRoomForTables { gpa: acpi.base })?;
         let modules: Vec<Module<'_>> = self.modules.iter().map(|(bytes, cmdline)| Module { bytes, cmdline }).collect();
@@ -212,7 +241,7 @@ impl Builder {
         if config.ram == InitialRam::Private {
             for range in &layout.ranges {
                 let all = GpaRange { gpa: range.gpa, len_bytes: range.len_bytes };
-                memory::convert(&vm, all, Shareability::PRIVATE, &Task::QUIET)?;
+                memory::convert(&vm, all, Shareability::PRIVATE, &lens.task())?;
             }
         }
 
@@ -239,10 +268,12 @@ impl Builder {
             })
             .collect();
         let (on_memory_fault, seed) = (config.on_memory_fault, config.seed);
+        let config_checks = config.check_every;
         let scheduler = config.seed.stream(Consumer::Scheduler);
         Ok(Machine {
             config,
             vm: Arc::new(vm),
+            checks: config_checks.map(Checks::every),
             vmm: Vmm::new(on_memory_fault, &self.script, seed),
             board,
             vcpus,
@@ -251,13 +282,13 @@ impl Builder {
             counters: Counters::default(),
             serial: Vec::new(),
             turn: 0,
+            lens,
         })
     }
 }
 
 /// The firmware's ROM, in a read-only memslot over a guest_memfd of its own.
-fn add_firmware(vm: &Vm, id: SlotId) -> Result<(), BuildError> {
-    let task = &Task::QUIET;
+fn add_firmware(vm: &Vm, id: SlotId, task: &Task<'_>) -> Result<(), BuildError> {
     let flags = GmemFlags::MMAP | GmemFlags::INIT_SHARED;
     let small = FolioPolicy::Buddy { largest: PageSize::Size4K };
     let gmem = vm.create_guest_memfd_with(firmware::ROM_BYTES, flags.bits(), small, task)?;

@@ -3,11 +3,13 @@
 use cpu::{Completion, Exit, IoAccess, MmioAccess, MmioData, MsrAccess, Vcpu};
 use devices::lapic::MsrError;
 use devices::{BoardEvents, CpuIndex, Port, Width};
-use emu_core::sync::Task;
-use hypervisor::{Action, EntryState, FaultCause, FaultInput, FlushRequest, VcpuId};
+use emu_core::event::{Bits, Direction, Event, UserExitReason};
+use gmem::GetError;
+use hypervisor::{Action, EntryState, FaultCause, FaultInput, FlushRequest, VcpuId, VmError};
 use mmu::{NestedFaultKind, NestedPageFault, Stage2Cause};
 
 use super::run::Outcome;
+use super::seen::direction;
 use super::{Activity, Machine, RunError};
 use crate::vmm::AfterFault;
 use crate::vmm::hypercall::Hypercall;
@@ -15,6 +17,9 @@ use crate::vmm::script::Happening;
 
 /// What the board said, or how the run ended.
 pub(super) type Handled = Result<BoardEvents, Outcome>;
+
+/// What `KVM_RUN` returns with a memory fault, negated.
+const EFAULT: i32 = 14;
 
 impl Machine {
     pub(super) fn handle_exit(&mut self, n: usize, exit: Exit) -> Result<Handled, RunError> {
@@ -38,8 +43,13 @@ impl Machine {
             Exit::Msr(access) => Ok(Ok(self.msr(n, access))),
             Exit::TaskPriority { write } => Ok(Ok(self.task_priority(n, write))),
             Exit::Hypercall => {
-                let asked = Hypercall::read(&self.vcpus[n].vcpu.state());
-                let answer = self.vmm.hypercall(&self.vm, asked, &Task::QUIET);
+                let state = self.vcpus[n].vcpu.state();
+                let asked = Hypercall::read(&state);
+                // RAX; RBX, RCX, RDX and RSI.
+                let [nr, a0, a1, a2, a3] = [0, 3, 1, 2, 6].map(|register: usize| state.gpr[register]);
+                let [a0, a1, a2, a3] = [a0, a1, a2, a3].map(Bits);
+                self.lens.task().report(Event::Hypercall { nr, a0, a1, a2, a3 });
+                let answer = self.vmm.hypercall(&self.vm, asked, &self.lens.task());
                 self.flush_owed();
                 self.vcpus[n].vcpu.set_gpr(0, answer);
                 Ok(Ok(BoardEvents::empty()))
@@ -82,7 +92,13 @@ impl Machine {
         fault: NestedPageFault,
         access: Option<MmioAccess>,
     ) -> Result<Handled, RunError> {
-        let action = self.vm.handle_fault(VcpuId(n as u16), fault_input(&fault), &Task::QUIET)?;
+        let action = match self.vm.handle_fault(VcpuId(n as u16), fault_input(&fault), &self.lens.task()) {
+            // `EHWPOISON`: the VMM has no other copy to give.
+            Err(VmError::Backing(GetError::Poisoned { .. })) => {
+                return Ok(Err(Outcome::MemoryFailure { cpu: n as u16, gpa: fault.gpa, registers: self.describe(n) }));
+            }
+            action => action?,
+        };
         self.flush_owed();
         Ok(self.after_fault(n, action, access))
     }
@@ -105,7 +121,9 @@ impl Machine {
                 None => Err(self.no_memory(n, gpa)),
             },
             Action::MemoryFault(fault) => {
-                let after = self.vmm.memory_fault(&self.vm, &fault, &Task::QUIET);
+                let reason = UserExitReason::MemoryFault;
+                self.lens.task().report(Event::UserspaceExit { reason, errno: -EFAULT });
+                let after = self.vmm.memory_fault(&self.vm, &fault, &self.lens.task());
                 self.flush_owed();
                 match after {
                     AfterFault::Retry => Ok(BoardEvents::empty()),
@@ -120,7 +138,7 @@ impl Machine {
         for (n, processor) in self.vcpus.iter_mut().enumerate() {
             // A processor that is running elsewhere looks for itself before it enters the guest again.
             if let Some(vcpu) = processor.vcpu.present()
-                && let Some(request) = self.vm.take_flush(VcpuId(n as u16), &Task::QUIET)
+                && let Some(request) = self.vm.take_flush(VcpuId(n as u16), &self.lens.task())
             {
                 forget(vcpu, request);
             }
@@ -144,11 +162,15 @@ impl Machine {
             let size = width as usize;
             if access.data == MmioData::Read {
                 let value = self.board.mmio_read(gpa, width, cpu, self.now).unwrap_or(u64::MAX);
+                let (direction, len) = (Direction::Read, size as u8);
+                self.lens.task().report(Event::Mmio { direction, len, gpa, value: Bits(value) });
                 bytes[at..at + size].copy_from_slice(&value.to_le_bytes()[..size]);
             } else {
                 let mut value = [0; 8];
                 value[..size].copy_from_slice(&bytes[at..at + size]);
                 let value = u64::from_le_bytes(value);
+                let (direction, len) = (Direction::Write, size as u8);
+                self.lens.task().report(Event::Mmio { direction, len, gpa, value: Bits(value) });
                 events |= self.board.mmio_write(gpa, width, value, cpu, self.now).unwrap_or_default();
             }
             at += size;
@@ -169,6 +191,9 @@ impl Machine {
             Some(value) => (0, self.board.io_write(port, width, value, self.now)),
             None => (self.board.io_read(port, width, self.now), BoardEvents::REQUESTS),
         };
+        let direction = direction(access.write);
+        let bits = Bits(access.write.unwrap_or(value).into());
+        self.lens.task().report(Event::Pio { direction, len: access.len_bytes, port: access.port, value: bits });
         self.vcpus[n].vcpu.complete(Completion::value(value as u64));
         events
     }
@@ -180,6 +205,11 @@ impl Machine {
             Some(value) => self.board.msr_write(cpu, access.msr, value, self.now).map(|events| (0, events)),
             None => self.board.msr_read(cpu, access.msr, self.now).map(|value| (value, BoardEvents::empty())),
         };
+        if let Ok((value, _)) = &answer {
+            let data = Bits(access.write.unwrap_or(*value));
+            let direction = direction(access.write);
+            self.lens.task().report(Event::Msr { direction, ecx: access.msr, data });
+        }
         let (completion, events) = match answer {
             Ok((value, events)) => (Completion::value(value), events),
             Err(_) => (Completion::Refused, BoardEvents::empty()),

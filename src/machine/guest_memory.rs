@@ -11,17 +11,18 @@ use crate::loader::{GuestMemory, MemoryRefused};
 /// Guest memory through the memslots, populated as it is touched.
 pub(super) struct HostSide<'a> {
     vm: &'a Vm,
+    task: Task<'a>,
 }
 
 impl<'a> HostSide<'a> {
-    pub(super) fn new(vm: &'a Vm) -> HostSide<'a> {
-        HostSide { vm }
+    pub(super) fn new(vm: &'a Vm, task: Task<'a>) -> HostSide<'a> {
+        HostSide { vm, task }
     }
 }
 
 impl GuestMemory for HostSide<'_> {
     fn write(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), MemoryRefused> {
-        self.vm.guest_write(gpa, bytes, &Task::QUIET).map_err(|_| MemoryRefused { gpa, len_bytes: bytes.len() as u64 })
+        self.vm.guest_write(gpa, bytes, &self.task).map_err(|_| MemoryRefused { gpa, len_bytes: bytes.len() as u64 })
     }
 
     fn zero(&mut self, _gpa: Gpa, _len_bytes: u64) -> Result<(), MemoryRefused> {
@@ -32,9 +33,9 @@ impl GuestMemory for HostSide<'_> {
 
 impl DmaPort for HostSide<'_> {
     fn read(&mut self, gpa: Gpa, bytes: &mut [u8]) -> Result<(), DmaError> {
-        self.vm.guest_read(gpa, bytes, &Task::QUIET).map_err(|_| DmaError { gpa, len: bytes.len() })
+        self.vm.guest_read(gpa, bytes, &self.task).map_err(|_| DmaError { gpa, len: bytes.len() })
     }
     fn write(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), DmaError> {
-        self.vm.guest_write(gpa, bytes, &Task::QUIET).map_err(|_| DmaError { gpa, len: bytes.len() })
+        self.vm.guest_write(gpa, bytes, &self.task).map_err(|_| DmaError { gpa, len: bytes.len() })
     }
 }

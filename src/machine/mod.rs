@@ -10,6 +10,7 @@
 
 mod boot;
 mod builder;
+mod checks;
 mod error;
 mod exits;
 mod firmware;
@@ -17,6 +18,7 @@ mod guest_memory;
 mod parallel;
 mod run;
 mod seat;
+mod seen;
 mod shadow;
 mod summary;
 
@@ -27,14 +29,16 @@ pub use summary::Summary;
 
 use std::sync::Arc;
 
+use checks::Checks;
 use cpu::VcpuState;
 use devices::Board;
 use emu_core::Gpa;
 use emu_core::rng::Stream;
-use emu_core::sync::Task;
 use emu_core::time::Instant;
 use hypervisor::{GuestAccessError, Vm};
 use seat::{Activity, Processor};
+
+use crate::trace::Lens;
 
 use crate::vmm::Vmm;
 
@@ -43,6 +47,7 @@ pub struct Machine {
     config: MachineConfig,
     vm: Arc<Vm>,
     vmm: Vmm,
+    checks: Option<Checks>,
     board: Board,
     vcpus: Vec<Processor>,
     now: Instant,
@@ -52,6 +57,8 @@ pub struct Machine {
     serial: Vec<u8>,
     /// Which processor's turn it is.
     turn: usize,
+    /// How what it does is seen.
+    lens: Lens,
 }
 
 /// What the machine itself counts.
@@ -104,7 +111,7 @@ impl Machine {
     /// # Errors
     /// [`GuestAccessError`]: part of the range is no memory.
     pub fn read_guest(&mut self, gpa: Gpa, into: &mut [u8]) -> Result<(), GuestAccessError> {
-        self.vm.guest_read(gpa, into, &Task::QUIET)
+        self.vm.guest_read(gpa, into, &self.lens.task())
     }
 
     /// The VMM, for what it did.

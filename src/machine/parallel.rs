@@ -16,12 +16,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use cpu::{Exit, MmioAccess, Vcpu};
 use devices::BoardEvents;
-use emu_core::sync::Task;
+use emu_core::event::Event;
 use emu_core::time::{Duration, Instant, MeetingPoint};
 use hypervisor::{Action, FlushRequest, VcpuId, Vm};
 
 use super::exits::{fault_input, forget};
+use super::seen::{reason, stamp};
 use super::{Limits, Machine, Outcome, RunError};
+use crate::trace::Lens;
 
 /// Longest time a processor is away from the machine, in units. Others may wait this long for it to forget a translation.
 const SLICE: u64 = 20_000;
@@ -157,6 +159,7 @@ impl<'m> Shared<'m> {
     fn processor(&self, n: usize) {
         let _end = EndWithMe(self);
         let mut floor = self.enter();
+        let lens = floor.machine.lens().another();
         while floor.ended.is_none() {
             if !floor.machine.wakes(n) {
                 floor = self.wait(floor);
@@ -165,7 +168,7 @@ impl<'m> Shared<'m> {
             let Some((vcpu, until)) = self.leave(&mut floor, n) else { break };
             let begin = executed(&vcpu);
             drop(floor);
-            let (vcpu, back) = self.run(n, vcpu, until);
+            let (vcpu, back) = self.run(n, vcpu, until, &lens);
             floor = self.enter();
             floor.machine.vcpus[n].retired += executed(&vcpu).wrapping_sub(begin);
             self.come_back(&mut floor, n, vcpu, back);
@@ -235,13 +238,15 @@ impl<'m> Shared<'m> {
     }
 
     /// Executes the guest without the machine, as far as that goes.
-    fn run(&self, n: usize, mut vcpu: Box<Vcpu>, until: Instant) -> (Box<Vcpu>, Return) {
+    fn run(&self, n: usize, mut vcpu: Box<Vcpu>, until: Instant, lens: &Lens) -> (Box<Vcpu>, Return) {
         let id = VcpuId(n as u16);
-        let task = Task::QUIET.on_lane(n as u8);
+        let task = lens.task().on_lane(n as u8);
         loop {
             if let Err(error) = super::shadow::reload(&self.vm, n, &mut vcpu, &task) {
                 return (vcpu, Return::Failed(error));
             }
+            lens.point_at(|| stamp(n, &vcpu, vcpu.now()));
+            task.report(Event::Entry {});
             let exit = match self.vm.enter_guest(id, &task) {
                 Err(error) => return (vcpu, Return::Failed(error.into())),
                 Ok((inside, flush)) => {
@@ -255,7 +260,9 @@ impl<'m> Shared<'m> {
                     exit
                 }
             };
+            lens.point_at(|| stamp(n, &vcpu, vcpu.now()));
             let Exit::NestedPageFault { fault, access } = exit else { return (vcpu, Return::Exit(exit)) };
+            task.report(Event::Exit { reason: reason(&exit) });
             match self.vm.handle_fault(id, fault_input(&fault), &task) {
                 Ok(Action::Resume(_)) if vcpu.now() < until => {}
                 Ok(Action::Resume(_)) => return (vcpu, Return::Exit(Exit::TimeUp)),
@@ -277,10 +284,12 @@ impl<'m> Shared<'m> {
             Return::Exit(Exit::TimeUp) => Ok(Ok(BoardEvents::empty())),
             Return::Exit(exit) => {
                 machine.counters.exits += 1;
+                machine.saw_exit(n, &exit);
                 machine.handle_exit(n, exit)
             }
             Return::Fault(action, access) => {
                 machine.counters.exits += 1;
+                machine.look_at(n);
                 Ok(machine.after_fault(n, action, access))
             }
             Return::Failed(error) => Err(error),

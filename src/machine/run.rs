@@ -2,7 +2,6 @@
 
 use cpu::{Event, Exit};
 use devices::{BoardEvents, BoardRequest, CpuIndex};
-use emu_core::sync::Task;
 use emu_core::time::{Duration, Instant};
 
 use super::guest_memory::HostSide;
@@ -53,6 +52,24 @@ pub enum Outcome {
         /// Its registers, in words.
         registers: String,
     },
+    /// The guest uses memory that has failed (`EHWPOISON`).
+    MemoryFailure {
+        /// Which processor.
+        cpu: u16,
+        /// Where.
+        gpa: emu_core::Gpa,
+        /// Its registers, in words.
+        registers: String,
+    },
+    /// A rule of the hypervisor's was found broken: a mistake of ours, never of the guest's.
+    InvariantBroken {
+        /// Instructions of all processors before the look that found it.
+        at: u64,
+        /// The rule.
+        invariant: String,
+        /// What was seen instead.
+        found: String,
+    },
     /// Every processor waits and nothing is due that could wake one.
     Asleep {
         /// The first processor's registers, in words.
@@ -69,12 +86,21 @@ impl Machine {
     ///
     /// # Errors
     /// [`RunError`]: the host could not go on.
-    pub fn run(
+    pub fn run(&mut self, limits: Limits, keep_going: impl FnMut(&mut Machine) -> bool) -> Result<Outcome, RunError> {
+        let outcome = self.run_turns(limits, keep_going)?;
+        // However it ended, the end is a moment to look at.
+        Ok(self.check_invariants().unwrap_or(outcome))
+    }
+
+    fn run_turns(
         &mut self,
         limits: Limits,
         mut keep_going: impl FnMut(&mut Machine) -> bool,
     ) -> Result<Outcome, RunError> {
         loop {
+            if let Some(broken) = self.check_when_due() {
+                return Ok(broken);
+            }
             if let Some(outcome) = self.settle(BoardEvents::REQUESTS) {
                 return Ok(outcome);
             }
@@ -161,6 +187,8 @@ impl Machine {
             self.offer_interrupt(n);
             let due = self.board.next_event(self.now).unwrap_or(Instant::FAR);
             let until = self.vmm_acts().map_or(end, |at| end.min(at)).min(due.max(self.now + Duration::new(1)));
+            self.look_at(n);
+            self.lens.task().report(emu_core::event::Event::Entry {});
             let vcpu = &mut self.vcpus[n].vcpu;
             super::shadow::reload(&self.vm, n, vcpu, &Task::QUIET)?;
             let exit = vcpu.run(until);
@@ -170,6 +198,7 @@ impl Machine {
             let mut events = BoardEvents::empty();
             if exit != Exit::TimeUp {
                 self.counters.exits += 1;
+                self.saw_exit(n, &exit);
                 match self.handle_exit(n, exit)? {
                     Ok(more) => events |= more,
                     Err(outcome) => return Ok(Some(outcome)),
@@ -191,7 +220,8 @@ impl Machine {
     fn vmm_acts(&mut self) -> Option<Instant> {
         self.vmm.until_due(0)?;
         let done = self.instructions();
-        if self.vmm.act(&self.vm, done, &Task::QUIET) {
+        self.look_at_host();
+        if self.vmm.act(&self.vm, done, &self.lens.task()) {
             self.flush_owed();
         }
         self.vmm.until_due(done).map(|units| self.now + Duration::new(units.max(1)))
@@ -217,7 +247,8 @@ impl Machine {
     /// Follows up what the board asks for.
     pub(super) fn settle(&mut self, events: BoardEvents) -> Option<Outcome> {
         if events.contains(BoardEvents::DMA) {
-            let more = self.board.run_dma(&mut HostSide::new(&self.vm), self.now);
+            self.look_at_host();
+            let more = self.board.run_dma(&mut HostSide::new(&self.vm, self.lens.task()), self.now);
             if let Some(outcome) = self.settle(more - BoardEvents::DMA) {
                 return Some(outcome);
             }

@@ -32,7 +32,7 @@ pub(super) fn reload(vm: &Vm, n: usize, vcpu: &mut Vcpu, task: &Task<'_>) -> Res
 impl Machine {
     pub(super) fn page_fault(&mut self, n: usize, exit: PageFaultExit) -> Result<Handled, RunError> {
         let PageFaultExit { gva, access, code, operand } = exit;
-        let answer = self.vm.handle_page_fault(id(n), ShadowFault { gva, access, code }, &Task::QUIET)?;
+        let answer = self.vm.handle_page_fault(id(n), ShadowFault { gva, access, code }, &self.lens.task())?;
         self.flush_owed();
         let nothing = BoardEvents::empty();
         let action = match answer {
@@ -69,7 +69,7 @@ impl Machine {
 
     /// Makes a write to a guest table in place of the instruction.
     fn emulate_write(&mut self, n: usize, gpa: Gpa, exit: PageFaultExit) -> Handled {
-        let task = &Task::QUIET;
+        let task = &self.lens.task();
         let done = match exit.operand {
             // It will come, and then it comes with its data.
             None => Ok(Some([0; 32])),
@@ -98,20 +98,20 @@ impl Machine {
 
     pub(super) fn paging_written(&mut self, n: usize, change: PagingChange) -> Result<Handled, RunError> {
         let guest = self.vcpus[n].vcpu.guest_paging();
-        let registers = self.vm.set_guest_paging(id(n), &guest, change, &Task::QUIET)?;
+        let registers = self.vm.set_guest_paging(id(n), &guest, change, &self.lens.task())?;
         self.vcpus[n].vcpu.run_over(registers, change);
         self.flush_owed();
         Ok(Ok(BoardEvents::empty()))
     }
 
     pub(super) fn shadow_invlpg(&mut self, n: usize, gva: Gva) -> Result<Handled, RunError> {
-        self.vm.shadow_invlpg(id(n), gva, &Task::QUIET)?;
+        self.vm.shadow_invlpg(id(n), gva, &self.lens.task())?;
         self.flush_owed();
         Ok(Ok(BoardEvents::empty()))
     }
 
     pub(super) fn shadow_invpcid(&mut self, n: usize, what: Invpcid) -> Result<Handled, RunError> {
-        self.vm.shadow_invpcid(id(n), what, &Task::QUIET)?;
+        self.vm.shadow_invpcid(id(n), what, &self.lens.task())?;
         self.flush_owed();
         Ok(Ok(BoardEvents::empty()))
     }
@@ -119,7 +119,7 @@ impl Machine {
     /// PDPTEs where no memory is cannot be loaded: #GP.
     pub(super) fn read_pdptes(&mut self, n: usize, gpa: Gpa) -> BoardEvents {
         let mut bytes = [0; 32];
-        let completion = match self.vm.guest_read(gpa, &mut bytes, &Task::QUIET) {
+        let completion = match self.vm.guest_read(gpa, &mut bytes, &self.lens.task()) {
             Ok(()) => Completion::Done(bytes),
             Err(_) => Completion::Refused,
         };

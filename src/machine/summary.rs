@@ -5,6 +5,7 @@ use hypervisor::VmStats;
 use mmu::MmuStats;
 
 use super::Machine;
+use crate::trace::Recorded;
 use crate::vmm::VmmCounters;
 use crate::vmm::agent::{Deeds, Tally};
 
@@ -31,12 +32,16 @@ pub struct Summary {
     pub interrupts: u64,
     /// Turns taken.
     pub turns: u64,
+    /// Looks at the hypervisor's invariants.
+    pub checks: u64,
     /// What the VMM was asked.
     pub vmm: VmmCounters,
     /// What the VMM did by its own will.
     pub deeds: Deeds,
     /// Blocks decoded.
     pub blocks: u64,
+    /// What was recorded of it, if anything.
+    pub trace: Option<Recorded>,
     /// The hypervisor's counters.
     pub vm: VmStats,
     /// The translation units' counters, added up.
@@ -64,9 +69,11 @@ impl Machine {
             halts: c.halts,
             interrupts: c.interrupts,
             turns: c.turns,
+            checks: self.checks.as_ref().map_or(0, |checks| checks.done),
             vmm: self.vmm.counters(),
             deeds: self.vmm.deeds().clone(),
             blocks,
+            trace: self.trace(),
             vm: self.vm.stats(),
             mmu,
         }
@@ -119,6 +126,9 @@ impl core::fmt::Display for Summary {
             faults.mmio
         )?;
         writeln!(f, "folios       {}", by_size(self.vm.folios))?;
+        if self.checks > 0 {
+            writeln!(f, "checks       every invariant {} times", self.checks)?;
+        }
         let v = &self.vmm;
         if v.hypercalls > 0 || v.memory_faults > 0 {
             writeln!(

@@ -7,7 +7,7 @@ use emu_core::sync::Task;
 use emu_core::{PageSize, Sfn};
 use gmem::{PageIndex, PageRange};
 use hypervisor::tdp::AdBit;
-use hypervisor::{GmemId, MemSlotSpec, Shareability, SlotFlags, SlotId, Vm, VmError};
+use hypervisor::{GmemId, MemSlot, MemSlotSpec, Shareability, SlotFlags, SlotId, Vm, VmError};
 
 use super::hypercall::GpaRange;
 use super::memory::{self, MemoryError};
@@ -94,6 +94,9 @@ pub fn perform(vm: &Vm, what: &What, held: &mut Holdings, task: &Task<'_>) -> Re
             private_memory(vm)?;
             each(vm, *range, task, |p| vm.convert(p.gmem, p.offset_bytes(), p.len_bytes(), *to, task))
         }
+        What::Poison(range) => each(vm, *range, task, |p| {
+            p.indices().try_for_each(|index| vm.memory_failure(p.gmem, index, task).map(|_| ()))
+        }),
         What::Balloon(range) => balloon(vm, *range, held, task),
         What::Toggle(range) => toggle(vm, *range, task),
         What::Zap(range) => {
@@ -251,15 +254,19 @@ fn balloon(vm: &Vm, range: Range, held: &Holdings, task: &Task<'_>) -> Result<u6
         }
         let runs = attributes(vm, part, task)?;
         convert(vm, part, Shareability::SHARED, task)?;
-        let saved = save(vm, part, task)?;
-        let punched = vm.punch_hole(part.gmem, part.offset_bytes(), part.len_bytes(), task);
-        let filled = fill(vm, part, &saved, task);
+        let ballooned = inflate_and_deflate(vm, part, task);
         restore(vm, part.gmem, &runs, task)?;
-        punched?;
-        filled?;
-        bytes += saved.len() as u64 * PAGE;
+        bytes += ballooned?;
     }
     Ok(bytes)
+}
+
+fn inflate_and_deflate(vm: &Vm, part: Pages, task: &Task<'_>) -> Result<u64, MemoryError> {
+    let saved = save(vm, part, task)?;
+    let punched = vm.punch_hole(part.gmem, part.offset_bytes(), part.len_bytes(), task);
+    fill(vm, part, &saved, task)?;
+    punched?;
+    Ok(saved.len() as u64 * PAGE)
 }
 
 /// Private, shared, and what it was: what splits and merges do to memory whose bytes must stay.
@@ -327,16 +334,23 @@ fn age(vm: &Vm, range: GpaRange, task: &Task<'_>) -> Result<u64, MemoryError> {
     Ok(bytes)
 }
 
+/// What made a memslot; `None` for one of user memory alone, which is not this VMM's.
+fn spec(slot: &MemSlot) -> Option<MemSlotSpec> {
+    let spec = slot.spec()?;
+    // The other flags follow from what it shows and whether it is logged.
+    Some(MemSlotSpec { flags: spec.flags & SlotFlags::READONLY, ..spec })
+}
+
 fn spec_of(vm: &Vm, id: SlotId, task: &Task<'_>) -> Result<MemSlotSpec, MemoryError> {
     let slots = vm.memslots(task);
     let slot = slots.by_id(id).ok_or(hypervisor::MemslotError::NotFound { id }).map_err(VmError::from)?;
-    slot.info().spec().ok_or(MemoryError::NoGmem { gpa: slot.info().first.base() })
+    spec(slot.info()).ok_or(MemoryError::NoGmem { gpa: slot.info().first.base() })
 }
 
 /// The memslots that guests may write.
 pub(super) fn ram(vm: &Vm, task: &Task<'_>) -> Vec<MemSlotSpec> {
     let slots = vm.memslots(task);
-    slots.iter().filter_map(|slot| slot.spec()).filter(is_ram).collect()
+    slots.iter().filter_map(spec).filter(is_ram).collect()
 }
 
 /// Deletes a memslot; what its log knows is taken first.

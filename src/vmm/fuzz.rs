@@ -4,6 +4,7 @@ use emu_core::memory::SystemMemory;
 use emu_core::sync::Task;
 use emu_core::{AccessKind, Gpa, PageSize};
 use gmem::{PageIndex, PageRange};
+use hypervisor::check::CheckHistory;
 use hypervisor::{
     FaultInput, FolioPolicy, GmemFlags, GmemId, HugeSize, MemSlotSpec, PagePolicy, Shareability, SlotFlags, SlotId,
     SystemMemoryPlan, VcpuId, Vm, VmConfig, VmKind,
@@ -165,9 +166,12 @@ impl World {
 pub fn fuzz_actions(input: &[u8]) {
     let Some((pages, steps)) = input.split_first() else { return };
     let task = &Task::QUIET;
+    let mut history = CheckHistory::new();
     let mut world = World::new(if pages % 2 == 0 { PageSize::Size4K } else { PageSize::Size2M }, task);
     for step in steps.as_chunks().0.iter().take(256) {
         world.step(*step, task);
+        let seen = world.vm.check_quiescent(&mut history);
+        assert!(seen.is_ok(), "after {step:?}: {seen:?}");
     }
     world.verify(task);
 }

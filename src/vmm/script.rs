@@ -143,6 +143,8 @@ pub enum What {
     Allocate(Range),
     /// Memory becomes private or shared.
     Convert(Convert),
+    /// The memory fails: whoever uses it next is told so.
+    Poison(Range),
     /// A balloon: contents are saved, the range is punched, and filled as it was before the guest can look.
     Balloon(Range),
     /// The range becomes private, then shared, then what it was.
@@ -367,6 +369,7 @@ impl fmt::Display for What {
             What::Convert(Convert { range, to }) => {
                 write!(f, "convert {range} to {}", if to.is_private() { "private" } else { "shared" })
             }
+            What::Poison(range) => write!(f, "poison {range}"),
             What::Balloon(range) => write!(f, "balloon {range}"),
             What::Toggle(range) => write!(f, "toggle {range}"),
             What::Zap(range) => write!(f, "zap {}", gpa(range)),

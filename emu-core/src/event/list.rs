@@ -15,6 +15,12 @@ use crate::addr::{Gfn, Gpa, Sfn};
 use crate::page::PageSize;
 
 events! {
+    /// A VM begins, with nothing in it: what was told before belongs to another.
+    VmCreated: Bifold "kvm_create_vm" in Vcpu {
+        /// Its processors.
+        nr_vcpus: u16,
+    }
+
     /// A processor enters the guest.
     Entry: Linux "kvm_entry" in Vcpu {}
 
@@ -366,8 +372,8 @@ events! {
 
     /// A dirty page went into a ring.
     DirtyRingPush: Linux "kvm_dirty_ring_push" in Dirty {
-        /// Whose ring.
-        vcpu: u16,
+        /// The vCPU whose ring it is.
+        ring: u16,
         /// Entries pushed so far.
         dirty_index: u32,
         /// Entries reset so far.
@@ -380,8 +386,8 @@ events! {
 
     /// Entries that the VMM has read are free again.
     DirtyRingReset: Linux "kvm_dirty_ring_reset" in Dirty {
-        /// Whose ring.
-        vcpu: u16,
+        /// The vCPU whose ring it is.
+        ring: u16,
         /// Entries pushed so far.
         dirty_index: u32,
         /// Entries reset so far.
@@ -390,8 +396,8 @@ events! {
 
     /// A ring is full enough that its processor leaves to the VMM.
     DirtyRingExit: Linux "kvm_dirty_ring_exit" in Dirty {
-        /// Whose ring.
-        vcpu: u16,
+        /// The vCPU whose ring it is.
+        ring: u16,
     }
 
     /// The VMM fetched a memslot's dirty bitmap: one round of a migration.

@@ -144,6 +144,8 @@ impl Exclusive<'_> {
         if to.is_private()
             && let Err(error) = self.check_unused(host, range, task)
         {
+            let index = error.error_index().unwrap_or(range.first).0;
+            task.report(Event::ConvertRefused { ino: self.inode.ino, index, errno: error.errno().value() });
             self.roll_back(range, task);
             return Err(error);
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use emu_core::event::Event;
 use emu_core::memory::BusError;
 use emu_core::sync::{MutexGuard, Task};
 use emu_core::{Gfn, PageSize};
@@ -237,7 +238,12 @@ impl Vm {
         let (slot, bitmap) = self.logged(&slots, id)?;
         self.kick_all(task);
         if self.params.manual_protect != ManualProtect::Off {
-            bitmap.words().for_each(|(word, bits)| found(word, bits));
+            let mut nr_dirty = 0;
+            bitmap.words().for_each(|(word, bits)| {
+                nr_dirty += u64::from(bits.count_ones());
+                found(word, bits);
+            });
+            task.report(Event::GetDirtyLog { slot: id.0, nr_dirty });
             return Ok(());
         }
         let mut owed = Owed::default();
@@ -252,6 +258,8 @@ impl Vm {
         };
         self.flush(&owed, task);
         // What is told is safe to copy only after the flush.
+        let nr_dirty = harvested.iter().map(|(_, bits)| u64::from(bits.count_ones())).sum();
+        task.report(Event::GetDirtyLog { slot: id.0, nr_dirty });
         harvested.into_iter().for_each(|(word, bits)| found(word, bits));
         armed
     }

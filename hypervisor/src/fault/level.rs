@@ -28,6 +28,10 @@ impl Sized<'_> {
     pub const fn size(&self) -> PageSize {
         self.size
     }
+    /// Size of the folio, or of the host's mapping, behind it.
+    pub const fn folio_size(&self) -> PageSize {
+        self.backed.folio().size
+    }
     /// What it could be but for [`Sized::at_most`].
     pub const fn requested(&self) -> PageSize {
         self.requested

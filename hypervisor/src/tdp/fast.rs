@@ -24,6 +24,10 @@ pub(crate) enum Fast {
     Fixed {
         /// Its size.
         size: PageSize,
+        /// The leaf before.
+        old: Spte,
+        /// The leaf after.
+        new: Spte,
     },
     /// It did already.
     Spurious,
@@ -95,7 +99,7 @@ impl Tables {
             task.at(Point::FF2);
             // Rights are only added: nothing can be owed.
             if self.change(place, old, new, &mut Owed::default(), task)?.is_ok() {
-                return Ok(Fast::Fixed { size });
+                return Ok(Fast::Fixed { size, old, new });
             }
         }
         Ok(Fast::Declined)

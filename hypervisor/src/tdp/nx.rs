@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use emu_core::event::Event;
 use emu_core::memory::BusError;
 use emu_core::sync::Task;
 use emu_core::{Gfn, Spa};
@@ -64,6 +65,9 @@ impl Tables {
             {
                 self.drop_tree(table, below, parent.gfn, owed, task)?;
                 gone += 1;
+                if let Some(size) = parent.level.leaf_size() {
+                    task.report(Event::NxRecovered { gfn: parent.gfn, size });
+                }
             }
         }
         Ok(gone)

@@ -5,6 +5,7 @@
 //! leaf that covers a table's first present part in the table's place; what the table held goes with it, and processors
 //! must forget the way through it.
 
+use emu_core::event::{Bits, Event};
 use emu_core::memory::BusError;
 use emu_core::sync::Task;
 use emu_core::{Gfn, PageSize, Sfn, Spa};
@@ -49,6 +50,9 @@ impl Tables {
         fill(old)?;
         match self.change(place, old, self.format.table(fresh), owed, task)? {
             Ok(replaced) => {
+                let level = place.level.index() as u8 + 1;
+                let (gfn, spte) = (place.gfn, Bits(replaced.raw()));
+                task.report(Event::SplitHugePage { gfn, spte, level, errno: 0 });
                 // A dirty flag that a processor set while the parts were made is every part's: whoever set it may have
                 // written to any of them, and nobody can have used the parts' own flags before.
                 if replaced != old {

@@ -43,6 +43,7 @@ fn every_action_is_read_and_says_itself_in_the_words_of_summaries() {
         (r#"{ allocate = "gmem0:0+4K" }"#, "allocate gmem0:0x0+0x1000"),
         (r#"{ convert = { range = "0+4K", to = "private" } }"#, "convert 0x0+0x1000 to private"),
         (r#"{ convert = { range = "0+4K", to = "shared" } }"#, "convert 0x0+0x1000 to shared"),
+        (r#"{ poison = "1M+4K" }"#, "poison 0x100000+0x1000"),
         (r#"{ balloon = "1M+1M" }"#, "balloon 0x100000+0x100000"),
         (r#"{ toggle = "1M+1M" }"#, "toggle 0x100000+0x100000"),
         (r#"{ zap = "1M+1M" }"#, "zap 0x100000+0x100000"),

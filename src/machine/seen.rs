@@ -1,0 +1,67 @@
+//! What a trace says of the machine's own doings: when, on which processor, and why it left the guest.
+
+use cpu::{Exit, Vcpu};
+use emu_core::Gva;
+use emu_core::event::{Direction, Event, ExitReason};
+use emu_core::time::Instant;
+
+use super::Machine;
+use crate::trace::{Lens, Recorded, Stamp};
+
+/// The stamp of what happens on behalf of processor `n` at `time`.
+pub(super) fn stamp(n: usize, vcpu: &Vcpu, time: Instant) -> Stamp {
+    Stamp { time, vcpu: Some(n as u16), rip: Some(Gva::new(vcpu.state().rip)) }
+}
+
+/// As events tell it.
+pub(super) fn reason(exit: &Exit) -> ExitReason {
+    match exit {
+        Exit::TimeUp => ExitReason::TimeUp,
+        Exit::InterruptWindow => ExitReason::InterruptWindow,
+        Exit::Halt => ExitReason::Halt,
+        Exit::NestedPageFault { .. } => ExitReason::NestedPageFault,
+        Exit::Mmio { .. } => ExitReason::Mmio,
+        Exit::Io(_) => ExitReason::Io,
+        Exit::Msr(_) => ExitReason::Msr,
+        Exit::TaskPriority { .. } => ExitReason::TaskPriority,
+        Exit::Hypercall => ExitReason::Hypercall,
+        Exit::TscMoved => ExitReason::TscMoved,
+        Exit::Shutdown => ExitReason::Shutdown,
+    }
+}
+
+/// The direction of an access that writes or not.
+pub(super) fn direction<T>(write: Option<T>) -> Direction {
+    if write.is_some() { Direction::Write } else { Direction::Read }
+}
+
+impl Machine {
+    /// From now on what happens is processor `n`'s doing.
+    pub(super) fn look_at(&mut self, n: usize) {
+        let Machine { lens, vcpus, now, .. } = self;
+        if let Some(vcpu) = vcpus[n].vcpu.present() {
+            lens.point_at(|| stamp(n, vcpu, *now));
+        }
+    }
+
+    /// From now on what happens is the VMM's doing, or a device's.
+    pub(super) fn look_at_host(&self) {
+        self.lens.point_at(|| Stamp { time: self.now, vcpu: None, rip: None });
+    }
+
+    /// Reports that processor `n` leaves the guest.
+    pub(super) fn saw_exit(&mut self, n: usize, exit: &Exit) {
+        self.look_at(n);
+        self.lens.task().report_with(|| Event::Exit { reason: reason(exit) });
+    }
+
+    /// How many events were recorded, and their digest, if the machine records.
+    pub fn trace(&self) -> Option<Recorded> {
+        self.lens.recorded()
+    }
+
+    /// The view with which the machine does things.
+    pub(super) fn lens(&self) -> &Lens {
+        &self.lens
+    }
+}
