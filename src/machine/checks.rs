@@ -4,8 +4,8 @@
 //! cached. A check changes nothing and takes no time of the guest's, so that a run with checks is the run without them.
 
 use emu_core::sync::Task;
-use hypervisor::{VcpuId, shadow};
 use hypervisor::check::{Cached, CheckHistory, Moment, Witness};
+use hypervisor::{VcpuId, shadow};
 
 use super::{Machine, Outcome};
 
@@ -51,11 +51,9 @@ impl Machine {
         let at = self.instructions();
         self.flush_owed();
         let checks = self.checks.as_mut()?;
-        // What is cached over shadow tables says nothing of guest frames; those tables have rules of their own.
-        let shadowing = self.vm.is_shadowing();
         let of_each = self.vcpus.iter_mut().map(|processor| {
             let mmu = processor.vcpu.mmu();
-            let cached = mmu.cached_guest_pages().filter(|_| !shadowing);
+            let cached = mmu.cached_guest_pages();
             cached.map(|page| Cached { gfn: page.gpa.frame(), sfn: page.spa.frame(), size: page.size }).collect()
         });
         let witness = Processors(of_each.collect());
@@ -63,7 +61,8 @@ impl Machine {
         checks.done += 1;
         let seen = self.vm.check(Moment::Quiescent, &mut checks.history, &witness, &Task::QUIET);
         let features = cpu::Vcpu::paging_features(&self.config.model);
-        let shadow = self.vm.tables(&Task::QUIET).with_shadow(&Task::QUIET, |pages| shadow::check::all(pages, &features));
+        let shadow =
+            self.vm.tables(&Task::QUIET).with_shadow(&Task::QUIET, |pages| shadow::check::all(pages, &features));
         if let Some(Err(broken)) = shadow {
             return Some(Outcome::InvariantBroken { at, invariant: broken.rule.to_string(), found: broken.what });
         }
