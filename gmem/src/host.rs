@@ -18,6 +18,7 @@ use emu_core::{PageSize, Sfn, Spa};
 use thiserror::Error;
 
 use crate::cma::{CmaArea, CmaStats, Hold, Loan};
+use crate::directmap::{DirectMap, DirectMapPolicy, Effect};
 use crate::folio::{Folio, FolioFlags, FolioKind, FolioMeta, FolioTable, RefError, Source};
 use crate::numa::{MemPolicy, NodeId};
 use crate::pool::{Demotion, HugePool, HugeSize, PoolStats};
@@ -131,6 +132,21 @@ pub struct HostStats {
     pub waiting_frames: u64,
     /// Frames lost to memory failures (`HardwareCorrupted`), as far as they are out of use.
     pub retired_frames: u64,
+    /// The host's own map of its memory; zero when it is not modelled.
+    pub direct_map: DirectMapStats,
+}
+
+/// Counters of the direct map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct DirectMapStats {
+    /// Entries by [`PageSize::index`].
+    pub entries: [u64; 3],
+    /// Page-table pages below the level of 1G entries.
+    pub table_pages: u64,
+    /// All that was done to it.
+    pub done: Effect,
+    /// Bytes given away for the sake of fewer shared ones.
+    pub wasted_bytes: u64,
 }
 
 /// See the module.
@@ -143,6 +159,7 @@ pub struct HostMemory {
     pub(crate) recalled: Vec<Loan>,
     pub(crate) folios: FolioTable,
     pub(crate) units: UnitTable,
+    pub(crate) direct_map: Option<Box<DirectMap>>,
     pub(crate) poisoned: BTreeSet<u64>,
     pub(crate) retired: u64,
     /// What [`HostMemory::occupy`] took, as `(first, frames)`.
@@ -186,6 +203,7 @@ impl HostMemory {
             pools: HugeSize::ALL.map(|size| HugePool::new(size, nr_nodes)),
             cma: layout.cma.iter().map(|&(node, range)| CmaArea::new(node, range.first, range.nr_frames)).collect(),
             recalled: Vec::new(),
+            direct_map: None,
             folios: FolioTable::default(),
             units: UnitTable::default(),
             poisoned: BTreeSet::new(),
@@ -213,6 +231,20 @@ impl HostMemory {
             let PoolStats { nr, free, resv, surplus, .. } = self.pools[size as usize].stats();
             task.report(Event::PoolChanged { size: size.page_size(), nr, free, resv, surplus });
         }
+    }
+
+    /// Models the host's direct map from now on, as it is after boot. Inodes whose policy says so act on it.
+    pub fn model_direct_map(&mut self, policy: DirectMapPolicy) {
+        let nodes = (0..=u8::MAX).map_while(|node| self.frames.pages.node(NodeId::new(node)?));
+        let ends = nodes.map(|node| (node.first().raw(), node.first().raw() + node.nr_frames()));
+        let (first, end) = ends.fold((u64::MAX, 0), |all, node| (all.0.min(node.0), all.1.max(node.1)));
+        let map = DirectMap::new(Sfn::new(first), end.saturating_sub(first), policy);
+        self.direct_map = Some(Box::new(map));
+    }
+
+    /// The host's direct map, if it is modelled.
+    pub fn direct_map(&self) -> Option<&DirectMap> {
+        self.direct_map.as_deref()
     }
 
     /// The bytes.
@@ -346,6 +378,12 @@ impl HostMemory {
             split_units: self.units.len() as u64,
             waiting_frames: self.units.waiting_frames(),
             retired_frames: self.retired,
+            direct_map: self.direct_map.as_ref().map_or_else(DirectMapStats::default, |map| DirectMapStats {
+                entries: map.entries(),
+                table_pages: map.table_pages(),
+                done: map.totals(),
+                wasted_bytes: map.wasted_bytes(),
+            }),
         }
     }
 
@@ -445,6 +483,9 @@ impl HostMemory {
     pub(crate) fn end_use(&mut self, head: Sfn) -> Folio {
         let folio = self.folios.remove(head);
         assert_eq!(folio.meta.refs, 0, "{head:?} still has users");
+        if let Some(map) = &mut self.direct_map {
+            map.release(folio.head, folio.size.frames());
+        }
         if !folio.meta.flags.contains(FolioFlags::KNOWN_ZERO) {
             self.clear(folio.head, folio.size.frames());
         }

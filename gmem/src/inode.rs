@@ -19,6 +19,7 @@ mod bindings;
 mod cache;
 mod convert;
 mod create;
+mod direct;
 mod fallocate;
 mod generations;
 mod hole;

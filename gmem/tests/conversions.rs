@@ -409,3 +409,25 @@ proptest! {
         world.end();
     }
 }
+
+/// The page cache's and the folio table's books of 1 GiB, whole, split, and split with every piece deviating.
+#[test]
+fn books_of_a_gib_follow_what_deviates_in_it() {
+    let policy = GmemPolicy { punch: PunchPolicy::SplitAndFree, ..GmemPolicy::DEFAULT };
+    let setup = Setup { unit: PageSize::Size1G, source: Source::Pool, init_shared: false, policy };
+    let mut world = World::new(setup);
+    world.get(0).unwrap();
+    let bytes = |world: &World| world.inode.metadata_bytes(QUIET) + world.host.lock(QUIET).folios().metadata_bytes();
+    assert!(bytes(&world) < 1 << 20, "{} bytes for one folio", bytes(&world));
+    world.convert(0, G1, false);
+    assert_eq!(world.inode.folios(QUIET), [G1, 0, 0]);
+    assert!(bytes(&world) < 1 << 20, "{} bytes for equal pieces", bytes(&world));
+    for block in (0..G1).step_by(M2 as usize) {
+        world.punch(block + 3, 1);
+        world.hold(block, false);
+    }
+    assert_eq!(world.inode.folios(QUIET), [G1 - G1 / M2, 0, 0]);
+    assert!(bytes(&world) < 6 << 20, "{} bytes for pieces that differ", bytes(&world));
+    world.check();
+    world.end();
+}

@@ -330,3 +330,42 @@ fn a_failure_costs_its_page_alone_and_that_page_can_not_become_private() {
         }
     }
 }
+
+#[test]
+fn the_hosts_own_map_follows_private_pages_as_its_policy_has_it() {
+    use gmem::{DirectMapPolicy, HostMapping};
+    let policy = GmemPolicy { host_mapping: HostMapping::FollowsPrivacy, ..GmemPolicy::DEFAULT };
+    for map in DirectMapPolicy::ALL {
+        let world = world(policy, POOL, GmemFlags::empty());
+        world.host.lock(QUIET).model_direct_map(map);
+        let before = world.host.lock(QUIET).stats().direct_map;
+        let frame = world.frame(3);
+        let entry = |sfn| world.host.lock(QUIET).direct_map().unwrap().lookup(sfn);
+        let private_2m = entry(frame);
+        let done = world.convert(range(3, 1), SHARED);
+        let shared_4k = entry(frame);
+        if map == DirectMapPolicy::Refuse {
+            assert_eq!(done.map_err(|error| error.errno()), Err(Errno::OpNotSupp));
+            assert_eq!((world.is_private(3), shared_4k), (true, private_2m), "nothing was changed");
+            continue;
+        }
+        done.unwrap();
+        assert_eq!(shared_4k, Some(PageSize::Size4K), "{map:?}");
+        let next = entry(Sfn::new(frame.raw() + 1));
+        assert_eq!(next.is_none(), map == DirectMapPolicy::Unmap, "{map:?}: a private neighbour");
+        world.convert(range(3, 1), PRIVATE).unwrap();
+        let settled = entry(frame);
+        match map {
+            DirectMapPolicy::Linux => assert_eq!(settled, Some(PageSize::Size4K), "nothing collapses"),
+            DirectMapPolicy::Unmap => assert_eq!(settled, None),
+            _ => assert_eq!(settled, private_2m),
+        }
+        world.punch(range(0, 4 * M2)).unwrap();
+        let after = world.host.lock(QUIET).stats().direct_map;
+        match map {
+            DirectMapPolicy::Linux => assert!(after.entries[0] > before.entries[0]),
+            DirectMapPolicy::Rebuild => assert_eq!(after.entries, before.entries, "as large as before"),
+            _ => assert!(entry(frame).is_some(), "a free frame is the host's"),
+        }
+    }
+}

@@ -1,6 +1,8 @@
 //! A nested fault from its exit to its answer (`kvm_mmu_page_fault`, `kvm_tdp_mmu_page_fault`): the stages of
 //! [`crate::fault`] in their order, with the locks and checks between them.
 
+use std::sync::atomic::Ordering;
+
 use emu_core::defect::Defect;
 use emu_core::event::{Bits, ClipReason, Event, FaultOutcome, Stage};
 use emu_core::sync::{Point, Task};
@@ -18,7 +20,7 @@ use crate::memslot::Slot;
 use crate::mmio::MmioFault;
 use crate::params::NxHugePages;
 use crate::tdp::{AdType, Fast, Install, Logged, Outcome, Rights, Touch};
-use crate::vcpu::{VcpuId, VcpuMmu};
+use crate::vcpu::{Vcpu, VcpuId, VcpuMmu};
 use crate::vm::Vm;
 
 const RETRY: Stop = Stop::Answer(Action::Resume(Resumed::Retry));
@@ -26,12 +28,13 @@ const RETRY: Stop = Stop::Answer(Action::Resume(Resumed::Retry));
 impl Vm {
     /// Answers a nested fault of `vcpu`.
     pub fn handle_fault(&self, vcpu: VcpuId, fault: FaultInput, task: &Task<'_>) -> Result<Action, VmError> {
-        let mut own = self.vcpu(vcpu)?.mmu.lock(task);
+        let vcpu = self.vcpu(vcpu)?;
+        let mut own = vcpu.mmu.lock(task);
         own.stats.taken += 1;
         own.stats.on_guest_tables += u64::from(fault.cause == FaultCause::GuestTable);
         own.stats.denied += u64::from(fault.entry == EntryState::Denied);
         task.report_with(|| Event::PageFault { gpa: fault.gpa, access: fault.kind, error_code: fault.error_code() });
-        let action = match self.fault(&mut own, fault, Touch::Demand, task) {
+        let action = match self.fault(vcpu, &mut own, fault, Touch::Demand, task) {
             Ok(resumed) => Ok(Action::Resume(resumed)),
             Err(Stop::Answer(action)) => Ok(action),
             Err(Stop::Failed(error)) => Err(error),
@@ -50,12 +53,16 @@ impl Vm {
     /// The stages. `own` is the processor's, whose mutex the caller holds.
     pub(crate) fn fault(
         &self,
+        vcpu: &Vcpu,
         own: &mut VcpuMmu,
         input: FaultInput,
         touch: Touch,
         task: &Task<'_>,
     ) -> Result<Resumed, Stop> {
         task.report(Event::FaultStage { stage: Stage::Resolve });
+        if own.ring.as_ref().is_some_and(|ring| ring.room() == 0) {
+            return Err(VmError::DirtyRingFull.into());
+        }
         let gfn = input.gpa.frame();
         if input.entry == EntryState::Reserved && self.mmio_fault(own, gfn, task)? == MmioFault::Mmio {
             return Err(match input.privacy.is_private() {
@@ -106,12 +113,13 @@ impl Vm {
         if is_stale() {
             return Err(RETRY);
         }
+        let is_obsolete = || touch == Touch::Demand && vcpu.obsolete.load(Ordering::Acquire);
         task.report(Event::FaultStage { stage: Stage::Lock });
         task.at(Point::F5);
         let mut owed = Owed::default();
         let outcome = {
             let tables = self.mmu.read(task);
-            if is_stale() {
+            if is_stale() || is_obsolete() {
                 return Err(RETRY);
             }
             task.report(Event::FaultStage { stage: Stage::Level });

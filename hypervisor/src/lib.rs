@@ -9,15 +9,18 @@
 //!   can interleave them step by step.
 //! - [`fault`] is the pipeline: resolve, admit, fault in, choose the level, install. Each stage consumes the type that the
 //!   stage before it made, so none can be left out or reordered.
+//! - [`memslot`] is which guest frames there are, [`follow`] how a fault or the hypervisor itself gets at user memory behind
+//!   them, [`attributes`] who may use them where inodes do not say so. The VM is an MMU notifier of the VMM's memory.
 //! - [`tdp`] is the tables, in NPT or EPT format, in system memory. Every entry changes through one function.
 //! - [`shadow`] is what takes their place for a processor without nested paging.
+//! - [`dirty`] finds what the guest writes; [`mmio`] remembers where no memory is. [`MmuParams`] says how all this works.
 //! - [`plan`] lays out guest RAM and the system memory that a guest of some size needs.
 //!
 //! Always true: an entry holds no reference to its frame; what keeps it legal is that backing changes only between the
 //! begin and the end of an invalidation, which zaps, and that a fault which raced retries. Removals owe a flush: it waits
 //! in each vCPU's mailbox ([`Vm::take_flush`]), which the machine empties before the vCPU enters the guest again.
 //!
-//! Left out so far: splitting of leaves and folios, dirty logging, the RMP, second address space (SMM).
+//! Left out so far: the RMP, faults in system management mode (its memslots are kept).
 #![forbid(unsafe_code)]
 
 mod age;
@@ -41,6 +44,7 @@ pub mod plan;
 mod pml;
 mod prefault;
 mod region;
+mod roots;
 pub mod shadow;
 mod stats;
 pub mod tdp;
@@ -58,7 +62,7 @@ pub use kind::VmKind;
 pub use memslot::{
     MemFd, MemSlot, MemSlotSpec, MemslotError, Slot, SlotChange, SlotFlags, SlotState, UserMemoryRegion2,
 };
-pub use params::{DirtyRingConfig, EagerPageSplit, ManualProtect, MmioCaching, MmuParams, NxHugePages, Pml};
+pub use params::{DirtyRingConfig, EagerPageSplit, ManualProtect, MmioCaching, MmuParams, NxHugePages, Pml, SlotZap};
 pub use plan::{RamLayout, RamRange, SystemMemoryPlan};
 pub use pml::PML_ENTRIES;
 pub use prefault::{PreFault, PreFaultError};

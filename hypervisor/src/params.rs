@@ -64,6 +64,17 @@ pub struct DirtyRingConfig {
     pub bitmap: RingWithBitmap,
 }
 
+/// `KVM_X86_QUIRK_SLOT_ZAP_ALL`: what goes when a memslot is deleted or moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum SlotZap {
+    /// The leaves of the slot.
+    #[default]
+    Leaves,
+    /// Everything, fast ([`crate::Vm::zap_all_fast`]): whoever runs the processors loads new roots. A VM with private
+    /// memory loses the slot's leaves alone whatever this says, because what its other slots hold could not come back.
+    All,
+}
+
 /// The parameters of a VM's MMU; the default is what Linux has on a processor without flaws.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct MmuParams {
@@ -79,6 +90,8 @@ pub struct MmuParams {
     pub manual_protect: ManualProtect,
     /// One ring per virtual processor instead of bitmaps.
     pub dirty_ring: Option<DirtyRingConfig>,
+    /// See [`SlotZap`].
+    pub slot_zap: SlotZap,
     /// See [`MmioCaching`].
     pub mmio_caching: MmioCaching,
 }

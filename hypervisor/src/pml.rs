@@ -24,6 +24,9 @@ impl Vm {
         }
         let first = if index > last { 0 } else { index + 1 };
         let mut own = self.vcpu(vcpu)?.mmu.lock(task);
+        if own.ring.as_ref().is_some_and(|ring| ring.room() < usize::from(last + 1 - first)) {
+            return Err(VmError::DirtyRingFull);
+        }
         let slots = self.slots.read(task);
         for entry in (first..=last).rev() {
             let gpa = Gpa::new(self.memory().load(page.wrapping_add(8 * u64::from(entry)))?);

@@ -6,6 +6,7 @@ use emu_core::{AccessKind, Gpa, PageSize};
 use thiserror::Error;
 
 use crate::config::VmError;
+use crate::dirty::DirtyRing;
 use crate::fault::{Action, FaultInput, Resumed, Stop};
 use crate::memslot::SlotState;
 use crate::tdp::Touch;
@@ -51,7 +52,7 @@ pub enum PreFaultError {
         /// The address.
         gpa: Gpa,
     },
-    /// `EINTR`: the caller was asked to stop.
+    /// `EINTR`: the caller was asked to stop, or the processor's dirty ring is full.
     #[error("interrupted")]
     Interrupted,
     /// `EFAULT`: the guest could not have what it would mean there either.
@@ -121,9 +122,14 @@ impl Vm {
             }
             self.slot_attribute(slot, gpa.frame(), task)
         };
-        let mut own = self.vcpu(vcpu)?.mmu.lock(task);
+        let vcpu = self.vcpu(vcpu)?;
+        let mut own = vcpu.mmu.lock(task);
+        if own.ring.as_ref().is_some_and(DirtyRing::is_soft_full) {
+            // What is mapped writable is pushed: the rest waits until entries are reset.
+            return Err(PreFaultError::Interrupted);
+        }
         let input = FaultInput { privacy, ..FaultInput::new(gpa, AccessKind::Read) };
-        match self.fault(&mut own, input, Touch::Ahead, task) {
+        match self.fault(vcpu, &mut own, input, Touch::Ahead, task) {
             Ok(Resumed::Fixed { size }) => Ok(Page::Mapped(size)),
             Ok(Resumed::Spurious) => {
                 let _walking = self.tdp.lockless(task);

@@ -21,6 +21,7 @@ use crate::memslot::{
     GmemServes, GmemView, MemFd, MemSlot, MemSlotSpec, MemslotError, Publication, Request, Slot, SlotChange, SlotFlags,
     SlotState, UserMemoryRegion2, Wanted,
 };
+use crate::params::SlotZap;
 use crate::plan::RamLayout;
 use crate::vm::{GmemId, Vm};
 
@@ -194,6 +195,9 @@ impl Vm {
     /// `kvm_invalidate_memslot`: after this no fault uses the slot, and nothing of it is mapped.
     fn invalidate_slot(&self, old: &Slot, changes: &SlotsLock<'_>, task: &Task<'_>) -> Result<(), VmError> {
         self.slots.publish(Publication::Put(old.in_state(SlotState::Invalid)), changes, task);
+        if self.params.slot_zap == SlotZap::All && !self.kind.has_private_memory() {
+            return self.zap_all_fast(task);
+        }
         let tables = self.mmu.write(task);
         let mut owed = Owed::default();
         let zapped = tables.zap(old.info().first, old.info().nr_pages, &mut owed, task);

@@ -88,6 +88,8 @@ pub(crate) struct Vcpu {
     /// Held while the processor executes the guest.
     in_guest: Mutex<()>,
     kicked: AtomicBool,
+    /// Its root was given up, and it has not loaded another.
+    pub(crate) obsolete: AtomicBool,
     owed: Mutex<Owed>,
 }
 

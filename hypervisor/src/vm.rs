@@ -1,9 +1,11 @@
 //! The VM: host memory, inodes, memslots and nested tables under one door, and the locks between them.
 //!
-//! Locks, outer to inner: a vCPU's mutex or `slots_lock`; the memslots (read: every fault, from lookup to install;
-//! write: publication, which so waits for the faults that use the old ones); an inode's `invalidate_lock`; `mmu_lock`;
-//! and as leaves the inode's inner locks, the vCPUs' mailboxes and the host's memory. An operation that holds an
-//! `invalidate_lock` exclusively takes no memslots: the inode's bindings say which guest frames show its pages.
+//! Locks, outer to inner: a vCPU's mutex or `slots_lock`; the memslots (every fault reads a set of them, from lookup to
+//! install; a publication waits for those that use the set before, [`SlotSets`]); `mmap_lock` of the VMM; an inode's
+//! `invalidate_lock`; its list of user mappings; a notifier's section; `mmu_lock`; and as leaves user page tables, the
+//! inode's inner locks, the vCPUs' mailboxes and the host's memory. Whoever holds an `invalidate_lock` exclusively finds
+//! the guest frames that show its pages by the inode's bindings, and those that show user mappings of it by the memslots,
+//! which may be read under any lock because reading never waits.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -284,7 +286,7 @@ impl Vm {
         let mut owed = Owed::default();
         self.invalidation.begin(task);
         self.invalidation.add_range(first, nr_pages, task);
-        let zapped = tables.zap(first, nr_pages, &mut owed, task);
+        let zapped = tables.zap_valid(first, nr_pages, &mut owed, task);
         self.flush(&owed, task);
         self.invalidation.end(task);
         tables.bury(&self.host, task);

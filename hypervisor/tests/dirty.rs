@@ -355,14 +355,26 @@ fn a_processor_with_a_full_ring_is_held_back_until_entries_are_reset() {
         gfn += 1;
     }
     assert_eq!(gfn, u64::from(size.soft_limit()));
+    let mut ahead = PreFault { gpa: Gpa::new(gfn << 12), len_bytes: 0x1000, flags: 0 };
+    assert_eq!(world.vm.pre_fault_memory(CPU, &mut ahead, &mut || true, QUIET), Err(PreFaultError::Interrupted));
+    (gfn..u64::from(size.entries())).for_each(|gfn| world.access(gfn, AccessKind::Write));
+    let one_more = FaultInput::new(Gpa::new(u64::from(size.entries()) << 12), AccessKind::Write);
+    assert_eq!(
+        world.vm.handle_fault(CPU, one_more, QUIET),
+        Err(VmError::DirtyRingFull),
+        "not even the reserve is left"
+    );
     let mut pages = Vec::new();
+    world.vm.collect_dirty_ring(CPU, 600, &mut pages, QUIET).unwrap();
+    assert_eq!(world.vm.reset_dirty_rings(QUIET), Ok(600));
+    pages.clear();
     world.vm.collect_dirty_ring(CPU, 10, &mut pages, QUIET).unwrap();
-    assert_eq!(pages.iter().map(|page| page.page).collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
+    assert_eq!(pages.iter().map(|page| page.page).collect::<Vec<_>>(), (600..610).collect::<Vec<_>>());
     assert_eq!(world.vm.reset_dirty_rings(QUIET), Ok(10));
     world.exit();
     assert!(!world.vm.is_dirty_ring_full(CPU, QUIET).unwrap());
     world.access(5, AccessKind::Write);
-    world.access(20, AccessKind::Write);
+    world.access(700, AccessKind::Write);
     pages.clear();
     world.vm.collect_dirty_ring(CPU, usize::MAX, &mut pages, QUIET).unwrap();
     assert_eq!(pages.last().map(|page| page.page), Some(5), "what was reset is reported again, what was not is not");

@@ -267,3 +267,43 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn zapping_fast_gives_the_root_up_and_every_processor_loads_another() {
+    for format in FORMATS {
+        let (vm, gmem) = vm(format, PageSize::Size4K, MmuParams::default());
+        for gpa in (0..MEMORY).step_by(0x1000) {
+            assert_eq!(fault(&vm, gpa, AccessKind::Write, EntryState::NotPresent), fixed(PageSize::Size4K));
+        }
+        let (root, free) = (vm.root(), vm.stats().host.free_frames);
+        assert_eq!(vm.take_root(CPU), Ok(None));
+        vm.zap_all_fast(QUIET).unwrap();
+        assert_ne!(vm.root(), root);
+        assert_eq!((vm.stats().tables.mapped, vm.stats().tables.tables), ([0; 3], [0, 0, 0, 1]));
+        assert_eq!(vm.tables(QUIET).nr_invalid_roots(QUIET), 0);
+        assert!(vm.stats().host.free_frames > free, "the tables went back");
+        assert_eq!(fault(&vm, 0, AccessKind::Write, EntryState::NotPresent), Action::Resume(Resumed::Retry));
+        assert_eq!(vm.take_root(CPU), Ok(Some(vm.root_register())));
+        assert_eq!((vm.take_root(CPU), vm.take_flush(CPU, QUIET)), (Ok(None), Some(FlushRequest::All)));
+        assert_eq!(fault(&vm, 0, AccessKind::Write, EntryState::NotPresent), fixed(PageSize::Size4K));
+        vm.punch_hole(gmem, 0, 0x1000, QUIET).unwrap();
+        assert_eq!(vm.stats().tables.mapped, [0; 3]);
+    }
+}
+
+#[test]
+fn deleting_a_slot_zaps_everything_where_the_quirk_says_so() {
+    for (slot_zap, left) in [(SlotZap::Leaves, 1), (SlotZap::All, 0)] {
+        let (vm, _) = vm(TdpFormat::Npt, PageSize::Size4K, MmuParams { slot_zap, ..MmuParams::default() });
+        let gmem = vm.create_guest_memfd(0x1000, GmemFlags::INIT_SHARED.bits(), QUIET).unwrap();
+        let gpa = Gpa::new(1 << 32);
+        let flags = SlotFlags::empty();
+        let spec = MemSlotSpec { id: SlotId(7), gpa, len_bytes: 0x1000, flags, gmem, offset_bytes: 0 };
+        vm.add_memslot(&spec, QUIET).unwrap();
+        assert_eq!(fault(&vm, 0, AccessKind::Write, EntryState::NotPresent), fixed(PageSize::Size4K));
+        assert_eq!(fault(&vm, 1 << 32, AccessKind::Write, EntryState::NotPresent), fixed(PageSize::Size4K));
+        vm.remove_memslot(SlotId(7), QUIET).unwrap();
+        assert_eq!(vm.stats().tables.mapped, [left, 0, 0]);
+        assert_eq!(vm.take_root(CPU).unwrap().is_some(), slot_zap == SlotZap::All);
+    }
+}

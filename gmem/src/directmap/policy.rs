@@ -101,6 +101,26 @@ impl DirectMap {
         Ok(effect)
     }
 
+    /// Frames of an inode went back to their source.
+    pub(crate) fn release(&mut self, first: Sfn, nr_frames: u64) {
+        let released = self.on(Event::Release { first, nr_frames });
+        debug_assert!(released.is_ok(), "a release is never refused");
+    }
+
+    /// Pieces became one folio again.
+    pub(crate) fn settled(&mut self, block: Sfn, size: PageSize) {
+        let settled = self.on(Event::Uniform { block, size });
+        debug_assert!(settled.is_ok(), "what is uniform is never refused");
+    }
+
+    /// Whether the policy takes a change of this size.
+    pub fn takes(&self, block: Sfn, size: PageSize) -> Result<(), Refused> {
+        match (self.policy(), size) {
+            (DirectMapPolicy::Refuse, PageSize::Size4K) => Err(Refused { block, size }),
+            _ => Ok(()),
+        }
+    }
+
     fn settle(&mut self, first: Sfn, nr_frames: u64) -> Effect {
         self.set_deviating(first, nr_frames, false);
         self.collapse(first, nr_frames)

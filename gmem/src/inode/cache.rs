@@ -12,7 +12,7 @@ use super::tree::Place;
 use super::{GuestMemfd, PageIndex, PageRange};
 use crate::Host;
 use crate::folio::{FolioFlags, RefError};
-use crate::policy::Quirks;
+use crate::policy::{HostMapping, Quirks};
 use crate::provider::{FreshFolio, ProviderError, ReuseError, SplitError, Want};
 
 /// Why an index has no folio.
@@ -159,6 +159,9 @@ impl GuestMemfd {
             };
             task.at(Point::A2);
             let Some(backed) = self.publish(host, index, fresh, task)? else { continue };
+            if self.policy.host_mapping == HostMapping::FollowsPrivacy {
+                self.map_fresh(host, index, fresh.size, task);
+            }
             task.at(Point::A3);
             return Ok(backed);
         }
@@ -208,6 +211,17 @@ impl GuestMemfd {
         match books.cache.at(index.0) {
             Place::Folio(backed) => Ok(Some(backed)),
             Place::Gone(_) | Place::Vacant(_) => Ok(None),
+        }
+    }
+
+    /// The private pages of a fresh folio are none of the host's.
+    fn map_fresh(&self, host: &Host, index: PageIndex, size: PageSize, task: &Task<'_>) {
+        let base = index.0 & !(size.frames() - 1);
+        let attributes = self.attributes(task);
+        let mut books = self.books(host, task);
+        for (first, nr_pages, state) in attributes.runs_in(base, base + size.frames()).filter(|run| run.2.is_private())
+        {
+            self.host_map_changes(&mut books, (first, first + nr_pages), state);
         }
     }
 

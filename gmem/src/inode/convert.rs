@@ -18,6 +18,7 @@ use super::reshape::{Books, CutFailed, Outlook};
 use super::tree::{Place, Run, Unit};
 use super::{PageIndex, PageRange};
 use crate::Host;
+use crate::directmap::Refused;
 use crate::policy::{BusyPages, Content, Generation, Quirks, SplitPolicy};
 use crate::provider::SplitError;
 use crate::shareability::{Holders, Shareability, transition};
@@ -57,6 +58,9 @@ pub enum ConvertError {
         /// The first page that could not be noted.
         index: PageIndex,
     },
+    /// `EOPNOTSUPP`: the host's direct map is not split for this.
+    #[error(transparent)]
+    DirectMap(#[from] Refused),
     /// `ENOMEM` as a rule, with the page as `error_offset`: a folio cannot be split.
     #[error("the folio at page {} cannot be split: {cause}", index.0)]
     Split {
@@ -73,6 +77,7 @@ impl ConvertError {
         match self {
             ConvertError::OutOfBounds { .. } | ConvertError::Mapped { .. } => Errno::Inval,
             ConvertError::NotSupported { .. } => Errno::NoTty,
+            ConvertError::DirectMap(_) => Errno::OpNotSupp,
             ConvertError::Busy { .. } | ConvertError::Split { cause: SplitError::Busy { .. }, .. } => Errno::Again,
             ConvertError::Split { .. } | ConvertError::NoMemory { .. } => Errno::NoMem,
         }
@@ -84,7 +89,10 @@ impl ConvertError {
             ConvertError::Busy { index } | ConvertError::NoMemory { index } | ConvertError::Split { index, .. } => {
                 Some(*index)
             }
-            ConvertError::OutOfBounds { .. } | ConvertError::NotSupported { .. } | ConvertError::Mapped { .. } => None,
+            ConvertError::OutOfBounds { .. }
+            | ConvertError::NotSupported { .. }
+            | ConvertError::Mapped { .. }
+            | ConvertError::DirectMap(_) => None,
         }
     }
 }
@@ -150,6 +158,7 @@ impl Exclusive<'_> {
             return Err(error);
         }
         let range = self.listed(host, range, to, task)?;
+        self.inode.host_map_takes(&self.inode.books(host, task), (range.first.0, range.end().0))?;
         Ok(Some(Conversion { range, to, zap: self.reach(host, range, task) }))
     }
 
@@ -285,6 +294,9 @@ impl Exclusive<'_> {
                 });
             }
         }
+        let mut books = self.inode.books(host, task);
+        self.inode.host_map_changes(&mut books, (range.first.0, range.end().0), to);
+        drop(books);
         self.inode.attributes.write(task).set(range.first.0, range.nr_pages, to);
         let (ino, index) = (self.inode.ino, range.first.0);
         task.report(Event::Converted { ino, index, nr_pages: range.nr_pages, to: to.into() });

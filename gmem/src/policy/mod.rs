@@ -182,6 +182,15 @@ pub enum BusyPages {
     },
 }
 
+/// Whether private pages change the host's direct map, where one is modelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HostMapping {
+    /// They do not: nothing but good manners protects a software-protected VM.
+    Untouched,
+    /// As the map's own policy has it ([`crate::DirectMapPolicy`]): hardware protects them.
+    FollowsPrivacy,
+}
+
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct GmemPolicy {
@@ -203,6 +212,8 @@ pub struct GmemPolicy {
     pub to_private: Content,
     /// Pages that are held.
     pub busy: BusyPages,
+    /// The host's own map.
+    pub host_mapping: HostMapping,
 }
 
 impl GmemPolicy {
@@ -217,6 +228,7 @@ impl GmemPolicy {
         to_shared: Content::Preserve,
         to_private: Content::Preserve,
         busy: BusyPages::Refuse,
+        host_mapping: HostMapping::Untouched,
     };
 
     /// Whether it has a mistake.

@@ -310,6 +310,9 @@ impl HostMemory {
             self.units.units.remove(&unit_head.raw());
         }
         self.folios.merge(head, size, &survey, flags, source);
+        if let Some(map) = &mut self.direct_map {
+            map.settled(head, size);
+        }
         Ok(done)
     }
 

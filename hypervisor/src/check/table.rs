@@ -101,17 +101,17 @@ macro_rules! invariants {
     (@ Open $why:expr) => { Checked::Open($why) };
 }
 
+const ATTRIBUTES: &str = "hypervisor/tests/attributes.rs";
 const HISTORY: &str = "hypervisor/tests/history.rs";
 const WHOLE: &str = "no random history of the whole API";
 const INODE: &str = "gmem/tests/history.rs";
 const UNITS: &str = "gmem/src/provider/tests.rs";
 const POOLS: &str = "gmem/src/pool/tests.rs";
-const USERS: &str = "user address spaces do not show guest_memfd";
+const USER_MEMORY: &str = "hypervisor/tests/user_memory.rs";
 const SHADOW: &str = "no shadow paging beside the nested tables";
 const LOGGING: &str = "no dirty logging";
 const NX: &str = "no NX workaround";
 const MMIO: &str = "no MMIO entries";
-const RECORDS: &str = "no per-slot records of large pages";
 const POLICY: &str = "one outcome of a conversion for the bytes";
 
 invariants! {
@@ -148,7 +148,7 @@ invariants! {
     B19 Call Test(INODE) "references block conversion to private and merging, and nothing else";
     C1 Always Scan(inodes::attributes_cover_every_page) "every index has one attribute, in maximal runs";
     C2 Call Open(WHOLE) "a hole changes no attribute";
-    C3 Always Open(USERS) "no user PTE maps a private page";
+    C3 Always Test(USER_MEMORY) "no user PTE maps a private page";
     C4 Call Test(INODE) "a page that became private is held by the page cache alone";
     C5 Call Test(INODE) "making private fails exactly when somebody holds a folio of the range, and says which";
     C6 Call Test(INODE) "a refused conversion changes no attribute";
@@ -158,8 +158,8 @@ invariants! {
     C10 Call Test(HISTORY) "an access that means what the page is not leaves to the VMM and installs nothing";
     C11 Call Open(POLICY) "what becomes of the bytes by conversion is the policy's";
     C12 Call Test(HISTORY) "guest and host see the same bytes of shared memory";
-    C13 Call Open("attributes live in inodes") "VM-wide attributes outlive slots";
-    C14 Always Open("attributes live in inodes") "VM-wide and per-inode attributes are never both in force";
+    C13 Call Test(ATTRIBUTES) "VM-wide attributes outlive slots";
+    C14 Always Test(ATTRIBUTES) "VM-wide and per-inode attributes are never both in force";
     C15 Call Open(WHOLE) "a conversion allocates no folio";
     C16 Always Asserted("gmem/src/inode.rs") "who reads attributes without the inode's lock sees an old or a new value";
     D1 MmuLockFree Scan(leaves::leaves_cover_one_attribute) "a leaf covers pages of one attribute";
@@ -168,9 +168,9 @@ invariants! {
     D4 MmuLockFree Scan(leaves::leaves_are_congruent) "guest and system frames of a leaf are multiples of its size";
     D5 Call Test("gmem/src/policy/order.rs") "a folio's order is told only where it lies in the slot and is congruent";
     D6 Call Test("gmem/src/policy/order.rs") "the rule of containment allows whatever the rule of all or nothing does";
-    D7 Always Open(RECORDS) "a block is marked mixed exactly when its attributes differ";
-    D8 Always Open(RECORDS) "the count of what forbids large pages is right and never negative";
-    D9 Always Open(RECORDS) "records of large pages are looked up inside the slot only";
+    D7 Always Test(ATTRIBUTES) "a block is marked mixed exactly when its attributes differ";
+    D8 Always Test(ATTRIBUTES) "the count of what forbids large pages is right and never negative";
+    D9 Always Test(ATTRIBUTES) "records of large pages are looked up inside the slot only";
     D10 MmuLockFree Open(LOGGING) "while a slot is logged no leaf above 4K is writable";
     D11 MmuLockFree Open(NX) "with the NX workaround no leaf above 4K is executable";
     D12 MmuLockFree Open("no reverse map") "a private leaf is no larger than the reverse map allows";
@@ -234,7 +234,7 @@ invariants! {
     K2 Call Test("hypervisor/tests/pipeline.rs") "a memory-fault exit says so";
     K3 Call Test(HISTORY) "a fault that the VMM did not resolve comes again";
     K4 Call Open("no prefault call") "a prefault's progress is what it returns";
-    K5 Call Open("no user mapping of a slot") "native and emulated accesses agree";
+    K5 Call Test("hypervisor/tests/memslots.rs") "native and emulated accesses agree";
     K6 Call Open("no conversion hypercall") "a conversion exit is well formed";
     K7 Always Open("the emulator is the processor") "private faults never reach the emulator";
     K8 Call Test("tests/races.rs") "one seed makes one run";

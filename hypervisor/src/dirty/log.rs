@@ -102,7 +102,7 @@ impl Vm {
         match (ring, &log.bitmap) {
             (Some(ring), _) => {
                 let pushed = ring.push(DirtyGfn { slot: slot.info().id, page });
-                assert!(pushed.is_ok(), "a processor runs with a full dirty ring: it must leave at the soft limit");
+                assert!(pushed.is_ok(), "whoever pushes has made sure of room");
             }
             (None, Some(bitmap)) => bitmap.mark(page),
             (None, None) => self.unlogged.count(),

@@ -110,6 +110,11 @@ impl DirtyRing {
         self.entries.len() >= self.size.soft_limit() as usize
     }
 
+    /// Entries that can still be pushed.
+    pub(crate) fn room(&self) -> usize {
+        (self.size.entries() as usize).saturating_sub(self.entries.len())
+    }
+
     /// Appends an entry.
     pub(crate) fn push(&mut self, page: DirtyGfn) -> Result<(), Overrun> {
         if self.entries.len() >= self.size.entries() as usize {

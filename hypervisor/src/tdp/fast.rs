@@ -51,7 +51,7 @@ impl Tables {
     /// The entry at which a walk for `gfn` ends: a leaf, or whatever else is not a table. What it says may have changed by
     /// the time it is read.
     pub(super) fn last_entry(&self, gfn: Gfn) -> Result<(Place, Spte), BusError> {
-        let (mut table, mut level) = (self.root, Level::ROOT);
+        let (mut table, mut level) = (self.root(), Level::ROOT);
         loop {
             let place = Place::in_table(table, level, gfn);
             let spte = self.load(place)?;

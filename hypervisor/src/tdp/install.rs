@@ -45,7 +45,7 @@ impl Tables {
     pub(crate) fn install(&self, fault: &Sized<'_>, with: &mut Install<'_>) -> Result<Outcome, VmError> {
         let gfn = fault.gfn();
         let mut goal = Level::of_leaf(fault.size());
-        let (mut table, mut level) = (self.root, Level::ROOT);
+        let (mut table, mut level) = (self.root(), Level::ROOT);
         loop {
             let place = Place::in_table(table, level, gfn);
             let spte = self.load(place)?;
@@ -109,7 +109,7 @@ impl Tables {
         owed: &mut Owed,
         task: &Task<'_>,
     ) -> Result<(), VmError> {
-        let (mut table, mut level) = (self.root, Level::ROOT);
+        let (mut table, mut level) = (self.root(), Level::ROOT);
         loop {
             let place = Place::in_table(table, level, gfn);
             let spte = self.load(place)?;

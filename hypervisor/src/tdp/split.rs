@@ -214,7 +214,7 @@ impl Tables {
 
     /// The entry of `level` on the way to `gfn`, if the walk gets there.
     pub(super) fn entry_at(&self, gfn: Gfn, level: Level) -> Result<Option<(Place, Spte)>, BusError> {
-        let (mut table, mut at) = (self.root, Level::ROOT);
+        let (mut table, mut at) = (self.root(), Level::ROOT);
         loop {
             let place = Place::in_table(table, at, gfn);
             let spte = self.load(place)?;

@@ -77,6 +77,8 @@ pub(super) struct Kept {
     /// Tables that are out of the tree and may still be walked by who held `mmu_lock` for reading when they went.
     graveyard: Vec<Spa>,
     pub(super) nx: NxTables,
+    /// Roots that were given up and still hold entries.
+    pub(super) invalid_roots: Vec<Spa>,
 }
 
 /// See [`crate::tdp`].
@@ -85,7 +87,7 @@ pub struct Tables {
     pub(super) format: TdpFormat,
     /// How leaves record accesses.
     pub(super) ad: AdType,
-    pub(super) root: Spa,
+    pub(super) current_root: AtomicU64,
     counters: Sharded<Counters>,
     pub(super) kept: Mutex<Kept>,
     /// Tables that were made for entries of devices.
@@ -105,7 +107,7 @@ impl Tables {
             memory: Arc::clone(host.memory()),
             format,
             ad,
-            root,
+            current_root: AtomicU64::new(root.raw()),
             counters: Sharded::default(),
             kept: Mutex::default(),
             mmio_tables: AtomicU64::new(0),
@@ -121,11 +123,6 @@ impl Tables {
         self.shadow.lock(task).as_deref().map(look)
     }
 
-    /// The root table.
-    pub const fn root(&self) -> Spa {
-        self.root
-    }
-
     /// The format.
     pub const fn format(&self) -> TdpFormat {
         self.format
@@ -137,8 +134,8 @@ impl Tables {
     }
 
     /// What nCR3 (NPT) or the EPTP (EPT) holds.
-    pub const fn root_register(&self) -> u64 {
-        self.format.root_register(self.root, self.ad)
+    pub fn root_register(&self) -> u64 {
+        self.format.root_register(self.root(), self.ad)
     }
 
     /// The counters. Exact while nothing changes the tree.
@@ -309,8 +306,8 @@ impl Tables {
 
     /// Every table that a walk can reach, the root first.
     pub fn reachable(&self) -> Result<Vec<Spa>, BusError> {
-        let mut found = vec![self.root];
-        self.collect_tables(self.root, Level::ROOT, &mut found)?;
+        let mut found = vec![self.root()];
+        self.collect_tables(self.root(), Level::ROOT, &mut found)?;
         Ok(found)
     }
 
@@ -340,7 +337,7 @@ impl Tables {
     /// Every present leaf, ascending: for checks and listings.
     pub fn leaves(&self) -> Result<Vec<LeafView>, BusError> {
         let mut found = Vec::new();
-        self.collect(self.root, Level::ROOT, Gfn::new(0), &mut found)?;
+        self.collect(self.root(), Level::ROOT, Gfn::new(0), &mut found)?;
         Ok(found)
     }
 

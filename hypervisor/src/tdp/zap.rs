@@ -21,17 +21,44 @@ pub enum AdBit {
 type Visit<'v> = dyn FnMut(Place, Spte) -> Result<(), BusError> + 'v;
 
 impl Tables {
-    /// Removes every leaf that reaches into `[first, first + nr_pages)`; tables stay for the next fault.
+    /// Removes every leaf that reaches into `[first, first + nr_pages)`, under roots that were given up too: for who takes
+    /// the pages away (`kvm_tdp_mmu_unmap_gfn_range`). Tables stay for the next fault.
     pub(crate) fn zap(&self, first: Gfn, nr_pages: u64, owed: &mut Owed, task: &Task<'_>) -> Result<(), BusError> {
         if let Some(shadow) = self.shadow.lock(task).as_mut() {
             shadow.zap_range(first, nr_pages, owed, task);
         }
-        self.for_each_leaf(first, nr_pages, &mut |place, spte| self.clear(place, spte, Spte::ABSENT, owed, task))
+        self.all_roots(task).into_iter().try_for_each(|root| self.zap_under(root, first, nr_pages, owed, task))
+    }
+
+    /// The same under the current root alone: for who changes nothing but the mapping (`kvm_tdp_mmu_zap_leafs`).
+    pub(crate) fn zap_valid(
+        &self,
+        first: Gfn,
+        nr_pages: u64,
+        owed: &mut Owed,
+        task: &Task<'_>,
+    ) -> Result<(), BusError> {
+        if let Some(shadow) = self.shadow.lock(task).as_mut() {
+            shadow.zap_range(first, nr_pages, owed, task);
+        }
+        self.zap_under(self.root(), first, nr_pages, owed, task)
+    }
+
+    fn zap_under(
+        &self,
+        root: Spa,
+        first: Gfn,
+        nr_pages: u64,
+        owed: &mut Owed,
+        task: &Task<'_>,
+    ) -> Result<(), BusError> {
+        let clear = &mut |place, spte| self.clear(place, spte, Spte::ABSENT, owed, task);
+        self.for_each_leaf_under(root, first, nr_pages, clear)
     }
 
     /// Removes everything but the root. The tables that held it are freed by the next [`Tables::bury`].
     pub(crate) fn zap_all(&self, owed: &mut Owed, task: &Task<'_>) -> Result<(), BusError> {
-        self.drop_entries(self.root, Level::ROOT, Gfn::new(0), Spte::ABSENT, owed, task)?;
+        self.drop_entries(self.root(), Level::ROOT, Gfn::new(0), Spte::ABSENT, owed, task)?;
         self.forget_mmio_tables();
         owed.all();
         if let Some(shadow) = self.shadow.lock(task).as_mut() {
@@ -69,9 +96,13 @@ impl Tables {
     }
 
     pub(super) fn for_each_leaf(&self, first: Gfn, nr_pages: u64, visit: &mut Visit<'_>) -> Result<(), BusError> {
+        self.for_each_leaf_under(self.root(), first, nr_pages, visit)
+    }
+
+    fn for_each_leaf_under(&self, root: Spa, first: Gfn, nr_pages: u64, visit: &mut Visit<'_>) -> Result<(), BusError> {
         let top = Level::ROOT.frames() * 512;
         let (from, to) = (first.raw().min(top), first.raw().saturating_add(nr_pages).min(top));
-        self.visit_in(self.root, Level::ROOT, from, to, visit)
+        self.visit_in(root, Level::ROOT, from, to, visit)
     }
 
     /// Visits the leaves of one table that reach into `[from, to)`, which lies under that table.
@@ -96,6 +127,9 @@ impl Tables {
         let mut old = spte;
         while self.change(place, old, to, owed, task)?.is_err() {
             old = self.load(place)?;
+            if old == to {
+                break;
+            }
         }
         Ok(())
     }
