@@ -66,7 +66,9 @@ fn a_trace_says_what_the_counters_say() {
     assert_eq!(count(&|event| matches!(event, Event::PageFault { .. })), faults.taken);
     let fixed = count(&|event| matches!(event, Event::FaultDone { outcome: FaultOutcome::Fixed, .. }));
     assert_eq!(fixed, faults.fixed.iter().sum::<u64>());
-    assert_eq!(count(&|event| matches!(event, Event::Mapped { .. })), summary.vm.tables.installed.iter().sum::<u64>());
+    let splits = count(&|event| matches!(event, Event::SplitHugePage { errno: 0, .. }));
+    let mapped = count(&|event| matches!(event, Event::Mapped { .. })) + 512 * splits;
+    assert_eq!(mapped, summary.vm.tables.installed.iter().sum::<u64>());
     assert_eq!(count(&|event| matches!(event, Event::Exit { .. })), summary.exits);
     assert_eq!(count(&|event| matches!(event, Event::Mmio { .. })) > 0, summary.mmio > 0);
     let allocated = count(&|event| matches!(event, Event::FolioAllocated { .. }));

@@ -257,6 +257,12 @@ impl Memory {
                 self.folio(ino, index, Some(size));
             }
             Event::Mapped { gfn, size, .. } => self.add(gfn.raw(), size.frames(), 1, |n| mapped(size, n)),
+            // The whole leaf was told as zapped; its parts are leaves without a word of their own.
+            Event::SplitHugePage { gfn, level, errno: 0, .. } => {
+                if let Some(size) = parts_of(level) {
+                    self.add(gfn.raw(), 512 * size.frames(), 1, |n| mapped(size, n));
+                }
+            }
             Event::Zapped { gfn, size } => self.add(gfn.raw(), size.frames(), -1, |n| mapped(size, n)),
             _ => {}
         }
@@ -309,6 +315,11 @@ impl Memory {
         };
         rows.into_iter().map(row).collect()
     }
+}
+
+/// The size of the parts that a leaf of `level` is split into.
+pub(super) fn parts_of(level: u8) -> Option<PageSize> {
+    PageSize::ALL.get(usize::from(level.checked_sub(2)?)).copied()
 }
 
 fn mapped(size: PageSize, nr_pages: i64) -> State {

@@ -7,7 +7,7 @@ use emu_core::PageSize;
 use emu_core::event::{Event, EventKind, FaultOutcome, Field, Value};
 use serde_json::{Map, Value as Json, json};
 
-use super::memory::{Memory, Row, State};
+use super::memory::{Memory, Row, State, parts_of};
 use super::stages::{Histogram, Span, Stages};
 use super::timeline::Timeline;
 use crate::trace::{Consumer, Facts, Record};
@@ -99,7 +99,13 @@ impl Model {
             Event::FolioRemoved { .. } => timeline.add("folio.removed", 1),
             Event::FolioSplit { .. } => timeline.add("folio.split", 1),
             Event::FolioMerged { .. } => timeline.add("folio.merged", 1),
-            Event::SplitHugePage { errno: 0, .. } => timeline.add("spte.split", 1),
+            Event::SplitHugePage { level, errno: 0, .. } => {
+                timeline.add("spte.split", 1);
+                if let Some(size) = parts_of(level) {
+                    self.mapped[size.index()] += 512;
+                    timeline.set(&format!("leaves.{size}"), self.mapped[size.index()]);
+                }
+            }
             Event::DirtyRingPush { .. } => timeline.add("dirty.ring", 1),
             Event::GetDirtyLog { nr_dirty, .. } => {
                 timeline.add("dirty.pages", nr_dirty);

@@ -159,6 +159,11 @@ impl Script for Perfetto {
                 let [small, large, huge] = PageSize::ALL.map(|size| self.mapped[size.index()]);
                 self.counters(to, "leaves", &[("4K", small), ("2M", large), ("1G", huge)])
             }
+            // The whole leaf was told as zapped; its parts are leaves without a word of their own.
+            Event::SplitHugePage { level: level @ 2..=3, errno: 0, .. } => {
+                self.mapped[usize::from(level) - 2] += 512;
+                self.with_fields(to, 'i', record, tid)
+            }
             Event::PoolChanged { size, nr, free, resv, surplus } => {
                 let counts = [("nr", nr), ("free", free), ("resv", resv), ("surplus", surplus)];
                 self.counters(to, if size == PageSize::Size2M { "pool 2M" } else { "pool 1G" }, &counts)

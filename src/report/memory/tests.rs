@@ -131,6 +131,19 @@ proptest! {
 }
 
 #[test]
+fn the_parts_of_a_leaf_that_is_split_are_mapped() {
+    let mut memory = Memory::default();
+    let (gfn, spte) = (Gfn::new(1 << 18), emu_core::event::Bits(0));
+    memory.follow(&Event::Mapped { gfn, sfn: Sfn::new(0), size: PageSize::Size1G });
+    memory.follow(&Event::Zapped { gfn, size: PageSize::Size1G });
+    memory.follow(&Event::SplitHugePage { gfn, spte, level: 3, errno: 0 });
+    assert_eq!(memory.total().mapped, [0, 1 << 18, 0]);
+    memory.follow(&Event::Zapped { gfn, size: PageSize::Size2M });
+    memory.follow(&Event::SplitHugePage { gfn, spte, level: 2, errno: 0 });
+    assert_eq!(memory.total().mapped, [512, (1 << 18) - 512, 0]);
+}
+
+#[test]
 fn a_terabyte_has_few_blocks_and_few_rows() {
     let mut memory = Memory::default();
     let nr_pages = 1 << 28;
