@@ -6,6 +6,7 @@ mod guests;
 
 use std::time::Duration;
 
+use bifold::explore::catalogue::{self, RACES, Race};
 use bifold::explore::{SCENARIOS, Scenario, choices};
 use emu_core::defect::{Defect, Defects};
 use emu_core::rng::Seed;
@@ -35,6 +36,8 @@ fn every_defect_is_found_shrunk_and_replayed() {
             let written = choices::write(&short.choices());
             let again = replay(&start, choices::read(&written).expect("what was written reads back"));
             assert_eq!(again, Err(short.clone()), "it replays");
+            let (race, breaks) = Race::of(defect).expect("every defect is of a race");
+            assert!(short.what.starts_with(breaks), "R-{}, {defect:?}: {}", race.number, short.what);
             let healthy = replay(&|| scenario.start(Defects::NONE), short.choices());
             assert!(healthy.is_ok(), "the defect is what broke it");
         }
@@ -116,4 +119,23 @@ fn nonsense_is_refused() {
         assert_eq!(ended.code, Some(2), "{words}: {ended:?}");
         assert!(ended.stderr.starts_with("error: ") && ended.stderr.contains(what), "{words}: {}", ended.stderr);
     }
+}
+
+/// What a document says between its marks, and what it should.
+fn document_says(name: &str, generated: &str) {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name);
+    let text = std::fs::read_to_string(&path).expect("the document is there");
+    if std::env::var_os("BLESS").is_some() {
+        let head = text.split_once("\n| ").map_or(text.as_str(), |(head, _)| head);
+        std::fs::write(&path, format!("{}\n\n{generated}", head.trim_end())).expect("the document can be written");
+        return;
+    }
+    assert!(text.ends_with(generated), "docs/{name} is not what the code says; BLESS=1 writes it anew");
+}
+
+#[test]
+fn the_documents_list_what_the_code_lists() {
+    document_says("races.md", &catalogue::table());
+    document_says("invariants.md", &hypervisor::check::table::document());
+    assert!(RACES.windows(2).all(|pair| pair[0].number < pair[1].number));
 }

@@ -26,11 +26,31 @@ pub enum Defect {
     NarrowConversion,
     /// two faults on one huge page both allocate it.
     AllocateTwice,
+    /// a slot is deleted and its binding stays.
+    KeepBinding,
+    /// a leaf is as large as its folio, wherever the slot lies.
+    OrderWithoutCongruence,
+    /// a conversion to private that fails makes all of its range usable by the host.
+    RollbackSharesAll,
+    /// a conversion that runs out of memory in its bookkeeping says that it succeeded.
+    SilentPartial,
+    /// a hole inside a huge page clears all of it.
+    HoleClearsHugePage,
+    /// a hole in the upper part of a huge page clears it from its first byte.
+    HoleClearsFromHead,
+    /// both ends of a range to be populated are rounded down to huge pages.
+    AllocationRoundsDown,
+    /// only the first 4K of a fresh huge page is cleared.
+    ClearFirst4K,
+    /// only huge pages that lie in the converted range as a whole are merged.
+    MergeInsideRangeOnly,
+    /// a memory failure neither zaps nor invalidates.
+    FailureTellsNobody,
 }
 
 impl Defect {
     /// Every one.
-    pub const ALL: [Defect; 9] = [
+    pub const ALL: [Defect; 19] = [
         Defect::SkipStaleCheck,
         Defect::SampleAfterLookup,
         Defect::IgnoreRangeInProgress,
@@ -40,6 +60,16 @@ impl Defect {
         Defect::UnlockDuringInvalidation,
         Defect::NarrowConversion,
         Defect::AllocateTwice,
+        Defect::KeepBinding,
+        Defect::OrderWithoutCongruence,
+        Defect::RollbackSharesAll,
+        Defect::SilentPartial,
+        Defect::HoleClearsHugePage,
+        Defect::HoleClearsFromHead,
+        Defect::AllocationRoundsDown,
+        Defect::ClearFirst4K,
+        Defect::MergeInsideRangeOnly,
+        Defect::FailureTellsNobody,
     ];
 
     /// Its name on a command line.
@@ -54,6 +84,16 @@ impl Defect {
             Defect::UnlockDuringInvalidation => "unlock-during-invalidation",
             Defect::NarrowConversion => "narrow-conversion",
             Defect::AllocateTwice => "allocate-twice",
+            Defect::KeepBinding => "keep-binding",
+            Defect::OrderWithoutCongruence => "order-without-congruence",
+            Defect::RollbackSharesAll => "rollback-shares-all",
+            Defect::SilentPartial => "silent-partial",
+            Defect::HoleClearsHugePage => "hole-clears-huge-page",
+            Defect::HoleClearsFromHead => "hole-clears-from-head",
+            Defect::AllocationRoundsDown => "allocation-rounds-down",
+            Defect::ClearFirst4K => "clear-first-4k",
+            Defect::MergeInsideRangeOnly => "merge-inside-range-only",
+            Defect::FailureTellsNobody => "failure-tells-nobody",
         }
     }
 
@@ -69,6 +109,16 @@ impl Defect {
             Defect::UnlockDuringInvalidation => "bindings may change between the begin and the end of an invalidation",
             Defect::NarrowConversion => "a conversion lets a neighbour's fault put a huge leaf over what it changes",
             Defect::AllocateTwice => "two faults on one huge page both allocate it, one more than was reserved",
+            Defect::KeepBinding => "a slot is deleted and its binding stays",
+            Defect::OrderWithoutCongruence => "a leaf is as large as its folio, wherever the slot lies",
+            Defect::RollbackSharesAll => "a conversion to private that fails makes all of its range usable by the host",
+            Defect::SilentPartial => "a conversion that runs out of memory in its bookkeeping says that it succeeded",
+            Defect::HoleClearsHugePage => "a hole inside a huge page clears all of it",
+            Defect::HoleClearsFromHead => "a hole in the upper part of a huge page clears it from its first byte",
+            Defect::AllocationRoundsDown => "both ends of a range to be populated are rounded down to huge pages",
+            Defect::ClearFirst4K => "only the first 4K of a fresh huge page is cleared",
+            Defect::MergeInsideRangeOnly => "only huge pages that lie in the converted range as a whole are merged",
+            Defect::FailureTellsNobody => "a memory failure neither zaps nor invalidates",
         }
     }
 

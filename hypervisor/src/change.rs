@@ -143,10 +143,15 @@ impl Vm {
         // The kernel holds the lock shared here; nobody unbinds meanwhile either way, and a split wants it to itself.
         let exclusive = inode.exclusive(task);
         let range = PageRange { first: index, nr_pages: 1 };
-        self.invalidate_begin(&exclusive, range, Reach::Leaves, task)?;
+        let tells = !task.has(Defect::FailureTellsNobody);
+        if tells {
+            self.invalidate_begin(&exclusive, range, Reach::Leaves, task)?;
+        }
         exclusive.unmap_users(exclusive.with_folios(range, task), &self.host, self, task);
         let failure = exclusive.error(&self.host, index, task);
-        self.invalidate_end(&exclusive, range, task);
+        if tells {
+            self.invalidate_end(&exclusive, range, task);
+        }
         Ok(failure?)
     }
 

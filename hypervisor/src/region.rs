@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use emu_core::defect::Defect;
 use emu_core::event::{Bits, Event, SlotChange as Happened};
 use emu_core::page::PAGE_SIZE;
 use emu_core::sync::{MutexGuard, Task};
@@ -161,7 +162,9 @@ impl Vm {
         let zapped = self.invalidate_slot(old, changes, task);
         let &MemSlot { space, id, .. } = old.info();
         self.slots.publish(Publication::Remove(space, id), changes, task);
-        self.unbind(old, task);
+        if !task.has(Defect::KeepBinding) {
+            self.unbind(old, task);
+        }
         report(&MemSlot { flags: SlotFlags::empty(), ..*old.info() }, Happened::Delete, task);
         zapped
     }

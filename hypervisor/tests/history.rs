@@ -19,6 +19,8 @@ use proptest::prelude::*;
 const QUIET: &Task<'static> = &Task::QUIET;
 const CPU: VcpuId = VcpuId(0);
 const M2: u64 = PageSize::Size2M.frames();
+/// Neither a hole nor a change of size.
+const FALLOC_FL_KEEP_SIZE: u32 = 1;
 const INODE_PAGES: u64 = 4 * M2;
 const GUEST_PAGES: u64 = 10 * M2;
 
@@ -30,6 +32,7 @@ enum Op {
     Fault { gfn: u64, kind: AccessKind, privacy: Shareability },
     Punch { gmem: u32, first: u64, nr_pages: u64 },
     Convert { gmem: u32, first: u64, nr_pages: u64, to: Shareability },
+    Populate { gmem: u32, first: u64, nr_pages: u64 },
     Zap { first: u64, nr_pages: u64 },
     ZapAll,
     GuestWrite { gfn: u64, value: u8 },
@@ -71,6 +74,8 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(gmem, first, nr_pages, to)| Op::Convert { gmem, first, nr_pages, to }),
         3 => (0_u32..2, inode_page(), length())
             .prop_map(|(gmem, first, nr_pages)| Op::Punch { gmem, first, nr_pages }),
+        1 => (0_u32..2, inode_page(), length())
+            .prop_map(|(gmem, first, nr_pages)| Op::Populate { gmem, first, nr_pages }),
         1 => (frame(), length()).prop_map(|(first, nr_pages)| Op::Zap { first, nr_pages }),
         1 => Just(Op::ZapAll),
         6 => (frame(), any::<u8>()).prop_map(|(gfn, value)| Op::GuestWrite { gfn, value }),
@@ -165,6 +170,7 @@ impl World {
             Op::Fault { gfn, kind, privacy } => self.fault(gfn, kind, privacy),
             Op::Convert { gmem, first, nr_pages, to } => self.convert(gmem, first, nr_pages, to),
             Op::Punch { gmem, first, nr_pages } => self.punch(gmem, first, nr_pages),
+            Op::Populate { gmem, first, nr_pages } => self.populate(gmem, first, nr_pages),
             Op::Zap { first, nr_pages } => {
                 self.vm.zap_range(Gfn::new(first), nr_pages, QUIET).unwrap();
                 assert!((first..first + nr_pages).all(|gfn| self.walk(gfn).is_none()), "zapped");
@@ -293,7 +299,32 @@ impl World {
             assert!((from..to).all(|i| self.walk(s.first + i - s.offset).is_none()), "a hole is unmapped");
         }
         assert_eq!(self.vm.invalidation().seq() - seq, u64::from(shown), "who shows nothing is not disturbed");
+        let inode = self.vm.gmem(GmemId(gmem), QUIET).unwrap();
+        for index in [first, end - 1] {
+            let private = self.private.contains(&(gmem, index));
+            assert_eq!(inode.attribute(PageIndex(index), QUIET).is_private(), private, "a hole changes no attribute");
+        }
         self.bytes.retain(|&(g, i), _| g != gmem || i < first || i >= end);
+    }
+
+    /// The bytes are compared by every later read.
+    fn populate(&mut self, gmem: u32, first: u64, nr_pages: u64) {
+        let sound = first + nr_pages <= INODE_PAGES;
+        let leaves = self.vm.stats().tables.mapped;
+        let (offset, len) = ((first << 12) as i64, (nr_pages << 12) as i64);
+        let done = self.vm.fallocate(GmemId(gmem), FALLOC_FL_KEEP_SIZE, offset, len, QUIET);
+        assert_eq!(done.is_ok(), sound, "{done:?}");
+        assert_eq!(self.vm.stats().tables.mapped, leaves, "populating maps nothing");
+        let inode = self.vm.gmem(GmemId(gmem), QUIET).unwrap();
+        let there = (first..first + nr_pages).all(|index| inode.peek(PageIndex(index), QUIET).is_some());
+        assert!(!sound || there, "every page of the range has a folio");
+    }
+
+    /// 4K pages that an inode has.
+    fn populated(&self, gmem: u32) -> u64 {
+        let inode = self.vm.gmem(GmemId(gmem), QUIET).unwrap();
+        let folios = inode.folios(QUIET);
+        PageSize::ALL.iter().map(|&size| folios[size.index()] * size.frames()).sum()
     }
 
     fn convert(&mut self, gmem: u32, first: u64, nr_pages: u64, to: Shareability) {
@@ -301,8 +332,10 @@ impl World {
         let places = || (first..first + nr_pages).map(|i| (gmem, i));
         let changes = places().any(|place| self.private.contains(&place) != to.is_private());
         let seq = self.vm.invalidation().seq();
+        let populated = self.populated(gmem);
         let done = self.vm.convert(GmemId(gmem), first << 12, nr_pages << 12, to, QUIET);
         assert_eq!(done.is_ok(), sound);
+        assert_eq!(self.populated(gmem), populated, "a conversion populates nothing");
         assert_eq!(
             self.vm.invalidation().seq() != seq,
             sound

@@ -144,7 +144,7 @@ fn run(scenario: &dyn Scenario, strategy: &mut dyn Strategy, threads: &mut Threa
             return verdict.map_err(|what| Finding { what, steps });
         }
         if steps.len() >= TOO_LONG {
-            return Err(Finding { what: format!("no end after {TOO_LONG} steps"), steps });
+            return Err(Finding { what: format!("E14: no end after {TOO_LONG} steps"), steps });
         }
         let thread = ready[strategy.choose(&ready, last)];
         match threads.step(thread) {

@@ -12,6 +12,7 @@ use interleave::{Exhaustive, Finding, Pct, Random, Stopped, Strategy, explore as
 use super::exit::ExitCode;
 use super::{CliError, out};
 use crate::config::parse_seed;
+use crate::explore::catalogue::{RACES, Shown};
 use crate::explore::choices::NotChoices;
 use crate::explore::{SCENARIOS, Scenario, choices};
 
@@ -146,6 +147,14 @@ fn list() -> Result<(), CliError> {
     out::line(format_args!("scenarios"))?;
     for scenario in &SCENARIOS {
         out::line(format_args!("  {:18} {}", scenario.name, scenario.what))?;
+    }
+    out::line(format_args!("races"))?;
+    for race in RACES {
+        let shown = match race.shown {
+            Shown::By(defects) => defects.iter().map(|shown| shown.0.name()).collect::<Vec<_>>().join(", "),
+            Shown::Not(why) => format!("not shown: {why}"),
+        };
+        out::line(format_args!("  R-{:02} {} ({shown})", race.number, race.title))?;
     }
     out::line(format_args!("defects"))?;
     for defect in Defect::ALL {

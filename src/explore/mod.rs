@@ -6,11 +6,14 @@
 //! which of them a scenario must bring to light. Without a defect no order may break anything.
 //!
 //! - [`world`]: the VM, its processors' TLBs, and the invariants.
-//! - [`programs`]: the scenarios' tasks.
+//! - [`programs`]: the scenarios' tasks; [`directed`]: those of one task.
+//! - [`catalogue`]: the known races and mistakes by number, and which scenario shows each.
 //! - [`words`]: what a step means, for the reader of a timeline.
 //! - [`choices`]: an interleaving as a line of text.
 
+pub mod catalogue;
 pub mod choices;
+mod directed;
 mod programs;
 pub mod words;
 mod world;
@@ -55,7 +58,7 @@ impl Scenario {
 }
 
 /// Every scenario.
-pub const SCENARIOS: [Scenario; 8] = [
+pub const SCENARIOS: [Scenario; 19] = [
     Scenario {
         name: "fault-punch",
         what: "a processor touches a page while it is punched out",
@@ -103,6 +106,72 @@ pub const SCENARIOS: [Scenario; 8] = [
         what: "a processor touches a huge page while another page of it is made private",
         shows: &[Defect::NarrowConversion],
         start: programs::huge_fault_and_conversion,
+    },
+    Scenario {
+        name: "fault-unbind",
+        what: "a memslot is deleted while a processor touches it",
+        shows: &[Defect::KeepBinding],
+        start: programs::fault_and_unbind,
+    },
+    Scenario {
+        name: "misaligned-slot",
+        what: "processors touch huge pages through a slot that shows them one page out of step",
+        shows: &[Defect::OrderWithoutCongruence],
+        start: programs::misaligned_slot,
+    },
+    Scenario {
+        name: "faults-convert-empty",
+        what: "pages that were never populated are made private while processors touch them",
+        shows: &[],
+        start: programs::faults_and_conversion_of_nothing,
+    },
+    Scenario {
+        name: "fault-failure",
+        what: "the memory of a page fails while a processor touches it",
+        shows: &[Defect::FailureTellsNobody],
+        start: programs::fault_and_failure,
+    },
+    Scenario {
+        name: "refused-conversion",
+        what: "a conversion to private is refused because of one page",
+        shows: &[Defect::RollbackSharesAll],
+        start: directed::refused_conversion,
+    },
+    Scenario {
+        name: "conversion-without-memory",
+        what: "the bookkeeping of a conversion runs out of memory",
+        shows: &[Defect::SilentPartial],
+        start: directed::conversion_without_memory,
+    },
+    Scenario {
+        name: "small-hole",
+        what: "one page is punched out of a huge page",
+        shows: &[Defect::HoleClearsHugePage],
+        start: directed::small_hole,
+    },
+    Scenario {
+        name: "upper-hole",
+        what: "the upper half of a huge page is punched out",
+        shows: &[Defect::HoleClearsFromHead],
+        start: directed::upper_hole,
+    },
+    Scenario {
+        name: "small-allocation",
+        what: "a few pages of a huge page are populated",
+        shows: &[Defect::AllocationRoundsDown],
+        start: directed::small_allocation,
+    },
+    Scenario {
+        name: "fresh-huge-page",
+        what: "a fresh huge page is read beyond its first 4 KiB",
+        shows: &[Defect::ClearFirst4K],
+        start: directed::fresh_huge_page,
+    },
+    Scenario {
+        name: "page-by-page",
+        what: "a huge page is made private page by page",
+        shows: &[Defect::MergeInsideRangeOnly],
+        start: directed::page_by_page,
     },
 ];
 

@@ -2,6 +2,7 @@
 
 use emu_core::defect::Defects;
 use emu_core::sync::Task;
+use gmem::PageIndex;
 use hypervisor::{Shareability, SlotId};
 use interleave::Program;
 
@@ -94,5 +95,43 @@ pub(super) fn two_huge_faults(defects: Defects) -> Program {
 pub(super) fn huge_fault_and_conversion(defects: Defects) -> Program {
     let world = World::huge(defects);
     let threads = vec![("vcpu", world.vcpu(0, SHARED, &[0])), ("converter", world.host(convert(3, 1, PRIVATE)))];
+    world.program(threads)
+}
+
+/// A slot is deleted while a processor touches it.
+pub(super) fn fault_and_unbind(defects: Defects) -> Program {
+    let world = World::new(defects, SHARED);
+    let threads = vec![
+        ("vcpu", world.vcpu(0, SHARED, &[3])),
+        ("unbinder", world.host(|world, task| world.vm.remove_memslot(SlotId(0), task).expect("it is there"))),
+    ];
+    world.program(threads)
+}
+
+/// Processors touch huge pages through a slot that shows them one page out of step.
+pub(super) fn misaligned_slot(defects: Defects) -> Program {
+    let world = World::misaligned(defects);
+    let threads = vec![("vcpu 0", world.vcpu(0, SHARED, &[517])), ("vcpu 1", world.vcpu(1, SHARED, &[600]))];
+    world.program(threads)
+}
+
+/// Two processors touch pages that have never been populated while a host thread makes them private.
+pub(super) fn faults_and_conversion_of_nothing(defects: Defects) -> Program {
+    let world = World::new(defects, SHARED);
+    let threads = vec![
+        ("vcpu 0", world.vcpu(0, SHARED, &[4, 6])),
+        ("vcpu 1", world.vcpu(1, PRIVATE, &[5, 6])),
+        ("converter", world.host(convert(4, 4, PRIVATE))),
+    ];
+    world.program(threads)
+}
+
+/// The memory of a page fails while a processor touches it.
+pub(super) fn fault_and_failure(defects: Defects) -> Program {
+    let world = World::new(defects, SHARED);
+    let fail = |world: &World, task: &Task<'_>| {
+        world.vm.memory_failure(world.gmems[0], PageIndex(3), task).expect("the page is there or not");
+    };
+    let threads = vec![("vcpu", world.vcpu(0, SHARED, &[3])), ("failure", world.host(fail))];
     world.program(threads)
 }

@@ -12,6 +12,7 @@ use emu_core::event::{Event, EventSink};
 use emu_core::memory::SystemMemory;
 use emu_core::sync::{Point, Schedule, Task};
 use emu_core::{AccessKind, Gfn, Gpa, PageSize, Sfn};
+use gmem::GetError;
 use hypervisor::check::{Cached, CheckHistory, Moment, Witness};
 use hypervisor::tdp::{Entry, Level, Spte};
 use hypervisor::{
@@ -94,6 +95,19 @@ impl World {
         World::build(defects, Shareability::SHARED, size, size.frames()).expect("a VM of this size can be had")
     }
 
+    /// Huge pages again, of which the first slot shows the first but for its first page, from an aligned guest frame on.
+    pub(super) fn misaligned(defects: Defects) -> Rc<World> {
+        let world = World::huge(defects);
+        let show_askew = || -> Result<(), VmError> {
+            world.vm.remove_memslot(SlotId(0), QUIET)?;
+            let (gpa, len_bytes) = (Gpa::new(512 * PAGE), 511 * PAGE);
+            let (id, flags, gmem) = (SlotId(0), SlotFlags::empty(), world.gmems[0]);
+            world.vm.add_memslot(&MemSlotSpec { id, gpa, len_bytes, flags, gmem, offset_bytes: PAGE }, QUIET)
+        };
+        show_askew().expect("the slot fits");
+        world
+    }
+
     fn build(
         defects: Defects,
         initial: Shareability,
@@ -160,7 +174,11 @@ impl World {
                 while !world.read_in_guest(n, gfn, &task) {
                     let input =
                         FaultInput { privacy: meaning, ..FaultInput::new(Gpa::new(gfn * PAGE), AccessKind::Read) };
-                    match world.vm.handle_fault(VcpuId(n), input, &task).expect("memory is enough") {
+                    let answer = world.vm.handle_fault(VcpuId(n), input, &task);
+                    if let Err(VmError::Backing(GetError::Poisoned { .. })) = answer {
+                        break;
+                    }
+                    match answer.expect("memory is enough") {
                         Action::Resume(Resumed::Retry) => task.give_way(),
                         Action::Resume(_) => {}
                         Action::MemoryFault(_) | Action::Mmio { .. } => break,

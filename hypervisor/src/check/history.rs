@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use emu_core::Gfn;
 use emu_core::sync::Task;
+use emu_core::{Gfn, Spa};
 use gmem::{GmemFlags, SlotId};
 
 use super::{Invariant, Violation};
@@ -25,6 +25,8 @@ type KnownSlots = BTreeMap<(AddressSpaceId, SlotId), MemSlot>;
 pub struct CheckHistory {
     /// The tree's version, its leaves and how many had been removed by then.
     pub(super) leaves: Option<(u64, Vec<LeafView>)>,
+    /// The tables of that version that a walk can reach.
+    pub(super) reachable: Vec<Spa>,
     /// The leaves before those, while nothing has been removed since.
     pub(super) before: Option<Vec<LeafView>>,
     zapped: u64,
@@ -48,10 +50,10 @@ impl CheckHistory {
         if self.leaves.as_ref().is_some_and(|(seen, _)| *seen == version) {
             return Ok(());
         }
-        let leaves = tables.leaves().map_err(|cause| Violation {
-            invariant: Invariant::E12,
-            found: format!("the tables lead out of memory: {cause}"),
-        })?;
+        let outside =
+            |cause| Violation { invariant: Invariant::E12, found: format!("the tables lead out of memory: {cause}") };
+        let leaves = tables.leaves().map_err(outside)?;
+        self.reachable = tables.reachable().map_err(outside)?;
         let zapped = tables.stats().zapped.iter().sum();
         let before = self.leaves.replace((version, leaves));
         if zapped == self.zapped {

@@ -4,6 +4,7 @@ use emu_core::PageSize;
 use gmem::folio::{FolioFlags, FolioKind};
 
 use super::scene::Scene;
+use crate::tdp::Rights;
 
 type Found = Result<(), String>;
 
@@ -124,6 +125,18 @@ pub(super) fn leaves_are_counted(scene: &Scene<'_>) -> Found {
     let counted = tables.stats().mapped;
     if mapped != counted {
         return Err(format!("{mapped:?} leaves are present, {counted:?} are counted"));
+    }
+    Ok(())
+}
+
+/// D10.
+pub(super) fn logged_leaves_are_small(scene: &Scene<'_>) -> Found {
+    let (true, Some(slots)) = (scene.slots_settled, &scene.slots) else { return Ok(()) };
+    for leaf in scene.leaves().iter().filter(|leaf| leaf.size > PageSize::Size4K) {
+        let logged = slots.lookup(leaf.gfn).is_some_and(|slot| slot.log().is_some());
+        if logged && leaf.rights.contains(Rights::WRITE) {
+            return Err(format!("the {} leaf at {:#x} is writable and its slot is logged", leaf.size, leaf.gfn.raw()));
+        }
     }
     Ok(())
 }

@@ -122,10 +122,9 @@ pub(super) fn owed_flushes_are_announced(scene: &Scene<'_>) -> Found {
 
 /// E12, of the tables that can be walked.
 pub(super) fn walkable_tables_are_in_use(scene: &Scene<'_>) -> Found {
-    let (Some(tables), Some(host)) = (&scene.tables, &scene.host) else { return Ok(()) };
-    let reachable = tables.reachable().map_err(|cause| cause.to_string())?;
+    let Some(host) = &scene.host else { return Ok(()) };
     let mut seen: BTreeMap<Spa, ()> = BTreeMap::new();
-    for table in reachable {
+    for &table in &scene.history.reachable {
         if host.folios().get(table.frame()).is_none_or(|folio| folio.meta.kind != FolioKind::PageTable) {
             return Err(format!("the table at {table:?} can be walked and is free"));
         }

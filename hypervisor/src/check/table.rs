@@ -103,16 +103,15 @@ macro_rules! invariants {
 
 const ATTRIBUTES: &str = "hypervisor/tests/attributes.rs";
 const HISTORY: &str = "hypervisor/tests/history.rs";
-const WHOLE: &str = "no random history of the whole API";
 const INODE: &str = "gmem/tests/history.rs";
 const UNITS: &str = "gmem/src/provider/tests.rs";
 const POOLS: &str = "gmem/src/pool/tests.rs";
-const USER_MEMORY: &str = "hypervisor/tests/user_memory.rs";
 const SHADOW: &str = "no shadow paging beside the nested tables";
-const LOGGING: &str = "no dirty logging";
-const NX: &str = "no NX workaround";
-const MMIO: &str = "no MMIO entries";
-const POLICY: &str = "one outcome of a conversion for the bytes";
+const LOGGING: &str = "nothing looks at dirty logs yet";
+const NX: &str = "nothing looks at NX tables yet";
+const MMIO: &str = "nothing looks at device entries yet";
+const POLICY: &str = "nothing compares bytes under every policy yet";
+const USER_MEMORY: &str = "hypervisor/tests/user_memory.rs";
 
 invariants! {
     A1 Always Scan(inodes::bindings_are_disjoint) "bindings of one inode are disjoint";
@@ -121,7 +120,7 @@ invariants! {
     A4 Always Scan(inodes::slots_have_live_inodes) "a slot's inode is open";
     A5 Always Scan(inodes::inodes_stay_what_they_are) "size and flags of an inode never change";
     A6 Call Open("inodes live and die with their VM") "a live inode implies a live VM";
-    A7 Call Open(WHOLE) "slots keep no inode open for ever: closing after the last slot always succeeds";
+    A7 Call Test("hypervisor/tests/memslots.rs") "slots keep no inode open for ever: closing after the last slot always succeeds";
     A8 MmuLockFree Within(Invariant::B4) "after an inode is closed no leaf shows its frames";
     A9 Call Test(HISTORY) "bytes of an index depend on the inode's history, not on slots";
     A10 Call Test(HISTORY) "a refused memslot call leaves nothing behind";
@@ -135,19 +134,19 @@ invariants! {
     B6 Always Within(Invariant::B5) "leaves hold no references";
     B7 Call Asserted("gmem/src/host.rs") "what is freed has no reference, no mapping, no leaf and no translation";
     B8 MmuLockFree Scan(leaves::mapped_frames_are_in_use) "what is mapped is in use, and nothing is freed twice";
-    B9 Call Open(WHOLE) "every byte that a guest or the host reads was cleared or written since allocation";
+    B9 Call Test("gmem/tests/generations.rs") "every byte that a guest or the host reads was cleared or written since allocation";
     B10 MmuLockFree Scan(leaves::mapped_folios_are_uptodate) "a folio whose contents are not defined is not mapped";
     B11 Call Test(UNITS) "a split copies the uptodate flag, a merge needs it everywhere or clears the rest";
     B12 Call Test(HISTORY) "a hole reads as zero, and no byte outside it changes";
     B13 Call Test(HISTORY) "a page that was punched out cannot be reached when the call returns";
     B14 Call Test(INODE) "who holds a reference to a removed page reads its old bytes";
-    B15 Call Open(WHOLE) "populating changes no byte";
-    B16 Call Open(WHOLE) "populating a range gives every index of it a folio";
+    B15 Call Test(HISTORY) "populating changes no byte";
+    B16 Call Test("gmem/tests/generations.rs") "populating a range gives every index of it a folio";
     B17 MmuLockFree Within(Invariant::B4) "a page changes its frame only by removal and allocation";
     B18 MmuLockFree Scan(leaves::poisoned_frames_are_not_mapped) "a frame whose memory failed is not mapped";
     B19 Call Test(INODE) "references block conversion to private and merging, and nothing else";
     C1 Always Scan(inodes::attributes_cover_every_page) "every index has one attribute, in maximal runs";
-    C2 Call Open(WHOLE) "a hole changes no attribute";
+    C2 Call Test(HISTORY) "a hole changes no attribute";
     C3 Always Test(USER_MEMORY) "no user PTE maps a private page";
     C4 Call Test(INODE) "a page that became private is held by the page cache alone";
     C5 Call Test(INODE) "making private fails exactly when somebody holds a folio of the range, and says which";
@@ -160,7 +159,7 @@ invariants! {
     C12 Call Test(HISTORY) "guest and host see the same bytes of shared memory";
     C13 Call Test(ATTRIBUTES) "VM-wide attributes outlive slots";
     C14 Always Test(ATTRIBUTES) "VM-wide and per-inode attributes are never both in force";
-    C15 Call Open(WHOLE) "a conversion allocates no folio";
+    C15 Call Test(HISTORY) "a conversion allocates no folio";
     C16 Always Asserted("gmem/src/inode.rs") "who reads attributes without the inode's lock sees an old or a new value";
     D1 MmuLockFree Scan(leaves::leaves_cover_one_attribute) "a leaf covers pages of one attribute";
     D2 MmuLockFree Scan(leaves::leaves_fit_their_folios) "a leaf is no larger than its folio";
@@ -171,12 +170,12 @@ invariants! {
     D7 Always Test(ATTRIBUTES) "a block is marked mixed exactly when its attributes differ";
     D8 Always Test(ATTRIBUTES) "the count of what forbids large pages is right and never negative";
     D9 Always Test(ATTRIBUTES) "records of large pages are looked up inside the slot only";
-    D10 MmuLockFree Open(LOGGING) "while a slot is logged no leaf above 4K is writable";
+    D10 MmuLockFree Scan(leaves::logged_leaves_are_small) "while a slot is logged no leaf above 4K is writable";
     D11 MmuLockFree Open(NX) "with the NX workaround no leaf above 4K is executable";
     D12 MmuLockFree Open("no reverse map") "a private leaf is no larger than the reverse map allows";
-    D13 Call Open("folios are not merged under a VM") "after a merge the level is what it was before the split";
+    D13 Call Test("gmem/tests/conversions.rs") "after a merge the level is what it was before the split";
     D14 Quiescent Scan(leaves::leaves_are_counted) "the counters of leaves are the leaves";
-    D15 Call Open("leaves are not split") "splitting a leaf preserves what each page of it allows and remembers";
+    D15 Call Test("hypervisor/tests/dirty.rs") "splitting a leaf preserves what each page of it allows and remembers";
     E1 Always Scan(protocol::begins_and_ends_balance) "begins and ends balance";
     E2 Always Scan(protocol::the_range_in_progress_never_shrinks) "the range in progress contains every range added";
     E3 Always Scan(protocol::the_sequence_never_falls) "the sequence grows by one with each end and never otherwise";
@@ -184,7 +183,7 @@ invariants! {
     E5 MmuLockFree Scan(protocol::translations_stand_in_the_tables) "after zap and flush no processor uses the translation";
     E6 Always Scan(protocol::translations_show_the_inodes_pages) "no translation outlives the page it shows";
     E7 Always Open(SHADOW) "write access withdrawn for write-tracking is flushed under mmu_lock";
-    E8 Call Open(LOGGING) "write access withdrawn for logging is flushed before the call returns";
+    E8 Call Test("hypervisor/tests/dirty.rs") "write access withdrawn for logging is flushed before the call returns";
     E9 Always Scan(protocol::owed_flushes_are_announced) "a processor enters the guest after serving the flushes it owes";
     E10 Call Test(HISTORY) "after a slot is deleted nothing shows it";
     E11 Call Open("one root") "roots that are invalid and in use are zapped too";
@@ -209,15 +208,15 @@ invariants! {
     F14 Call Test(UNITS) "pieces of a split are contiguous, each with the page cache's references";
     F15 Call Test(UNITS) "a merge needs every piece, held by the page cache alone";
     F16 Call Test(UNITS) "a split goes no further than it must";
-    F17 Call Open("one split policy under a VM") "split policies cannot be told apart by a guest";
+    F17 Call Test("gmem/tests/conversions.rs") "split policies cannot be told apart by a guest";
     F18 Call Test("gmem/src/numa.rs") "a strict policy is obeyed or the allocation fails";
     F19 Call Open("no cgroups") "charges and uncharges balance";
-    I1 Call Open(LOGGING) "a write to a logged page is in the next harvest";
+    I1 Call Test("hypervisor/tests/dirty.rs") "a write to a logged page is in the next harvest";
     I2 Always Open(LOGGING) "a writable leaf of a logged slot is in the log already";
     I3 Always Asserted("hypervisor/src/tdp/tables.rs") "no dirty flag is lost by a racing change";
-    I4 Always Open(LOGGING) "the dirty ring loses and doubles nothing";
+    I4 Call Test("hypervisor/src/dirty/ring.rs") "the dirty ring loses and doubles nothing";
     I5 Always Open(MMIO) "an MMIO entry is used only in its generation";
-    I6 Always Open(SHADOW) "an entry's writability is one of the four legal states";
+    I6 Always Test("hypervisor/src/tdp/leaf.rs") "an entry's writability is one of the four legal states";
     I7 Always Open("no prefetch") "a prefetch marks nothing accessed";
     I8 Always Open(NX) "the list of NX tables is the tables that stand for huge pages";
     J1 MmuLockFree Open(SHADOW) "the reverse map is the leaves";
@@ -230,7 +229,7 @@ invariants! {
     J8 MmuLockFree Open(SHADOW) "obsolete pages cannot be reached after a reload";
     J9 MmuLockFree Open(SHADOW) "no huge leaf covers a shadowed table";
     J10 MmuLockFree Open(SHADOW) "a shadow translation allows what guest and host both allow";
-    K1 Call Test("emu-core/src/errno.rs") "calls are refused with the kernel's errno";
+    K1 Call Test("gmem/tests/generations.rs") "calls are refused with the kernel's errno";
     K2 Call Test("hypervisor/tests/pipeline.rs") "a memory-fault exit says so";
     K3 Call Test(HISTORY) "a fault that the VMM did not resolve comes again";
     K4 Call Open("no prefault call") "a prefault's progress is what it returns";
@@ -244,4 +243,19 @@ impl core::fmt::Display for Invariant {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.write_str(self.id())
     }
+}
+
+/// The list as a table, as `docs/invariants.md` has it.
+pub fn document() -> String {
+    let mut text = String::from("| invariant | what | when | how |\n|---|---|---|---|\n");
+    for invariant in Invariant::ALL {
+        let when = match invariant.when() {
+            When::Always => "always",
+            When::MmuLockFree => "mmu_lock free",
+            When::Quiescent => "nobody at work",
+            When::Call => "of a call",
+        };
+        text.push_str(&format!("| {invariant} | {} | {when} | {:?} |\n", invariant.meaning(), invariant.checked()));
+    }
+    text
 }

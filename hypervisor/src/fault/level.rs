@@ -1,5 +1,6 @@
 //! Stage 4: how large the entry may be (`kvm_mmu_hugepage_adjust`).
 
+use emu_core::defect::Defect;
 use emu_core::sync::Task;
 use emu_core::{AccessKind, Gfn, PageSize, Sfn};
 
@@ -75,6 +76,9 @@ pub(crate) fn allowed(
     task: &Task<'_>,
 ) -> PageSize {
     let gmem::Backed { sfn, size } = memory;
+    if task.has(Defect::OrderWithoutCongruence) {
+        return size.min(vm.pages.max_level);
+    }
     let memory_allows = match (origin, slot.gmem_page(gfn), slot.info().span()) {
         (Origin::Gmem, Some((inode, index)), Some(span)) if inode.policy().generation.has_inode_attributes() => {
             inode.mapping_size(&span, index, size, task)
