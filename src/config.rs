@@ -101,7 +101,9 @@ impl ConfigError {
             ConfigError::PageSize(_) => "page sizes are 4k, 2m and 1g",
             ConfigError::CpuCount(_) => "a machine has 1 to 64 vCPUs",
             ConfigError::CpuModel(_) => "the models are amd and intel",
-            ConfigError::NestedPaging(_) => "the kinds are npt (AMD) and ept (Intel)",
+            ConfigError::NestedPaging(_) => {
+                "the kinds are npt (AMD), ept (Intel) and shadow (none: the hypervisor shadows the guest's tables)"
+            }
             ConfigError::TraceFormat(_) => "FILE, FILE:text, FILE:jsonl, FILE:perfetto, or the word digest",
             ConfigError::TraceEvent(_) => {
                 "a list of names like kvm_page_fault or groups vcpu, fault, mmu, invalidate, dirty, gmem, pool, all; -NAME leaves out"
@@ -263,6 +265,8 @@ pub enum NestedPaging {
     Npt,
     /// Intel: the extended page tables.
     Ept,
+    /// None: the hypervisor shadows the guest's tables.
+    Shadow,
 }
 
 impl FromStr for NestedPaging {
@@ -271,6 +275,7 @@ impl FromStr for NestedPaging {
         match text.to_ascii_lowercase().as_str() {
             "npt" => Ok(NestedPaging::Npt),
             "ept" => Ok(NestedPaging::Ept),
+            "shadow" => Ok(NestedPaging::Shadow),
             _ => Err(ConfigError::NestedPaging(text.to_owned())),
         }
     }
@@ -281,6 +286,7 @@ impl fmt::Display for NestedPaging {
         f.write_str(match self {
             NestedPaging::Npt => "npt",
             NestedPaging::Ept => "ept",
+            NestedPaging::Shadow => "shadow",
         })
     }
 }
@@ -408,7 +414,9 @@ mod tests {
         for text in ["0", "65", "256", "two", ""] {
             assert_eq!(text.parse::<CpuCount>(), Err(ConfigError::CpuCount(text.to_owned())));
         }
-        assert_eq!("EPT".parse(), Ok(NestedPaging::Ept));
+        for kind in [NestedPaging::Npt, NestedPaging::Ept, NestedPaging::Shadow] {
+            assert_eq!(kind.to_string().to_uppercase().parse(), Ok(kind));
+        }
         assert_eq!("Intel".parse(), Ok(CpuKind::Intel));
         assert_eq!("via".parse::<CpuKind>(), Err(ConfigError::CpuModel("via".to_owned())));
         assert!("tdp".parse::<NestedPaging>().is_err());

@@ -162,6 +162,30 @@ fn every_guest_that_is_listed_runs() {
     }
 }
 
+#[test]
+fn shadow_4k() {
+    passes_under("shadow", "4k");
+}
+
+#[test]
+fn shadow_2m() {
+    passes_under("shadow", "2m");
+}
+
+#[test]
+fn shadow_1g() {
+    passes(&["--mmu", "shadow", "--pages", "1g", "--memory", "2G"]);
+}
+
+/// The guest cannot tell how it is translated.
+#[test]
+fn the_console_is_the_same_under_every_kind_of_paging() {
+    let under = |mmu| passes(&["--mmu", mmu, "--memory", "256M"]).console;
+    let nested = under("npt");
+    assert_eq!(nested, under("ept"));
+    assert_eq!(nested, under("shadow"));
+}
+
 /// The same command gives the same console and the same summary; the guest sees nothing of the seed.
 #[test]
 fn a_run_is_a_function_of_its_command() {

@@ -113,6 +113,16 @@ fn linux_6_1_four_cpus_npt_1g() {
 }
 
 #[test]
+fn linux_6_1_one_cpu_shadow_2m() {
+    workload(row("6.1", 1, "shadow", "2m"));
+}
+
+#[test]
+fn linux_6_12_two_cpus_shadow_4k() {
+    workload(row("6.12", 2, "shadow", "4k"));
+}
+
+#[test]
 fn linux_6_12_one_cpu_npt_2m() {
     workload(row("6.12", 1, "npt", "2m"));
 }
@@ -185,7 +195,7 @@ fn every_combination() {
     }
     for kernel in ["6.1", "6.12"] {
         for cpus in [1, 2, 4] {
-            for mmu in ["npt", "ept"] {
+            for mmu in ["npt", "ept", "shadow"] {
                 for pages in ["4k", "2m", "1g"] {
                     workload(row(kernel, cpus, mmu, pages));
                 }

@@ -17,6 +17,7 @@ use crate::code::JumpTable;
 use crate::event::{Event, InterruptShadow, Pending};
 use crate::exit::Trap;
 use crate::flags::Flags;
+use crate::intercept::Tables;
 use crate::latch::Latch;
 use crate::mode::{Mode, ModeKey};
 use crate::msr::MsrFile;
@@ -83,6 +84,8 @@ pub(crate) struct Cpu {
     /// The chain ended at a direct branch whose link is open.
     pub unlinked: Option<OpenLink>,
     pub latch: Latch,
+    /// Whose tables `mmu` walks.
+    pub tables: Tables,
     pub code_cursor: Cursor,
     /// Where it meets the clocks of processors that run at the same time.
     pub meeting_point: Option<Arc<MeetingPoint>>,

@@ -1,6 +1,7 @@
 //! What can be delivered through the IDT, and what holds it back.
 
-use emu_core::Exception;
+use emu_core::{Exception, Gva};
+use mmu::{Invpcid, PagingChange};
 
 /// An event on its way to a handler of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +57,12 @@ pub(crate) enum Asked {
     Hypercall,
     /// WRMSR of the TSC or IA32_TSC_ADJUST
     TscMoved,
+    /// A write of paging registers over shadow tables
+    Paging(PagingChange),
+    /// INVLPG over shadow tables
+    Invlpg(Gva),
+    /// INVPCID over shadow tables
+    Invpcid(Invpcid),
 }
 
 /// What waits for its moment between two instructions.

@@ -1,7 +1,7 @@
 //! How control leaves the processor: exits to the machine, and the internal reasons an instruction stops.
 
-use emu_core::{AccessKind, Exception, Gpa, Spa};
-use mmu::NestedPageFault;
+use emu_core::{Access, AccessKind, Exception, Gpa, Gva, PageFaultCode, Spa};
+use mmu::{Invpcid, NestedPageFault, PagingChange};
 
 /// Why [`crate::Vcpu::run`] returned.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +43,29 @@ pub enum Exit {
     InterruptWindow,
     /// Triple fault.
     Shutdown,
+    /// Under a hypervisor that shadows tables: an access that its tables refuse. [`crate::Vcpu::complete`] it, or mend the
+    /// tables and run again.
+    PageFault(PageFaultExit),
+    /// Under such a hypervisor: paging registers were written. [`crate::Vcpu::run_over`] before running again.
+    PagingWritten {
+        /// How.
+        change: PagingChange,
+    },
+    /// Under such a hypervisor: INVLPG retired.
+    Invlpg {
+        /// Of this address.
+        gva: Gva,
+    },
+    /// Under such a hypervisor: INVPCID retired.
+    Invpcid {
+        /// Its operands.
+        what: Invpcid,
+    },
+    /// Under such a hypervisor: the four PDPTEs are wanted; [`crate::Vcpu::complete`] with their 32 bytes.
+    ReadPdptes {
+        /// Where they lie.
+        gpa: Gpa,
+    },
 }
 
 /// One access to memory that a device answers.
@@ -75,6 +98,45 @@ impl MmioData {
     }
 }
 
+/// A page fault that a hypervisor intercepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageFaultExit {
+    /// Where (EXITINFO2, the exit qualification).
+    pub gva: Gva,
+    /// What for, and on whose authority.
+    pub access: Access,
+    /// The error code.
+    pub code: PageFaultCode,
+    /// What the instruction wanted there; `None` when it was only about to use the page, or fetches from it. Such a fault
+    /// is completed by [`Completion::Done`] to say that the access itself will be answered.
+    pub operand: Option<LinearOperand>,
+}
+
+/// An access at a linear address, for whoever makes it in place of the processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinearOperand {
+    /// 1 to 32 bytes, all of one page.
+    pub len_bytes: u8,
+    /// What is to be done; the low bytes count.
+    pub data: LinearData,
+}
+
+/// Direction and data of an access at a linear address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinearData {
+    /// Give back what is there.
+    Read,
+    /// Put this there.
+    Write([u8; 32]),
+    /// Put `new` there if `old` is there still, and give `old` back; otherwise do nothing and do not complete.
+    Exchange {
+        /// What the instruction has read.
+        old: [u8; 32],
+        /// What it makes of it.
+        new: [u8; 32],
+    },
+}
+
 /// One port access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IoAccess {
@@ -102,6 +164,8 @@ pub enum Completion {
     Done([u8; 32]),
     /// Refused: #GP(0). Only MSR accesses can be refused.
     Refused,
+    /// The page fault is the guest's own, with this error code.
+    PageFault(PageFaultCode),
 }
 
 impl Completion {

@@ -25,6 +25,7 @@ mod exit;
 mod flags;
 mod fp;
 mod int;
+mod intercept;
 mod latch;
 mod mem;
 mod mode;
@@ -43,7 +44,7 @@ mod width;
 mod x87;
 
 pub use event::{Event, SoftwareKind};
-pub use exit::{Completion, Exit, IoAccess, MmioAccess, MmioData, MsrAccess};
+pub use exit::{Completion, Exit, IoAccess, LinearData, LinearOperand, MmioAccess, MmioData, MsrAccess, PageFaultExit};
 pub use mode::{CodeSize, Mode};
 pub use segment::{DescriptorTable, SegReg, Segment, SegmentAttributes, Segments};
 pub use step::{MediaRegisters, Stepped, UserRegisters};

@@ -13,7 +13,8 @@ use mmu::fast::Others;
 use mmu::{MmuFault, NestedPageFault, Stage2Cause};
 
 use crate::cpu::Cpu;
-use crate::exit::{Completion, Exit, MmioAccess, MmioData, Trap};
+use crate::exit::{Completion, Exit, LinearData, MmioAccess, MmioData, Trap};
+use crate::intercept::Refused;
 use crate::latch::Question;
 
 /// The fast path cannot: take the slow one.
@@ -86,9 +87,15 @@ impl Path for Slow {
         }
     }
     fn update<T: Scalar, R>(cpu: &mut Cpu, linear: u64, seg: u8, change: impl Fn(T) -> (T, R)) -> Result<R, Trap> {
+        let len = size_of::<T>() as u64;
+        if cpu.is_shadowed()
+            && split(linear, len).is_none()
+            && let Some(result) = update_refused(cpu, linear, seg, &change)?
+        {
+            return Ok(result);
+        }
         // Writability is settled before the load, so that a read-only page faults as a write does and a device's read
         // is not repeated.
-        let len = size_of::<T>() as u64;
         Self::probe_store(cpu, linear, seg, len)?;
         if cpu.mmu.fast.others() == Others::Beside && split(linear, len).is_none() {
             // Others may store between a load and a store of ours. What crosses a page is done in two steps all the same.
@@ -111,12 +118,40 @@ impl Path for Slow {
         }
         cpu.check_operand(linear, len, seg)?;
         // Where a device is found nothing is asked yet: the store itself does.
-        cpu.place(linear, AccessKind::Write, seg)?;
+        let first = cpu.place(linear, AccessKind::Write, seg)?;
+        cpu.settle_target(&first)?;
         if let Some((next, _)) = split(linear, len) {
-            cpu.place(next, AccessKind::Write, seg)?;
+            let second = cpu.place(next, AccessKind::Write, seg)?;
+            cpu.settle_target(&second)?;
         }
         Ok(())
     }
+}
+
+/// A read-modify-write of a page that shadow tables let be read only, because it is a guest table: the hypervisor makes it
+/// in one step. `None` where the page is anything else.
+#[cold]
+#[inline(never)]
+fn update_refused<T: Scalar, R>(
+    cpu: &mut Cpu,
+    linear: u64,
+    seg: u8,
+    change: &impl Fn(T) -> (T, R),
+) -> Result<Option<R>, Trap> {
+    if let Some(old) = cpu.exchanged(linear) {
+        cpu.note_data_access(linear, size_of::<T>() as u64, BreakpointKind::ReadWrite);
+        return Ok(Some(change(old).1));
+    }
+    if cpu.mmu.fast.can_store(linear, size_of::<T>() as u64) {
+        return Ok(None);
+    }
+    cpu.check_operand(linear, size_of::<T>() as u64, seg)?;
+    let Target::Refused(refused) = cpu.place(linear, AccessKind::Write, seg)? else { return Ok(None) };
+    let Target::Memory(spa) = cpu.place(linear, AccessKind::Read, seg)? else { return Ok(None) };
+    let mut bytes = [0; 32];
+    cpu.fetch_bytes(&Target::Memory(spa), &mut bytes[..size_of::<T>()])?;
+    let old = T::from_bytes(&bytes);
+    Err(cpu.ask_exchange(linear, refused, old, change(old).0))
 }
 
 /// For an access that crosses into another page: the first address there, and the bytes before it.
@@ -128,7 +163,12 @@ fn split(linear: u64, len: u64) -> Option<(u64, usize)> {
 /// What a linear address turned out to be.
 enum Target {
     Memory(Spa),
-    Device { gpa: Gpa, refused: Option<NestedPageFault> },
+    Device {
+        gpa: Gpa,
+        refused: Option<NestedPageFault>,
+    },
+    /// Shadow tables say no; what is behind is for the hypervisor to find out.
+    Refused(Refused),
 }
 
 #[cold]
@@ -142,6 +182,8 @@ fn load_slow<T: Scalar>(cpu: &mut Cpu, linear: u64, seg: u8) -> Result<T, Trap> 
         None => cpu.fetch_bytes(&first, &mut bytes[..len])?,
         Some((next, before)) => {
             let second = cpu.place(next, AccessKind::Read, seg)?;
+            cpu.settle_target(&first)?;
+            cpu.settle_target(&second)?;
             cpu.fetch_bytes(&first, &mut bytes[..before])?;
             cpu.fetch_bytes(&second, &mut bytes[before..len])?;
         }
@@ -161,6 +203,8 @@ fn store_slow<T: Scalar>(cpu: &mut Cpu, linear: u64, seg: u8, value: T) -> Resul
         None => cpu.put_bytes(&first, &bytes[..len])?,
         Some((next, before)) => {
             let second = cpu.place(next, AccessKind::Write, seg)?;
+            cpu.settle_target(&first)?;
+            cpu.settle_target(&second)?;
             cpu.put_bytes(&first, &bytes[..before])?;
             cpu.put_bytes(&second, &bytes[before..len])?;
         }
@@ -218,7 +262,18 @@ impl Cpu {
             Err(MmuFault::Nested(fault)) if matches!(fault.cause, Stage2Cause::FinalAddress) => {
                 Ok(Target::Device { gpa: fault.gpa, refused: Some(fault) })
             }
+            Err(MmuFault::Guest { gva, code }) if self.is_shadowed() => {
+                Ok(Target::Refused(Refused { gva, access, code }))
+            }
             Err(fault) => Err(self.mmu_trap(fault, seg)),
+        }
+    }
+
+    /// Settles what is known of `target` before another part of the access is made.
+    fn settle_target(&mut self, target: &Target) -> Result<(), Trap> {
+        match *target {
+            Target::Refused(refused) => self.settle_refused(refused),
+            Target::Memory(_) | Target::Device { .. } => Ok(()),
         }
     }
 
@@ -226,6 +281,7 @@ impl Cpu {
     pub fn mmu_trap(&mut self, fault: MmuFault, seg: u8) -> Trap {
         match fault {
             MmuFault::NonCanonical { .. } => self.bad_address(seg).into(),
+            MmuFault::Guest { gva, code } if self.is_shadowed() => self.page_fault(gva, code),
             MmuFault::Guest { gva, code } => Exception::PageFault { gva, code }.into(),
             MmuFault::Nested(fault) => Exit::NestedPageFault { fault, access: None }.into(),
             // A page table where no memory is reads as all ones on the bus; no system has one on purpose.
@@ -247,7 +303,7 @@ impl Cpu {
         let question = Question::Memory { address: gpa.raw(), len_bytes: len as u8, write };
         match self.latch.ask(question) {
             Some(Completion::Done(bytes)) => Ok(bytes),
-            Some(Completion::Refused) => Err(Exception::GP0.into()),
+            Some(Completion::Refused | Completion::PageFault(_)) => Err(Exception::GP0.into()),
             None => {
                 let access = MmioAccess { gpa, len_bytes: len as u8, data };
                 Err(match refused {
@@ -271,6 +327,11 @@ impl Cpu {
                 into.copy_from_slice(&bytes[..into.len()]);
                 Ok(())
             }
+            Target::Refused(refused) => {
+                let bytes = self.ask_linear(refused, into.len(), LinearData::Read)?;
+                into.copy_from_slice(&bytes[..into.len()]);
+                Ok(())
+            }
         }
     }
 
@@ -286,6 +347,11 @@ impl Cpu {
                 let mut bytes = [0; 32];
                 bytes[..from.len()].copy_from_slice(from);
                 self.ask_device(gpa, refused, from.len(), MmioData::Write(bytes)).map(drop)
+            }
+            Target::Refused(refused) => {
+                let mut bytes = [0; 32];
+                bytes[..from.len()].copy_from_slice(from);
+                self.ask_linear(refused, from.len(), LinearData::Write(bytes)).map(drop)
             }
         }
     }
@@ -355,6 +421,8 @@ impl Cpu {
             None => self.fetch_bytes(&first, into)?,
             Some((next, before)) => {
                 let second = self.locate(next, access, crate::segment::FLAT)?;
+                self.settle_target(&first)?;
+                self.settle_target(&second)?;
                 let (low, high) = into.split_at_mut(before);
                 self.fetch_bytes(&first, low)?;
                 self.fetch_bytes(&second, high)?;
@@ -372,6 +440,8 @@ impl Cpu {
             None => self.put_bytes(&first, from)?,
             Some((next, before)) => {
                 let second = self.locate(next, access, crate::segment::FLAT)?;
+                self.settle_target(&first)?;
+                self.settle_target(&second)?;
                 self.put_bytes(&first, &from[..before])?;
                 self.put_bytes(&second, &from[before..])?;
             }

@@ -19,6 +19,7 @@ use crate::event::{Event, InterruptShadow, Pending};
 use crate::exec::Engine;
 use crate::exit::{Completion, Exit};
 use crate::flags::Flags;
+use crate::intercept::Tables;
 use crate::latch::Latch;
 use crate::mode::{Mode, ModeKey};
 use crate::msr::MsrFile;
@@ -109,16 +110,7 @@ impl Vcpu {
     /// A processor after RESET, over `memory`.
     pub fn new(memory: Arc<SystemMemory>, config: &VcpuConfig) -> Vcpu {
         let model = config.model.clone();
-        let mut capabilities = PagingCapabilities::empty();
-        capabilities.set(PagingCapabilities::PAGE_1G, model.has(Feature::Page1Gb));
-        let features = PagingFeatures {
-            vendor: match model.vendor() {
-                Vendor::Amd => mmu::Vendor::Amd,
-                Vendor::Intel => mmu::Vendor::Intel,
-            },
-            physical_bits: model.maxphyaddr(),
-            capabilities,
-        };
+        let features = Vcpu::paging_features(&model);
         let mut cpu = Cpu {
             gpr: [0; GPR_SLOTS],
             flags: Flags::new(),
@@ -157,6 +149,7 @@ impl Vcpu {
             debug_hits: Dr6::empty(),
             unlinked: None,
             latch: Latch::default(),
+            tables: Tables::default(),
             code_cursor: Cursor::default(),
             apic_id: config.apic_id,
             cpu_count: config.cpu_count,
@@ -169,6 +162,20 @@ impl Vcpu {
         cpu.gpr[2] = cpu.model.signature().eax() as u64;
         cpu.refresh_mode();
         Vcpu { engine: Engine::new(cpu) }
+    }
+
+    /// What `model` says about paging.
+    pub fn paging_features(model: &CpuModel) -> PagingFeatures {
+        let mut capabilities = PagingCapabilities::empty();
+        capabilities.set(PagingCapabilities::PAGE_1G, model.has(Feature::Page1Gb));
+        PagingFeatures {
+            vendor: match model.vendor() {
+                Vendor::Amd => mmu::Vendor::Amd,
+                Vendor::Intel => mmu::Vendor::Intel,
+            },
+            physical_bits: model.maxphyaddr(),
+            capabilities,
+        }
     }
 
     /// Executes until `until` or until something needs the machine.
@@ -340,8 +347,18 @@ impl Vcpu {
 impl Cpu {
     /// Tells the translation unit the registers it works by.
     pub fn update_paging(&mut self, change: PagingChange) {
+        if self.is_shadowed() {
+            self.note_paging_change(change);
+        } else {
+            let state = self.guest_paging();
+            self.mmu.set_paging(state, change);
+        }
+    }
+
+    /// The registers that govern the guest's paging.
+    pub fn guest_paging(&self) -> PagingState {
         let c = &self.control;
-        let state = PagingState {
+        PagingState {
             cr0: c.cr0,
             cr3: c.cr3,
             cr4: c.cr4,
@@ -349,8 +366,7 @@ impl Cpu {
             pkru: c.pkru,
             pkrs: self.msr.pkrs as u32,
             pdptes: c.pdptes,
-        };
-        self.mmu.set_paging(state, change);
+        }
     }
 }
 

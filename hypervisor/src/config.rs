@@ -155,6 +155,9 @@ pub enum VmError {
         /// The page.
         index: PageIndex,
     },
+    /// Only a VM that shadows its guest's tables can do this.
+    #[error("the VM has nested paging and shadows nothing")]
+    NotShadowing,
     /// A processor ran on although its dirty ring was full: it must leave to the VMM at the soft limit.
     #[error("the dirty ring of a vCPU is full: it may not run before entries are reset")]
     DirtyRingFull,

@@ -3,7 +3,8 @@
 use emu_core::Gfn;
 
 /// What every TLB of the VM must drop before its vCPU enters the guest again: combined and nested translations of these
-/// guest frames, and cached parts of walks through them.
+/// guest frames, and cached parts of walks through them. A processor over shadow tables knows no guest frames: there they
+/// are system frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FlushRequest {
     /// Everything.

@@ -12,6 +12,7 @@
 //! - [`memslot`] is which guest frames there are, [`follow`] how a fault or the hypervisor itself gets at user memory behind
 //!   them, [`attributes`] who may use them where inodes do not say so. The VM is an MMU notifier of the VMM's memory.
 //! - [`tdp`] is the tables, in NPT or EPT format, in system memory. Every entry changes through one function.
+//! - [`shadow`] is what takes their place for a processor without nested paging.
 //! - [`dirty`] finds what the guest writes; [`mmio`] remembers where no memory is. [`MmuParams`] says how all this works.
 //! - [`plan`] lays out guest RAM and the system memory that a guest of some size needs.
 //!
@@ -44,6 +45,7 @@ mod pml;
 mod prefault;
 mod region;
 mod roots;
+pub mod shadow;
 mod stats;
 pub mod tdp;
 mod vcpu;

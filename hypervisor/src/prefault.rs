@@ -37,6 +37,9 @@ pub enum PreFaultError {
         /// Flags.
         flags: u64,
     },
+    /// `EOPNOTSUPP`: a guest physical range has no entries in shadow tables.
+    #[error("the VM shadows its guest's tables: nothing can be mapped ahead")]
+    Shadowing,
     /// `ENOENT`.
     #[error("no memslot holds {gpa}")]
     NoSlot {
@@ -85,6 +88,9 @@ impl Vm {
         let whole = gpa.is_aligned(PageSize::Size4K) && len_bytes.is_multiple_of(PAGE_SIZE as u64) && len_bytes != 0;
         if flags != 0 || !whole || gpa.checked_add(len_bytes).is_none() {
             return Err(PreFaultError::Invalid { gpa, len_bytes, flags });
+        }
+        if self.is_shadowing() {
+            return Err(PreFaultError::Shadowing);
         }
         while range.len_bytes != 0 {
             let done = match keep_going() {

@@ -16,6 +16,10 @@ impl Vm {
     /// ([`Vm::take_root`]), which is waited for, and to forget all it has cached; faults of one that has not are told to
     /// try again. Then the old tables are removed, letting others in between.
     pub fn zap_all_fast(&self, task: &Task<'_>) -> Result<(), VmError> {
+        if self.is_shadowing() {
+            // Shadow pages go by generation, and their roots with them.
+            return self.zap_all(task);
+        }
         let old = {
             let fresh = self.host.lock(task).alloc_table()?;
             let tables = self.mmu.write(task);

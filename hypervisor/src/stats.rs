@@ -3,6 +3,7 @@
 use gmem::host::HostStats;
 
 use crate::fault::{Action, Resumed};
+use crate::shadow::ShadowStats;
 use crate::tdp::TablesStats;
 
 /// Faults by how they ended. Sizes are indexed by [`emu_core::PageSize::index`].
@@ -75,6 +76,8 @@ pub struct VmStats {
     pub faults: FaultStats,
     /// Leaves and tables.
     pub tables: TablesStats,
+    /// Shadow paging; all zero without it.
+    pub shadow: ShadowStats,
     /// Folios behind guest memory, by [`emu_core::PageSize::index`].
     pub folios: [u64; 3],
     /// Pools, free memory, everything in use.

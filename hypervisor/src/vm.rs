@@ -58,6 +58,8 @@ pub struct Vm {
     pub(crate) pages: PagePolicy,
     pub(crate) kind: VmKind,
     pub(crate) gmem: GmemPolicy,
+    /// Without nested paging.
+    pub(crate) shadow: Option<crate::shadow::ShadowVm>,
     pub(crate) params: MmuParams,
     /// Whether leaves above 4K may be executed now.
     pub(crate) nx: AtomicBool,
@@ -100,6 +102,7 @@ impl Vm {
             pages: config.pages,
             kind: config.kind,
             gmem: config.gmem,
+            shadow: None,
             params,
             nx: AtomicBool::new(params.nx_huge_pages == NxHugePages::On),
             mmio_epoch: AtomicU64::new(0),
@@ -210,6 +213,7 @@ impl Vm {
         VmStats {
             faults,
             tables: self.mmu.read(task).stats(),
+            shadow: self.shadow_stats(task),
             folios,
             host: self.host.lock(task).stats(),
             invalidations: self.invalidation.seq(),

@@ -19,7 +19,7 @@ use crate::walk_cache::{TablePointer, WalkCache};
 
 /// The guest's tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Tables {
+pub(crate) enum Tables {
     Off,
     Legacy(Legacy),
     Pae(Pae),
@@ -43,11 +43,11 @@ struct Tree {
 
 /// See the module.
 pub(crate) struct Context {
-    tables: Tables,
+    pub(crate) tables: Tables,
     nesting: Nesting,
     pub(crate) rules: Rules,
-    cr3: u64,
-    pdptes: Option<[u64; 4]>,
+    pub(crate) cr3: u64,
+    pub(crate) pdptes: Option<[u64; 4]>,
     /// Tag of linear translations.
     pub(crate) space: Space,
     /// The second stage in it.
@@ -199,7 +199,7 @@ impl Context {
     }
 
     /// The page directory that a PDPTE register points to.
-    fn directory_of(
+    pub(crate) fn directory_of(
         &self,
         format: &Pae,
         pdptes: [u64; 4],

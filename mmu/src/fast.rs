@@ -453,6 +453,11 @@ impl FastTlb {
         self.drop_where(|tlb, index| tlb.base_of(index).wrapping_sub(base.raw()) < bytes);
     }
 
+    /// Drops every page that lies in one of `frames` frames from `first`, in all contexts.
+    pub fn flush_frames(&mut self, first: Sfn, frames: u64) {
+        self.drop_where(|tlb, index| tlb.info[index].sfn.raw().wrapping_sub(first.raw()) < frames);
+    }
+
     /// Drops the write tags of every entry for frame `sfn`: it holds translated code now, or must be seen when written.
     pub fn strip_writes(&mut self, sfn: Sfn) {
         let known = &mut self.unwritable[sfn.raw() as usize % UNWRITABLE];

@@ -7,7 +7,7 @@
 //! The fast TLB has no tags: it holds the current identity only, and is dropped when that or the rules change.
 
 use emu_core::regs::{Cr0, Cr4, Efer};
-use emu_core::{Gfn, Gva};
+use emu_core::{Gfn, Gva, Sfn};
 
 use crate::caches::CachedPage;
 use crate::context::Context;
@@ -247,18 +247,24 @@ impl Mmu {
 
     /// What a hypervisor's remote flush asks after it changed nested entries for these guest frames. Cached nested
     /// translations of the frames go, and every cached table pointer. All linear translations of nested guests go too: a
-    /// frame may hold a guest table, and what was translated through it would otherwise survive.
+    /// frame may hold a guest table, and what was translated through it would otherwise survive. To a guest without nested
+    /// paging these are system frames, its tables are the hypervisor's, and only what leads to the frames goes.
     pub fn flush_gpa_range(&mut self, first: Gfn, frames: u64) {
         self.stats.flushes += 1;
         let nested = self.spaces_where(Stage2::is_nested);
+        let plain = self.spaces_where(|stage2| matches!(stage2, Stage2::Untranslated(_)));
         let end = first.raw().saturating_add(frames);
         let hit = |gpa: u64, frames: u64| gpa >> 12 < end && (gpa >> 12) + frames > first.raw();
-        self.caches.linear.drop_where(|entry| entry.space.is_in(nested));
+        self.caches.linear.drop_where(|entry| {
+            entry.space.is_in(nested) || entry.space.is_in(plain) && hit(entry.gpa, entry.size.frames())
+        });
         self.caches.guest_tables.flush();
         self.caches.nested.drop_where(|entry| hit(entry.gpa, entry.size.frames()));
         self.caches.nested_tables.flush();
         if nested.holds(self.context.id) {
             self.drop_fast();
+        } else if plain.holds(self.context.id) {
+            self.fast.flush_frames(Sfn::new(first.raw()), frames);
         }
     }
 

@@ -10,6 +10,7 @@
 //!
 //! - `format`: what a raw entry means, one file a format. `walk`: the one walker, and the setting of A and D.
 //! - `nested`: the second stage, as memory that the walker reads guest tables from. `stage1`: the first stage.
+//! - `guest`: the same walk made by software, for a hypervisor that looks at its guest's tables.
 //! - `rights`: pure judgement of a finished walk.
 //! - `tlb`, `walk_cache`, `caches`: what is remembered. `flush`: when it is forgotten. [`fast`]: the front.
 //!
@@ -29,6 +30,7 @@ pub mod fast;
 mod fault;
 mod flush;
 mod format;
+mod guest;
 mod invalidate;
 mod level;
 mod mmu;
@@ -46,6 +48,7 @@ mod walk_cache;
 pub use caches::{CachedPage, Caches};
 pub use fast::FastTlb;
 pub use fault::{MmuFault, NestedFaultKind, NestedPageFault, Stage2Cause, Stage2Rights};
+pub use guest::{GuestEntry, GuestPaging, GuestRights, GuestStep, GuestTables, GuestWalk, GuestWalkError};
 pub use invalidate::{Globals, Invept, Invpcid, Invvpid};
 pub use level::Level;
 pub use mmu::Mmu;

@@ -109,7 +109,7 @@ impl<A: Copy> Walk<A> {
     }
     /// Every step with its level, from the top.
     #[inline]
-    fn steps(&self) -> impl Iterator<Item = (Level, &Step<A>)> {
+    pub(crate) fn steps(&self) -> impl Iterator<Item = (Level, &Step<A>)> {
         self.steps[..self.filled.min(Level::MAX)].iter().enumerate().map(|(n, step)| (self.top.down(n), step))
     }
     /// Every table that the walk went through below the first: its level, the entry that points to it, the one in it.

@@ -247,6 +247,18 @@ fn a_remote_flush_of_a_table_frame_drops_what_went_through_it() {
     assert!(matches!(refused, Err(MmuFault::Nested(fault)) if fault.gpa == Gpa::new(ROOT)), "{refused:?}");
 }
 
+/// A processor over shadow tables: its guest physical addresses are system addresses.
+#[test]
+fn a_remote_flush_of_a_guest_without_nested_paging_drops_what_leads_to_the_frames() {
+    let mut mmu = machine(KERNEL);
+    mmu.set_stage2(Stage2::Untranslated(SpaceTag::Asid(Asid(1))));
+    touch(&mut mmu);
+    let plain = mmu.translate(Gva::new(PLAIN), READ).expect("mapped").spa.frame();
+    mmu.flush_gpa_range(Gfn::new(plain.raw()), 1);
+    assert_eq!(fast(&mut mmu), [false, true, true]);
+    assert_eq!(cached(&mut mmu), [false, true, true]);
+}
+
 #[test]
 fn write_entries_wait_for_d_and_yield_to_code() {
     let mut mmu = machine(KERNEL);

@@ -89,6 +89,7 @@ fn random(deeds: &Deeds) -> Value {
 pub(super) fn json(outcome: &Outcome, code: ExitCode, summary: &Summary) -> Value {
     let f = &summary.vm.faults;
     let m = &summary.mmu;
+    let s = &summary.vm.shadow;
     let v = &summary.vmm;
     json!({
         "schema": 1,
@@ -127,6 +128,21 @@ pub(super) fn json(outcome: &Outcome, code: ExitCode, summary: &Summary) -> Valu
             "rom_write": f.rom_write,
         },
         "levels": by_size(f.fixed),
+        "shadow": {
+            "pages": s.pages,
+            "created": s.created,
+            "zapped": s.zapped_pages,
+            "recycled": s.recycled,
+            "prefetched": s.prefetched,
+            "write_protected": s.write_protected,
+            "unsync": s.unsync,
+            "synced": s.synced,
+            "emulated": s.emulated,
+            "flooded": s.flooded,
+            "reflected": s.reflected,
+            "roots_loaded": s.roots_loaded,
+            "roots_reused": s.roots_reused,
+        },
         "folios": by_size(summary.vm.folios),
         "translation": {
             "fast_misses": m.fast_misses,

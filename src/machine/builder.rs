@@ -7,6 +7,7 @@ use devices::acpi::tables::{AcpiConfig, AcpiImage};
 use devices::board::TestPorts;
 use devices::{Board, BoardConfig};
 use emu_core::cpu_model::CpuModel;
+use emu_core::cpuid::Feature;
 use emu_core::event::Event;
 use emu_core::memory::SystemMemory;
 use emu_core::rng::{Consumer, Seed};
@@ -15,11 +16,12 @@ use emu_core::time::Instant;
 use emu_core::{PageSize, Spa};
 use gmem::policy::GmemPolicy;
 use hypervisor::plan::LOW_RAM_END;
+use hypervisor::shadow::ShadowConfig;
 use hypervisor::{
     FolioPolicy, GmemFlags, MemSlotSpec, MmioCaching, MmuParams, PagePolicy, RamLayout, Shareability, SlotFlags,
     SlotId, SystemMemoryPlan, TdpFormat, Vm, VmConfig, VmKind,
 };
-use mmu::{Asid, Ept, EptExecute, Eptp, NestedNx, Npt, Stage2, Stage2Levels, Vpid};
+use mmu::{Asid, Ept, EptExecute, Eptp, NestedNx, Npt, SpaceTag, Stage2, Stage2Levels, Vpid};
 
 use super::checks::Checks;
 use super::guest_memory::HostSide;
@@ -173,7 +175,10 @@ impl Builder {
 
     /// Builds the machine and loads `image` into it.
     pub fn build(self, image: &Image<'_>) -> Result<Machine, BuildError> {
-        let config = self.config;
+        let mut config = self.config;
+        if config.mmu == NestedPaging::Shadow {
+            config.model = without_keys(config.model)?;
+        }
         if config.cpus == 0 || config.cpus > MAX_CPUS {
             return Err(BuildError::Cpus { cpus: config.cpus, most: MAX_CPUS });
         }
@@ -182,7 +187,8 @@ impl Builder {
         let plan = SystemMemoryPlan::for_guest(layout.inode_bytes, policy);
         let memory = SystemMemory::flat(plan.arena_bytes)?;
         let format = match config.mmu {
-            NestedPaging::Npt => TdpFormat::Npt,
+            // Without nested paging nothing is ever put into these tables.
+            NestedPaging::Npt | NestedPaging::Shadow => TdpFormat::Npt,
             NestedPaging::Ept => TdpFormat::Ept,
         };
         let vm_config = VmConfig {
@@ -200,7 +206,11 @@ impl Builder {
             mmio_caching: if config.model.maxphyaddr() < 52 { MmioCaching::On } else { MmioCaching::Off },
             ..MmuParams::default()
         };
-        let vm = Vm::with_params(memory.clone(), &vm_config, params)?;
+        let mut vm = Vm::with_params(memory.clone(), &vm_config, params)?;
+        if config.mmu == NestedPaging::Shadow {
+            let features = Vcpu::paging_features(&config.model);
+            vm = vm.shadowing(&ShadowConfig::for_guest(features, layout.inode_bytes))?;
+        }
         vm.add_ram(&layout, SlotId(0), &lens.task())?;
         add_firmware(&vm, SlotId(layout.ranges.len() as u16), &lens.task())?;
 
@@ -251,6 +261,9 @@ impl Builder {
                 } else {
                     Activity::WaitForSipi
                 };
+                if config.mmu == NestedPaging::Shadow {
+                    vcpu.intercept_paging();
+                }
                 Processor::new(vcpu, activity)
             })
             .collect();
@@ -291,12 +304,23 @@ fn add_firmware(vm: &Vm, id: SlotId, task: &Task<'_>) -> Result<(), BuildError> 
     vm.load_rom(firmware::ROM, &firmware::rom(), task).map_err(|_| BuildError::NoRoomForTables { gpa: firmware::ROM })
 }
 
+/// The model without protection keys, which shadow tables have no place for (`kvm_set_cpu_caps` without nested paging).
+fn without_keys(mut model: CpuModel) -> Result<CpuModel, BuildError> {
+    for feature in [Feature::Pku, Feature::Pks] {
+        if model.has(feature) {
+            model = model.without(feature)?;
+        }
+    }
+    Ok(model)
+}
+
 /// The second stage of processor `n`. Each has an address-space identifier of its own, as KVM gives them.
 fn stage2(config: &MachineConfig, root: Spa, n: u16) -> Stage2 {
     match config.mmu {
         NestedPaging::Npt => {
             Stage2::Npt(Npt { root, levels: Stage2Levels::Four, nx: NestedNx::Enabled, asid: Asid(n as u32 + 1) })
         }
+        NestedPaging::Shadow => Stage2::Untranslated(SpaceTag::Asid(Asid(n as u32 + 1))),
         NestedPaging::Ept => Stage2::Ept(Ept {
             eptp: Eptp::new(root, Stage2Levels::Four, mmu::EptAccessedDirty::Enabled),
             execute: EptExecute::Single,

@@ -4,8 +4,8 @@
 //! cached. A check changes nothing and takes no time of the guest's, so that a run with checks is the run without them.
 
 use emu_core::sync::Task;
-use hypervisor::VcpuId;
 use hypervisor::check::{Cached, CheckHistory, Moment, Witness};
+use hypervisor::{VcpuId, shadow};
 
 use super::{Machine, Outcome};
 
@@ -60,6 +60,12 @@ impl Machine {
         checks.due = at.saturating_add(checks.interval);
         checks.done += 1;
         let seen = self.vm.check(Moment::Quiescent, &mut checks.history, &witness, &Task::QUIET);
+        let features = cpu::Vcpu::paging_features(&self.config.model);
+        let shadow =
+            self.vm.tables(&Task::QUIET).with_shadow(&Task::QUIET, |pages| shadow::check::all(pages, &features));
+        if let Some(Err(broken)) = shadow {
+            return Some(Outcome::InvariantBroken { at, invariant: broken.rule.to_string(), found: broken.what });
+        }
         seen.err().map(|violation| Outcome::InvariantBroken {
             at,
             invariant: violation.invariant.to_string(),

@@ -33,6 +33,11 @@ impl Machine {
                 Ok(Ok(BoardEvents::empty()))
             }
             Exit::NestedPageFault { fault, access } => self.nested_fault(n, fault, access),
+            Exit::PageFault(fault) => self.page_fault(n, fault),
+            Exit::PagingWritten { change } => self.paging_written(n, change),
+            Exit::Invlpg { gva } => self.shadow_invlpg(n, gva),
+            Exit::Invpcid { what } => self.shadow_invpcid(n, what),
+            Exit::ReadPdptes { gpa } => Ok(Ok(self.read_pdptes(n, gpa))),
             Exit::Mmio { access, .. } => Ok(Err(self.no_memory(n, access.gpa))),
             Exit::Io(access) => Ok(Ok(self.port(n, access))),
             Exit::Msr(access) => Ok(Ok(self.msr(n, access))),
@@ -77,7 +82,7 @@ impl Machine {
         )
     }
 
-    fn no_memory(&self, n: usize, gpa: emu_core::Gpa) -> Outcome {
+    pub(super) fn no_memory(&self, n: usize, gpa: emu_core::Gpa) -> Outcome {
         Outcome::NoMemory { cpu: n as u16, gpa, registers: self.describe(n) }
     }
 

@@ -19,6 +19,7 @@ mod parallel;
 mod run;
 mod seat;
 mod seen;
+mod shadow;
 mod summary;
 
 pub use builder::{Builder, MachineConfig};

@@ -242,12 +242,19 @@ impl<'m> Shared<'m> {
         let id = VcpuId(n as u16);
         let task = lens.task().on_lane(n as u8);
         loop {
+            if let Err(error) = super::shadow::reload(&self.vm, n, &mut vcpu, &task) {
+                return (vcpu, Return::Failed(error));
+            }
             lens.point_at(|| stamp(n, &vcpu, vcpu.now()));
             task.report(Event::Entry {});
             let exit = match self.vm.enter_guest(id, &task) {
                 Err(error) => return (vcpu, Return::Failed(error.into())),
                 Ok((inside, flush)) => {
                     flush.into_iter().for_each(|request: FlushRequest| forget(&mut vcpu, request));
+                    if self.vm.must_reload(id) {
+                        // Somebody took the root away a moment ago; whoever does so from now on waits.
+                        continue;
+                    }
                     let exit = vcpu.run(until);
                     drop(inside);
                     exit

@@ -190,6 +190,7 @@ impl Machine {
             self.look_at(n);
             self.lens.task().report(emu_core::event::Event::Entry {});
             let vcpu = &mut self.vcpus[n].vcpu;
+            super::shadow::reload(&self.vm, n, vcpu, &self.lens.task())?;
             let exit = vcpu.run(until);
             let after = vcpu.now();
             self.vcpus[n].retired += after.saturating_since(self.now).units();

@@ -26,6 +26,10 @@ pub(super) fn reason(exit: &Exit) -> ExitReason {
         Exit::TaskPriority { .. } => ExitReason::TaskPriority,
         Exit::Hypercall => ExitReason::Hypercall,
         Exit::TscMoved => ExitReason::TscMoved,
+        Exit::PageFault(_) => ExitReason::Exception,
+        Exit::PagingWritten { .. } | Exit::Invlpg { .. } | Exit::Invpcid { .. } | Exit::ReadPdptes { .. } => {
+            ExitReason::Intercept
+        }
         Exit::Shutdown => ExitReason::Shutdown,
     }
 }

@@ -15,6 +15,7 @@ use crate::cpu::Cpu;
 use crate::dispatch::{Act, Ender, Flow, Pure};
 use crate::event::Asked;
 use crate::exit::Trap;
+use crate::intercept::Refused;
 use crate::mem::{Path, Slow};
 use crate::op::Op;
 use crate::system::control::whole;
@@ -38,6 +39,10 @@ impl Ender for Invlpg {
         let linear = cpu.system_linear(cpu.seg_base[op.seg as usize % 8], address);
         if cpu.is_canonical(linear) {
             cpu.mmu.invlpg(Cpu::gva(linear));
+            if cpu.is_shadowed() {
+                cpu.pending.asked = Some(Asked::Invlpg(Cpu::gva(linear)));
+                return Ok(Flow::Next);
+            }
         }
         Ok(Flow::Jump(cpu.rip_after(op)))
     }
@@ -61,6 +66,10 @@ impl Ender for Invpcid {
             _ => return Err(gp0()),
         };
         cpu.mmu.invpcid(scope);
+        if cpu.is_shadowed() {
+            cpu.pending.asked = Some(Asked::Invpcid(scope));
+            return Ok(Flow::Next);
+        }
         Ok(Flow::Jump(cpu.rip_after(op)))
     }
 }
@@ -82,6 +91,9 @@ impl Act for FlushLine {
         match cpu.mmu.translate(Cpu::gva(linear), access) {
             Ok(_) => Ok(()),
             Err(MmuFault::Nested(fault)) if matches!(fault.cause, Stage2Cause::FinalAddress) => Ok(()),
+            Err(MmuFault::Guest { gva, code }) if cpu.is_shadowed() => {
+                cpu.settle_refused(Refused { gva, access, code })
+            }
             Err(fault) => Err(cpu.mmu_trap(fault, op.seg)),
         }
     }

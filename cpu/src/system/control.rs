@@ -41,6 +41,10 @@ impl Cpu {
             return Ok(None);
         }
         let gpa = Gpa::new(cr3 & 0xffff_ffe0);
+        if self.is_shadowed() {
+            let raw = self.ask_pdptes(gpa)?;
+            return self.checked_pdptes(&raw).map(Some);
+        }
         let found = match self.mmu.translate_gpa(gpa, AccessKind::Read) {
             Ok(found) => found,
             Err(fault) => return Err(self.mmu_trap(fault, crate::segment::FLAT)),
@@ -49,13 +53,18 @@ impl Cpu {
         if let Err(error) = self.mmu.memory().read(found.spa, &mut raw) {
             return Err(self.mmu_trap(mmu::MmuFault::Bus(error), crate::segment::FLAT));
         }
+        self.checked_pdptes(&raw).map(Some)
+    }
+
+    /// The PDPTEs in `raw`, if none has a reserved bit.
+    fn checked_pdptes(&self, raw: &[u8; 32]) -> Result<[u64; 4], Trap> {
         let (words, _) = raw.as_chunks::<8>();
         let entries: [u64; 4] = core::array::from_fn(|n| u64::from_le_bytes(words[n]));
         let reserved = !0 << self.model.maxphyaddr() | 0x1e6;
         if entries.iter().any(|entry| entry & 1 != 0 && entry & reserved != 0) {
             return Err(gp0());
         }
-        Ok(Some(entries))
+        Ok(entries)
     }
 
     fn write_cr0(&mut self, value: u64) -> Result<(), Trap> {
@@ -149,7 +158,7 @@ impl Cpu {
     fn task_priority(&mut self, write: Option<u8>) -> Result<u64, Trap> {
         match self.latch.ask(Question::TaskPriority { write: write.is_some() }) {
             Some(Completion::Done(bytes)) => Ok((bytes[0] & 0xf) as u64),
-            Some(Completion::Refused) => Err(gp0()),
+            Some(Completion::Refused | Completion::PageFault(_)) => Err(gp0()),
             None => Err(Exit::TaskPriority { write }.into()),
         }
     }

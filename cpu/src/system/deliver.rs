@@ -79,6 +79,9 @@ impl Cpu {
         match self.pending.asked.take()? {
             Asked::Hypercall => Some(Exit::Hypercall),
             Asked::TscMoved => Some(Exit::TscMoved),
+            Asked::Paging(change) => Some(Exit::PagingWritten { change }),
+            Asked::Invlpg(gva) => Some(Exit::Invlpg { gva }),
+            Asked::Invpcid(what) => Some(Exit::Invpcid { what }),
             // Whatever is about to be delivered ends the halt before it began.
             Asked::Halt if self.event.is_some() || self.nmi_is_due() => None,
             Asked::Halt if self.window_is_open() => {

@@ -55,7 +55,7 @@ pub(crate) fn write_port(cpu: &mut Cpu, port: u16, size: u8, value: u32) -> Resu
 fn ask(cpu: &mut Cpu, port: u16, size: u8, write: Option<u32>) -> Result<[u8; 32], Trap> {
     match cpu.latch.ask(Question::Port { port, write: write.is_some() }) {
         Some(Completion::Done(bytes)) => Ok(bytes),
-        Some(Completion::Refused) => Err(gp0()),
+        Some(Completion::Refused | Completion::PageFault(_)) => Err(gp0()),
         None => Err(Exit::Io(IoAccess { port, len_bytes: size, write }).into()),
     }
 }

@@ -60,7 +60,7 @@ impl Cpu {
                 let (words, _) = bytes.as_chunks::<8>();
                 Ok(u64::from_le_bytes(words[0]))
             }
-            Some(Completion::Refused) => Err(gp0()),
+            Some(Completion::Refused | Completion::PageFault(_)) => Err(gp0()),
             None => Err(Exit::Msr(MsrAccess { msr: msr.0, write }).into()),
         }
     }

@@ -80,6 +80,12 @@ pub enum DirtyLogError {
         /// How many.
         nr_pages: u64,
     },
+    /// `EOPNOTSUPP`: leaves of shadow tables are not logged.
+    #[error("memslot {} cannot be logged: the VM shadows its guest's tables", slot.0)]
+    Shadowing {
+        /// Its number.
+        slot: SlotId,
+    },
     /// No frame for a table that a split needs. What was split stays split.
     #[error("no memory to split huge leaves: {0}")]
     Table(#[from] OutOfMemory),
@@ -132,6 +138,7 @@ impl Vm {
         task: &Task<'_>,
     ) -> Result<(), DirtyLogError> {
         match (logging, slot.log().is_some()) {
+            (DirtyLogging::On, _) if self.is_shadowing() => Err(DirtyLogError::Shadowing { slot: slot.info().id }),
             (DirtyLogging::On, true) | (DirtyLogging::Off, false) => Ok(()),
             (DirtyLogging::On, false) => self.start_log(slot, changes, task),
             (DirtyLogging::Off, true) => {

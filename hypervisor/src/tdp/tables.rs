@@ -13,6 +13,7 @@ use super::leaf::{AdType, WriteState};
 use super::nx::NxTables;
 use super::spte::{Entry, Level, Rights, Spte, TdpFormat};
 use crate::flush::Owed;
+use crate::shadow::ShadowMmu;
 
 /// Counters of a tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -93,6 +94,8 @@ pub struct Tables {
     mmio_tables: AtomicU64,
     /// Who walks without `mmu_lock`.
     pub(super) walkers: ShardedLock<()>,
+    /// What `mmu_lock`, held for writing, guards besides, in a VM without nested paging.
+    pub(crate) shadow: Mutex<Option<Box<ShadowMmu>>>,
 }
 
 impl Tables {
@@ -109,9 +112,15 @@ impl Tables {
             kept: Mutex::default(),
             mmio_tables: AtomicU64::new(0),
             walkers: ShardedLock::default(),
+            shadow: Mutex::default(),
         };
         tables.count_linked(Level::ROOT, task);
         Ok(tables)
+    }
+
+    /// What `look` says of the shadow pages of a VM without nested paging.
+    pub fn with_shadow<R>(&self, task: &Task<'_>, look: impl FnOnce(&ShadowMmu) -> R) -> Option<R> {
+        self.shadow.lock(task).as_deref().map(look)
     }
 
     /// The format.
@@ -196,6 +205,10 @@ impl Tables {
             drop(self.walkers.write(task));
             let mut host = host.lock(task);
             kept.graveyard.drain(..).for_each(|table| host.free_table(table));
+        }
+        drop(kept);
+        if let Some(shadow) = self.shadow.lock(task).as_mut() {
+            shadow.bury(host, task);
         }
     }
 

@@ -24,6 +24,9 @@ impl Tables {
     /// Removes every leaf that reaches into `[first, first + nr_pages)`, under roots that were given up too: for who takes
     /// the pages away (`kvm_tdp_mmu_unmap_gfn_range`). Tables stay for the next fault.
     pub(crate) fn zap(&self, first: Gfn, nr_pages: u64, owed: &mut Owed, task: &Task<'_>) -> Result<(), BusError> {
+        if let Some(shadow) = self.shadow.lock(task).as_mut() {
+            shadow.zap_range(first, nr_pages, owed, task);
+        }
         self.all_roots(task).into_iter().try_for_each(|root| self.zap_under(root, first, nr_pages, owed, task))
     }
 
@@ -35,6 +38,9 @@ impl Tables {
         owed: &mut Owed,
         task: &Task<'_>,
     ) -> Result<(), BusError> {
+        if let Some(shadow) = self.shadow.lock(task).as_mut() {
+            shadow.zap_range(first, nr_pages, owed, task);
+        }
         self.zap_under(self.root(), first, nr_pages, owed, task)
     }
 
@@ -55,6 +61,9 @@ impl Tables {
         self.drop_entries(self.root(), Level::ROOT, Gfn::new(0), Spte::ABSENT, owed, task)?;
         self.forget_mmio_tables();
         owed.all();
+        if let Some(shadow) = self.shadow.lock(task).as_mut() {
+            shadow.zap_all(owed, task);
+        }
         Ok(())
     }
 

@@ -1,0 +1,111 @@
+//! Writes that the hypervisor makes in place of an instruction, because they go to guest tables
+//! (`emulator_write_emulated`, `emulator_cmpxchg_emulated`).
+
+use emu_core::memory::BusError;
+use emu_core::sync::Task;
+use emu_core::{Gfn, Gpa, Spa};
+
+use crate::config::VmError;
+use crate::flush::Owed;
+use crate::io::GuestAccessError;
+use crate::vm::Vm;
+
+/// What became of an exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Emulated {
+    /// Done.
+    Done,
+    /// The memory holds something else by now: the instruction starts over.
+    Changed,
+}
+
+impl Vm {
+    /// Writes `bytes` at `gpa` for the guest, and drops what was made from them.
+    pub fn emulate_write(&self, gpa: Gpa, bytes: &[u8], task: &Task<'_>) -> Result<(), GuestAccessError> {
+        self.guest_write(gpa, bytes, task)?;
+        self.track_write(gpa, bytes.len() as u64, task);
+        Ok(())
+    }
+
+    /// Writes `new` at `gpa` if `old` is there, in one step for 4 and 8 bytes that are aligned.
+    pub fn emulate_exchange(
+        &self,
+        gpa: Gpa,
+        old: &[u8],
+        new: &[u8],
+        task: &Task<'_>,
+    ) -> Result<Emulated, GuestAccessError> {
+        let slots = self.slots.read(task);
+        let at = self.table_frame(&slots, gpa.frame(), task).ok_or(GuestAccessError::NoSlot { gpa })?;
+        let spa = at.base().wrapping_add(gpa.page_offset() as u64);
+        let exchanged = self.exchange_at(spa, old, new)?;
+        drop(slots);
+        if exchanged == Emulated::Done {
+            self.track_write(gpa, new.len() as u64, task);
+        }
+        Ok(exchanged)
+    }
+
+    fn exchange_at(&self, spa: Spa, old: &[u8], new: &[u8]) -> Result<Emulated, BusError> {
+        let memory = self.memory();
+        let is_aligned = spa.raw().is_multiple_of(new.len().max(1) as u64);
+        let done = match (<[u8; 8]>::try_from(old), <[u8; 8]>::try_from(new)) {
+            (Ok(old), Ok(new)) if is_aligned => {
+                memory.compare_exchange_u64(spa, u64::from_le_bytes(old), u64::from_le_bytes(new))?.is_ok()
+            }
+            _ => match (<[u8; 4]>::try_from(old), <[u8; 4]>::try_from(new)) {
+                (Ok(old), Ok(new)) if is_aligned => {
+                    memory.compare_exchange_u32(spa, u32::from_le_bytes(old), u32::from_le_bytes(new))?.is_ok()
+                }
+                _ => {
+                    let mut now = [0; 32];
+                    let now = &mut now[..old.len().min(32)];
+                    memory.read(spa, now)?;
+                    let same = now == old;
+                    if same {
+                        memory.write(spa, new)?;
+                    }
+                    same
+                }
+            },
+        };
+        Ok(if done { Emulated::Done } else { Emulated::Changed })
+    }
+
+    /// Tells the shadow MMU of a write to guest memory. The write comes first: whoever begins to shadow the table
+    /// afterwards counts it, takes its writers away, and then reads it.
+    fn track_write(&self, gpa: Gpa, len: u64, task: &Task<'_>) {
+        let tables = self.mmu.write(task);
+        let mut pages = tables.shadow.lock(task);
+        let mut owed = Owed::default();
+        if let Some(pages) = pages.as_deref_mut()
+            && pages.indirect > 0
+        {
+            pages.stats.emulated += 1;
+            pages.track_write(gpa, len, &mut owed, task);
+            self.flush(&owed, task);
+            pages.bury(&self.host, task);
+        }
+    }
+
+    /// Stops shadowing the table at `gfn`, so that the guest can write it by itself
+    /// (`kvm_mmu_unprotect_gfn_and_retry`). Whether there was anything to stop.
+    pub fn unprotect(&self, gfn: Gfn, task: &Task<'_>) -> Result<bool, VmError> {
+        self.shadow()?;
+        let tables = self.mmu.write(task);
+        let mut pages = tables.shadow.lock(task);
+        let mut owed = Owed::default();
+        let Some(pages) = pages.as_deref_mut() else { return Ok(false) };
+        let found: Vec<_> = pages.by_gfn.get(&gfn).cloned().unwrap_or_default();
+        let mut any = false;
+        for id in found {
+            if pages.exists(id) && pages.page(id).shadows(gfn) {
+                pages.zap_page(id, &mut owed, task);
+                any = true;
+            }
+        }
+        self.flush(&owed, task);
+        pages.bury(&self.host, task);
+        Ok(any)
+    }
+}
