@@ -77,7 +77,7 @@ pub struct RunArguments {
     /// Nested paging: npt or ept [default: npt].
     #[arg(long, value_name = "KIND")]
     pub mmu: Option<String>,
-    /// Kind of VM: default, or sw-protected[,ram=shared|private][,fault=convert|stop] [default: default].
+    /// Kind of VM: default, or sw-protected, which may be followed by ,ram=shared|private and ,fault=convert|stop.
     #[arg(long, value_name = "KIND")]
     pub vm: Option<String>,
     /// How guest_memfd behaves: a generation, split=, shared=, punch=, order= [default: next with huge folios].

@@ -1,7 +1,7 @@
 //! Carrying an action out, on memory that no processor is using at that moment.
 //!
 //! An action is all of its parts or an error that says which step was refused. The ones that a guest must not notice
-//! ([`balloon`], [`toggle`], [`replug`]) put back what they changed also when a step in the middle is refused.
+//! (`balloon`, `toggle`, `replug`) put back what they changed also when a step in the middle is refused.
 
 use emu_core::sync::Task;
 use emu_core::{PageSize, Sfn};
