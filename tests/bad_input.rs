@@ -139,7 +139,7 @@ fn flags_that_make_no_sense() {
         (["--cpus", "65"], "\"65\" is not a number of vCPUs"),
         (["--cpus", "-1"], ""),
         (["--pages", "4m"], "\"4m\" is not a page size"),
-        (["--mmu", "shadow"], "\"shadow\" is not a kind of nested paging"),
+        (["--mmu", "soft"], "\"soft\" is not a kind of"),
         (["--seed", "0xx"], "\"0xx\" is not a seed"),
         (["--max-instructions", "many"], ""),
         (["--no-such-flag", "1"], ""),

@@ -48,10 +48,10 @@ fn every_defect_is_found_shrunk_and_replayed() {
 fn without_a_defect_nothing_breaks() {
     for scenario in &SCENARIOS {
         let start = || scenario.start(Defects::NONE);
-        sound(scenario, explore(&start, &mut Exhaustive::new(2), &mut |n| n < 10_000));
+        sound(scenario, explore(&start, &mut Exhaustive::new(2), &mut |n| n < 2_000));
         for seed in 0..4 {
-            sound(scenario, explore(&start, &mut Random::new(Seed(seed)), &mut |n| n < 2_000));
-            sound(scenario, explore(&start, &mut Pct::new(Seed(seed), 3), &mut |n| n < 2_000));
+            sound(scenario, explore(&start, &mut Random::new(Seed(seed)), &mut |n| n < 300));
+            sound(scenario, explore(&start, &mut Pct::new(Seed(seed), 3), &mut |n| n < 300));
         }
     }
 }
