@@ -207,16 +207,7 @@ impl<T: Copy> PageMap<T> {
                 node = below;
             }
         }
-        for level in goal..=self.top {
-            let id = path[usize::from(level)];
-            let node = &mut self.nodes[id as usize];
-            node.entries[slot_of(page, level)] = Entry::Empty;
-            node.used -= 1;
-            if node.used > 0 || level == self.top {
-                break;
-            }
-            self.unused.push(id);
-        }
+        self.empty(page, goal, &path);
         self.entries_by_size[hit.size.index()] -= 1;
         Some(hit)
     }
@@ -268,6 +259,12 @@ impl<T: Copy> PageMap<T> {
                 Entry::Empty => return Ok(()),
             }
         }
+        self.empty(page, goal, &path);
+        Ok(())
+    }
+
+    /// Empties the slot of `page` at level `goal`, and gives back the nodes on the `path` to it that hold nothing any more.
+    fn empty(&mut self, page: u64, goal: u8, path: &[u32; 8]) {
         for level in goal..=self.top {
             let id = path[usize::from(level)];
             let node = &mut self.nodes[id as usize];
@@ -278,7 +275,6 @@ impl<T: Copy> PageMap<T> {
             }
             self.unused.push(id);
         }
-        Ok(())
     }
 
     fn free_subtree(&mut self, node: u32, level: u8) {
