@@ -27,7 +27,11 @@ pub struct CheckHistory {
     pub(super) leaves: Option<(u64, Vec<LeafView>)>,
     /// The tables of that version that a walk can reach.
     pub(super) reachable: Vec<Spa>,
-    /// The leaves before those, while nothing has been removed since.
+    /// The leaves of that version that are left under roots that were given up.
+    pub(super) given_up: Vec<LeafView>,
+    /// The root of that version.
+    root: Option<Spa>,
+    /// The leaves before those, while nothing has been removed and no root given up since.
     pub(super) before: Option<Vec<LeafView>>,
     zapped: u64,
     pub(super) protocol: Protocol,
@@ -54,11 +58,13 @@ impl CheckHistory {
             |cause| Violation { invariant: Invariant::E12, found: format!("the tables lead out of memory: {cause}") };
         let leaves = tables.leaves().map_err(outside)?;
         self.reachable = tables.reachable().map_err(outside)?;
+        self.given_up = tables.given_up_leaves(task).map_err(outside)?;
         let zapped = tables.stats().zapped.iter().sum();
         let before = self.leaves.replace((version, leaves));
-        if zapped == self.zapped {
+        if zapped == self.zapped && self.root == Some(tables.root()) {
             self.before = before.map(|(_, leaves)| leaves);
         }
+        self.root = Some(tables.root());
         self.zapped = zapped;
         Ok(())
     }
