@@ -255,3 +255,100 @@ impl HostMemory {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{HostConfig, HostStats};
+    use super::*;
+    use crate::{CreateInfo, FolioPolicy, GmemPolicy, GuestMemfd, PageIndex, PageRange};
+    use emu_core::memory::SystemMemory;
+
+    const M2: u64 = PageSize::Size2M.frames();
+    const SMALL: FolioPolicy = FolioPolicy::Buddy { largest: PageSize::Size4K };
+    const POOL: FolioPolicy = FolioPolicy::Pool { size: HugeSize::Size2M };
+
+    /// A host of 8 MiB and an inode over all that there is of `policy`, of which `nr_pages` are there.
+    fn host(policy: FolioPolicy) -> (Host, GuestMemfd, u64) {
+        let nr_frames = 4 * M2;
+        let memory = SystemMemory::flat((M2 + nr_frames) << 12).unwrap();
+        let pools = if policy == POOL { vec![(HugeSize::Size2M, 4)] } else { vec![] };
+        let config = HostConfig { first: Sfn::new(M2), nr_frames, pools };
+        let host = Host::new(HostMemory::new(memory, &config).unwrap());
+        let info = CreateInfo { size_bytes: nr_frames << 12, flags: 0, policy, gmem: GmemPolicy::DEFAULT };
+        let inode = GuestMemfd::create(&host, info, &Task::QUIET).unwrap();
+        (host, inode, nr_frames)
+    }
+
+    fn populate(host: &Host, inode: &GuestMemfd, first: u64, nr_pages: u64, task: &Task<'_>) -> bool {
+        let range = PageRange { first: PageIndex(first), nr_pages };
+        inode.shared(task).allocate(host, range, task).is_ok()
+    }
+
+    fn stats(host: &Host) -> HostStats {
+        host.lock(&Task::QUIET).stats()
+    }
+
+    #[test]
+    fn who_takes_the_lock_sees_what_is_used_and_nothing_in_stock() {
+        let (host, inode, nr_frames) = host(SMALL);
+        let fresh = stats(&host);
+        for nr in 1..200 {
+            assert!(populate(&host, &inode, nr - 1, 1, &Task::QUIET.on_lane((nr % 3) as u8)));
+            if nr % 50 == 0 {
+                let now = stats(&host);
+                assert_eq!((now.free_frames, now.folios), (nr_frames - nr, [nr, 0, 0]));
+            }
+        }
+        inode.destroy(&host, &Task::QUIET);
+        assert_eq!(stats(&host), fresh);
+        assert_eq!(stats(&Host::new(host.into_inner())), fresh);
+    }
+
+    #[test]
+    fn what_other_lanes_have_in_stock_can_be_had() {
+        for policy in [SMALL, POOL, FolioPolicy::Buddy { largest: PageSize::Size2M }] {
+            let (host, inode, nr_frames) = host(policy);
+            let step = policy.folio_size().frames();
+            for (n, index) in (0..nr_frames).step_by(step as usize).enumerate() {
+                // Two lanes fill their stocks; a third comes for the last quarter.
+                let lane = if index < nr_frames / 4 * 3 { n % 2 } else { 2 };
+                assert!(populate(&host, &inode, index, 1, &Task::QUIET.on_lane(lane as u8)), "{policy:?} at {index}");
+            }
+            assert_eq!(stats(&host).free_frames, 0);
+            let mut tables = Vec::new();
+            assert!(host.alloc_tables(&mut tables, 1, &Task::QUIET).is_err());
+        }
+    }
+
+    #[test]
+    fn page_tables_come_before_what_is_in_stock() {
+        let (host, inode, nr_frames) = host(SMALL);
+        for index in 0..10 {
+            assert!(populate(&host, &inode, index, 1, &Task::QUIET));
+        }
+        let mut tables = Vec::new();
+        let all = (nr_frames - 10) as usize;
+        assert_eq!(host.alloc_tables(&mut tables, all, &Task::QUIET), Ok(()));
+        assert!(!populate(&host, &inode, 10, 1, &Task::QUIET));
+    }
+
+    #[test]
+    fn threads_that_populate_side_by_side_share_all_there_is() {
+        for policy in [SMALL, POOL] {
+            let (host, inode, nr_frames) = host(policy);
+            std::thread::scope(|scope| {
+                for lane in 0..4_u8 {
+                    let (host, inode) = (&host, &inode);
+                    let quarter = nr_frames / 4;
+                    scope.spawn(move || {
+                        let task = Task::QUIET.on_lane(lane);
+                        assert!(populate(host, inode, u64::from(lane) * quarter, quarter, &task));
+                    });
+                }
+            });
+            let folios = inode.folios(&Task::QUIET);
+            assert_eq!(folios[policy.folio_size().index()] * policy.folio_size().frames(), nr_frames);
+            assert_eq!(stats(&host).folios, folios);
+        }
+    }
+}
