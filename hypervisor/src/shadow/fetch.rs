@@ -1,5 +1,6 @@
 //! From a walked guest address to a shadow leaf (`FNAME(fetch)`, `mmu_set_spte`, `FNAME(pte_prefetch)`).
 
+use emu_core::defect::Defect;
 use emu_core::sync::Task;
 use emu_core::{Gfn, Gva, PageSize, Sfn, Spa};
 use mmu::{GuestPaging, GuestRights, GuestStep, GuestWalk};
@@ -211,7 +212,7 @@ impl ShadowMmu {
             ShadowEntry::Absent => {}
             _ => self.drop_entry(slot, with.owed, with.task),
         }
-        let (leaf, protected) = self.make_leaf((sfn, level), target, plan.host, had_write, Asking::Fault);
+        let (leaf, protected) = self.make_leaf((sfn, level), target, plan.host, had_write, Asking::Fault, with.task);
         let old = self.load(slot);
         let spurious = old.is_present() && old.same_but_ad(leaf);
         if !spurious {
@@ -245,10 +246,12 @@ impl ShadowMmu {
                 _ => self.memory.load::<u64>(neighbour.at),
             } == Ok(neighbour.raw);
             let Wanted::Leaf(target) = wanted(with.paging, role, neighbour.raw) else { continue };
-            if !same || self.load(slot).is_present() || (with.is_stale)(target.gfn) {
+            let stale = (with.is_stale)(target.gfn) && !with.task.has(Defect::PrefetchStale);
+            if !same || self.load(slot).is_present() || stale {
                 continue;
             }
-            let (leaf, _) = self.make_leaf((neighbour.sfn, 1), target, neighbour.host, false, Asking::Prefetch);
+            let (leaf, _) =
+                self.make_leaf((neighbour.sfn, 1), target, neighbour.host, false, Asking::Prefetch, with.task);
             let entries = self.put_leaf(slot, target, leaf, with.owed, with.task);
             self.stats.prefetched += 1;
             if ShadowMmu::is_too_many(entries) {

@@ -4,7 +4,8 @@
 //! its TLB, as the architecture allows a TLB to be. Whatever stands for a flush (CR3, INVLPG, INVPCID, a change of CR4)
 //! synchronises. A table above the lowest level never goes unsync.
 
-use emu_core::sync::Task;
+use emu_core::defect::Defect;
+use emu_core::sync::{Point, Task};
 use emu_core::{Gfn, Gva};
 use mmu::{GuestEntry, GuestPaging, GuestRights, Level};
 
@@ -50,7 +51,7 @@ pub(super) fn wanted(paging: &GuestPaging, role: Role, raw: u64) -> Wanted {
 impl ShadowMmu {
     /// Whether `gfn` may become writable; lets pages that shadow it go unsync for that, where `asking` allows it
     /// (`mmu_try_to_unsync_pages`).
-    pub(super) fn allow_writes(&mut self, gfn: Gfn, asking: Asking) -> bool {
+    fn allow_writes(&mut self, gfn: Gfn, asking: Asking, task: &Task<'_>) -> bool {
         if !self.shadowed.contains_key(&gfn) {
             return true;
         }
@@ -66,7 +67,16 @@ impl ShadowMmu {
         if !following.is_empty() && asking != Asking::Fault {
             return false;
         }
+        let any = !following.is_empty();
         following.into_iter().for_each(|id| self.mark_unsync(id));
+        if any && !task.has(Defect::UnsyncAfterWritable) {
+            // Before the guest can write its table: who flushes without the lock and finds nothing unsync relies on it
+            // (the barrier in `mmu_try_to_unsync_pages`).
+            self.known.set_unsync(self.nr_unsync);
+        }
+        if any {
+            task.at(Point::S1);
+        }
         true
     }
 
@@ -78,6 +88,7 @@ impl ShadowMmu {
         host: HostWrite,
         had_write: bool,
         asking: Asking,
+        task: &Task<'_>,
     ) -> (ShadowPte, bool) {
         let (sfn, level) = fresh;
         let Some(size) = leaf_size(level) else { unreachable!("a leaf stands at one of the three lowest levels") };
@@ -86,7 +97,7 @@ impl ShadowMmu {
         if rights.contains(GuestRights::WRITE) {
             if host == HostWrite::Refused {
                 rights.remove(GuestRights::WRITE);
-            } else if !had_write && !self.allow_writes(target.gfn, asking) {
+            } else if !had_write && !self.allow_writes(target.gfn, asking, task) {
                 rights.remove(GuestRights::WRITE);
                 protected = true;
             }
@@ -144,7 +155,7 @@ impl ShadowMmu {
                 if target.access != had.access {
                     let had_write = rights.contains(GuestRights::WRITE);
                     let (leaf, _) =
-                        self.make_leaf((sfn, role.level), target, spte.host_write(), had_write, Asking::Sync);
+                        self.make_leaf((sfn, role.level), target, spte.host_write(), had_write, Asking::Sync, task);
                     self.put_leaf(slot, target, leaf, owed, task);
                 }
             }
