@@ -44,7 +44,9 @@ impl Vm {
     /// What `vcpu` must load into nCR3 or its EPT pointer before it enters the guest, if that changed
     /// (`KVM_REQ_MMU_FREE_OBSOLETE_ROOTS`).
     pub fn take_root(&self, vcpu: VcpuId) -> Result<Option<u64>, VmError> {
-        let obsolete = self.vcpu(vcpu)?.obsolete.swap(false, Ordering::AcqRel);
-        Ok(obsolete.then(|| self.root_register()))
+        let obsolete = &self.vcpu(vcpu)?.obsolete;
+        // Most often it did not, and a machine asks at every entry.
+        let changed = obsolete.load(Ordering::Acquire) && obsolete.swap(false, Ordering::AcqRel);
+        Ok(changed.then(|| self.root_register()))
     }
 }

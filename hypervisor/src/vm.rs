@@ -25,7 +25,7 @@ use crate::flush::{FlushRequest, Owed};
 use crate::follow::{FollowPolicy, UserSignal};
 use crate::kind::VmKind;
 use crate::memslot::{MemSlots, MemslotError, SlotSets};
-use crate::params::{MmuParams, NxHugePages};
+use crate::params::{MmuParams, NxHugePages, Pml};
 use crate::stats::{FaultStats, VmStats};
 use crate::tdp::{AdBit, Tables, TdpFormat};
 use crate::vcpu::{InGuest, Vcpu, VcpuId};
@@ -84,6 +84,12 @@ impl Vm {
         }
         let host = Host::new(HostMemory::new(Arc::clone(&memory), &config.host)?);
         let tables = Arc::new(Tables::new(&host, config.format, params.ad, &Task::QUIET)?);
+        let logs = config.format == TdpFormat::Ept && params.pml == Pml::On;
+        let vcpus = (0..config.nr_vcpus.max(1)).map(|_| {
+            let pml = logs.then(|| host.lock(&Task::QUIET).alloc_table()).transpose()?;
+            Ok(Vcpu::new(params.dirty_ring, pml))
+        });
+        let vcpus = vcpus.collect::<Result<Vec<Vcpu>, VmError>>()?;
         let last_gfn = Gfn::new((1 << (u32::from(maxphyaddr) - emu_core::page::PAGE_SHIFT)) - 1);
         Ok(Vm {
             host,
@@ -97,7 +103,7 @@ impl Vm {
             tdp: Arc::clone(&tables),
             mmu: ShardedLock::new(tables),
             invalidation: Invalidation::default(),
-            vcpus: (0..config.nr_vcpus.max(1)).map(|_| Vcpu::new(params.dirty_ring)).collect(),
+            vcpus,
             memory,
             pages: config.pages,
             kind: config.kind,
