@@ -7,7 +7,7 @@ mod guests;
 use std::time::Duration;
 
 use bifold::explore::catalogue::{self, RACES, Race};
-use bifold::explore::{SCENARIOS, Scenario, choices};
+use bifold::explore::{Scenario, choices, scenarios};
 use emu_core::defect::{Defect, Defects};
 use emu_core::rng::Seed;
 use guests::bifold;
@@ -23,7 +23,7 @@ fn sound(scenario: &Scenario, stopped: Stopped) {
 
 #[test]
 fn every_defect_is_found_shrunk_and_replayed() {
-    for defect in Defect::ALL {
+    for &defect in Defect::ALL {
         let scenario = Scenario::showing(defect).expect("every defect has its scenario");
         let start = || scenario.start(Defects::only(defect));
         let strategies: [Box<dyn Strategy>; 3] =
@@ -46,7 +46,7 @@ fn every_defect_is_found_shrunk_and_replayed() {
 
 #[test]
 fn without_a_defect_nothing_breaks() {
-    for scenario in &SCENARIOS {
+    for scenario in scenarios() {
         let start = || scenario.start(Defects::NONE);
         sound(scenario, explore(&start, &mut Exhaustive::new(2), &mut |n| n < 2_000));
         for seed in 0..4 {
@@ -77,10 +77,10 @@ fn nothing_is_found_where_nothing_is_wrong() {
     let ended = bifold("explore --schedules 300 --seed 9".split(' '), LIMIT);
     assert_eq!(ended.code, Some(0), "{ended:?}");
     let listed = bifold(["explore", "--list"], LIMIT);
-    for scenario in &SCENARIOS {
+    for scenario in scenarios() {
         assert!(ended.stdout.contains(scenario.name) && listed.stdout.contains(scenario.what), "{}", scenario.name);
     }
-    for defect in Defect::ALL {
+    for &defect in Defect::ALL {
         assert!(listed.stdout.contains(defect.name()), "{defect:?}");
     }
 }

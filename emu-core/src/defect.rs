@@ -4,127 +4,100 @@
 //! place. With its switch on, exploration must find the invariant that breaks; with it off, nothing. The code asks
 //! [`crate::sync::Task::has`] at the one place that the defect changes.
 
-/// One mistake. The number is that of its race in the project's catalogue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
-pub enum Defect {
+macro_rules! defects {
+    ($($(#[$doc:meta])* $defect:ident $name:literal $what:literal;)*) => {
+        /// One mistake. The number is that of its race in the project's catalogue.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u8)]
+        pub enum Defect {
+            $($(#[$doc])* $defect,)*
+        }
+
+        impl Defect {
+            /// Every one.
+            pub const ALL: &'static [Defect] = &[$(Defect::$defect),*];
+
+            /// Its name on a command line.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Defect::$defect => $name,)*
+                }
+            }
+
+            /// What is wrong with a pipeline that has it.
+            pub const fn what(self) -> &'static str {
+                match self {
+                    $(Defect::$defect => $what,)*
+                }
+            }
+        }
+    };
+}
+
+defects! {
     /// a fault installs its entry without asking whether it is stale.
-    SkipStaleCheck,
+    SkipStaleCheck "skip-stale-check"
+        "a fault installs its entry without asking whether it is stale";
     /// the sequence is sampled after the page was looked up.
-    SampleAfterLookup,
+    SampleAfterLookup "sample-after-lookup"
+        "a fault samples the sequence after it looked its page up";
     /// the stale check looks at the sequence alone and not at the range in progress.
-    IgnoreRangeInProgress,
+    IgnoreRangeInProgress "ignore-range-in-progress"
+        "a fault asks for the sequence alone, not for the range in progress";
     /// every begin forgets the ranges of invalidations that are still in progress.
-    ResetRangeOnBegin,
+    ResetRangeOnBegin "reset-range-on-begin"
+        "every begin forgets the ranges of invalidations still in progress";
     /// entries are zapped and the flush is forgotten.
-    SkipFlush,
+    SkipFlush "skip-flush"
+        "entries are zapped and the flush is forgotten";
     /// a conversion ends its invalidation before it stores the attribute.
-    StoreAttributeAfterEnd,
+    StoreAttributeAfterEnd "store-attribute-after-end"
+        "a conversion ends its invalidation before it stores the attribute";
     /// a binding may change between the begin and the end of an invalidation.
-    UnlockDuringInvalidation,
+    UnlockDuringInvalidation "unlock-during-invalidation"
+        "bindings may change between the begin and the end of an invalidation";
     /// a conversion lets faults on neighbours through that may put a huge leaf over what it changes.
-    NarrowConversion,
+    NarrowConversion "narrow-conversion"
+        "a conversion lets a neighbour's fault put a huge leaf over what it changes";
     /// two faults on one huge page both allocate it.
-    AllocateTwice,
+    AllocateTwice "allocate-twice"
+        "two faults on one huge page both allocate it, one more than was reserved";
     /// a slot is deleted and its binding stays.
-    KeepBinding,
+    KeepBinding "keep-binding"
+        "a slot is deleted and its binding stays";
     /// a leaf is as large as its folio, wherever the slot lies.
-    OrderWithoutCongruence,
+    OrderWithoutCongruence "order-without-congruence"
+        "a leaf is as large as its folio, wherever the slot lies";
     /// a conversion to private that fails makes all of its range usable by the host.
-    RollbackSharesAll,
+    RollbackSharesAll "rollback-shares-all"
+        "a conversion to private that fails makes all of its range usable by the host";
     /// a conversion that runs out of memory in its bookkeeping says that it succeeded.
-    SilentPartial,
+    SilentPartial "silent-partial"
+        "a conversion that runs out of memory in its bookkeeping says that it succeeded";
     /// a hole inside a huge page clears all of it.
-    HoleClearsHugePage,
+    HoleClearsHugePage "hole-clears-huge-page"
+        "a hole inside a huge page clears all of it";
     /// a hole in the upper part of a huge page clears it from its first byte.
-    HoleClearsFromHead,
+    HoleClearsFromHead "hole-clears-from-head"
+        "a hole in the upper part of a huge page clears it from its first byte";
     /// both ends of a range to be populated are rounded down to huge pages.
-    AllocationRoundsDown,
+    AllocationRoundsDown "allocation-rounds-down"
+        "both ends of a range to be populated are rounded down to huge pages";
     /// only the first 4K of a fresh huge page is cleared.
-    ClearFirst4K,
+    ClearFirst4K "clear-first-4k"
+        "only the first 4K of a fresh huge page is cleared";
     /// only huge pages that lie in the converted range as a whole are merged.
-    MergeInsideRangeOnly,
+    MergeInsideRangeOnly "merge-inside-range-only"
+        "only huge pages that lie in the converted range as a whole are merged";
     /// a memory failure neither zaps nor invalidates.
-    FailureTellsNobody,
+    FailureTellsNobody "failure-tells-nobody"
+        "a memory failure neither zaps nor invalidates";
 }
 
 impl Defect {
-    /// Every one.
-    pub const ALL: [Defect; 19] = [
-        Defect::SkipStaleCheck,
-        Defect::SampleAfterLookup,
-        Defect::IgnoreRangeInProgress,
-        Defect::ResetRangeOnBegin,
-        Defect::SkipFlush,
-        Defect::StoreAttributeAfterEnd,
-        Defect::UnlockDuringInvalidation,
-        Defect::NarrowConversion,
-        Defect::AllocateTwice,
-        Defect::KeepBinding,
-        Defect::OrderWithoutCongruence,
-        Defect::RollbackSharesAll,
-        Defect::SilentPartial,
-        Defect::HoleClearsHugePage,
-        Defect::HoleClearsFromHead,
-        Defect::AllocationRoundsDown,
-        Defect::ClearFirst4K,
-        Defect::MergeInsideRangeOnly,
-        Defect::FailureTellsNobody,
-    ];
-
-    /// Its name on a command line.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Defect::SkipStaleCheck => "skip-stale-check",
-            Defect::SampleAfterLookup => "sample-after-lookup",
-            Defect::IgnoreRangeInProgress => "ignore-range-in-progress",
-            Defect::ResetRangeOnBegin => "reset-range-on-begin",
-            Defect::SkipFlush => "skip-flush",
-            Defect::StoreAttributeAfterEnd => "store-attribute-after-end",
-            Defect::UnlockDuringInvalidation => "unlock-during-invalidation",
-            Defect::NarrowConversion => "narrow-conversion",
-            Defect::AllocateTwice => "allocate-twice",
-            Defect::KeepBinding => "keep-binding",
-            Defect::OrderWithoutCongruence => "order-without-congruence",
-            Defect::RollbackSharesAll => "rollback-shares-all",
-            Defect::SilentPartial => "silent-partial",
-            Defect::HoleClearsHugePage => "hole-clears-huge-page",
-            Defect::HoleClearsFromHead => "hole-clears-from-head",
-            Defect::AllocationRoundsDown => "allocation-rounds-down",
-            Defect::ClearFirst4K => "clear-first-4k",
-            Defect::MergeInsideRangeOnly => "merge-inside-range-only",
-            Defect::FailureTellsNobody => "failure-tells-nobody",
-        }
-    }
-
-    /// What is wrong with a pipeline that has it.
-    pub const fn what(self) -> &'static str {
-        match self {
-            Defect::SkipStaleCheck => "a fault installs its entry without asking whether it is stale",
-            Defect::SampleAfterLookup => "a fault samples the sequence after it looked its page up",
-            Defect::IgnoreRangeInProgress => "a fault asks for the sequence alone, not for the range in progress",
-            Defect::ResetRangeOnBegin => "every begin forgets the ranges of invalidations still in progress",
-            Defect::SkipFlush => "entries are zapped and the flush is forgotten",
-            Defect::StoreAttributeAfterEnd => "a conversion ends its invalidation before it stores the attribute",
-            Defect::UnlockDuringInvalidation => "bindings may change between the begin and the end of an invalidation",
-            Defect::NarrowConversion => "a conversion lets a neighbour's fault put a huge leaf over what it changes",
-            Defect::AllocateTwice => "two faults on one huge page both allocate it, one more than was reserved",
-            Defect::KeepBinding => "a slot is deleted and its binding stays",
-            Defect::OrderWithoutCongruence => "a leaf is as large as its folio, wherever the slot lies",
-            Defect::RollbackSharesAll => "a conversion to private that fails makes all of its range usable by the host",
-            Defect::SilentPartial => "a conversion that runs out of memory in its bookkeeping says that it succeeded",
-            Defect::HoleClearsHugePage => "a hole inside a huge page clears all of it",
-            Defect::HoleClearsFromHead => "a hole in the upper part of a huge page clears it from its first byte",
-            Defect::AllocationRoundsDown => "both ends of a range to be populated are rounded down to huge pages",
-            Defect::ClearFirst4K => "only the first 4K of a fresh huge page is cleared",
-            Defect::MergeInsideRangeOnly => "only huge pages that lie in the converted range as a whole are merged",
-            Defect::FailureTellsNobody => "a memory failure neither zaps nor invalidates",
-        }
-    }
-
     /// The defect of this name.
     pub fn named(name: &str) -> Option<Defect> {
-        Defect::ALL.into_iter().find(|defect| defect.name() == name)
+        Defect::ALL.iter().copied().find(|defect| defect.name() == name)
     }
 
     const fn bit(self) -> u128 {
@@ -164,9 +137,9 @@ mod tests {
 
     #[test]
     fn each_defect_is_its_own() {
-        for one in Defect::ALL {
+        for &one in Defect::ALL {
             assert_eq!(Defect::named(one.name()), Some(one));
-            for other in Defect::ALL {
+            for &other in Defect::ALL {
                 assert_eq!(Defects::only(one).contains(other), one == other);
                 assert!(Defects::only(one).and(other).contains(other));
             }

@@ -14,7 +14,7 @@ use super::{CliError, out};
 use crate::config::parse_seed;
 use crate::explore::catalogue::{RACES, Shown};
 use crate::explore::choices::NotChoices;
-use crate::explore::{SCENARIOS, Scenario, choices};
+use crate::explore::{Scenario, choices, scenarios};
 
 /// The flags of `bifold explore`.
 #[derive(Debug, Args)]
@@ -104,19 +104,19 @@ pub(super) fn explore(arguments: &ExploreArguments) -> Result<ExitCode, CliError
     }
     let defect = arguments.defect.as_deref().map(named_defect).transpose()?;
     let defects = defect.map_or(Defects::NONE, Defects::only);
-    let scenarios: Vec<&Scenario> = match (&arguments.scenario, defect) {
+    let chosen: Vec<&Scenario> = match (&arguments.scenario, defect) {
         (Some(name), _) => {
             vec![Scenario::named(name).ok_or_else(|| ExploreError::Scenario { name: name.clone() })?]
         }
         (None, Some(defect)) => Scenario::showing(defect).into_iter().collect(),
-        (None, None) => SCENARIOS.iter().collect(),
+        (None, None) => scenarios().collect(),
     };
     let seed = arguments.seed.as_deref().map_or(Ok(0), parse_seed);
     let seed = Seed(seed.map_err(|cause| CliError::Flag { flag: "--seed", cause })?);
     // A task that panics is a finding, and is told as one.
     std::panic::set_hook(Box::new(|_| {}));
     let mut broke = false;
-    for scenario in scenarios {
+    for scenario in chosen {
         let finding = match &arguments.replay {
             Some(steps) => {
                 let choices = choices::read(steps).map_err(ExploreError::Replay)?;
@@ -145,7 +145,7 @@ fn named_defect(name: &str) -> Result<Defect, ExploreError> {
 
 fn list() -> Result<(), CliError> {
     out::line(format_args!("scenarios"))?;
-    for scenario in &SCENARIOS {
+    for scenario in scenarios() {
         out::line(format_args!("  {:18} {}", scenario.name, scenario.what))?;
     }
     out::line(format_args!("races"))?;
@@ -157,7 +157,7 @@ fn list() -> Result<(), CliError> {
         out::line(format_args!("  R-{:02} {} ({shown})", race.number, race.title))?;
     }
     out::line(format_args!("defects"))?;
-    for defect in Defect::ALL {
+    for &defect in Defect::ALL {
         let shown_by = Scenario::showing(defect).map_or("-", |scenario| scenario.name);
         out::line(format_args!("  {:27} {} (shown by {shown_by})", defect.name(), defect.what()))?;
     }

@@ -18,6 +18,54 @@ use gmem::{
 };
 use interleave::{Body, Program, Progress};
 
+use super::Scenario;
+
+/// The stories.
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "refused-conversion",
+        what: "a conversion to private is refused because of one page",
+        shows: &[Defect::RollbackSharesAll],
+        start: refused_conversion,
+    },
+    Scenario {
+        name: "conversion-without-memory",
+        what: "the bookkeeping of a conversion runs out of memory",
+        shows: &[Defect::SilentPartial],
+        start: conversion_without_memory,
+    },
+    Scenario {
+        name: "small-hole",
+        what: "one page is punched out of a huge page",
+        shows: &[Defect::HoleClearsHugePage],
+        start: small_hole,
+    },
+    Scenario {
+        name: "upper-hole",
+        what: "the upper half of a huge page is punched out",
+        shows: &[Defect::HoleClearsFromHead],
+        start: upper_hole,
+    },
+    Scenario {
+        name: "small-allocation",
+        what: "a few pages of a huge page are populated",
+        shows: &[Defect::AllocationRoundsDown],
+        start: small_allocation,
+    },
+    Scenario {
+        name: "fresh-huge-page",
+        what: "a fresh huge page is read beyond its first 4 KiB",
+        shows: &[Defect::ClearFirst4K],
+        start: fresh_huge_page,
+    },
+    Scenario {
+        name: "page-by-page",
+        what: "a huge page is made private page by page",
+        shows: &[Defect::MergeInsideRangeOnly],
+        start: page_by_page,
+    },
+];
+
 const M2: u64 = PageSize::Size2M.frames();
 const POOL: FolioPolicy = FolioPolicy::Pool { size: HugeSize::Size2M };
 const PRIVATE: Shareability = Shareability::PRIVATE;
@@ -121,7 +169,7 @@ impl Story {
 }
 
 /// A conversion to private of pages of which one is held and one is private already.
-pub(super) fn refused_conversion(defects: Defects) -> Program {
+fn refused_conversion(defects: Defects) -> Program {
     let tell = |inode: &Inode, task: &Task<'_>| {
         inode.convert(range(3, 1), PRIVATE, task).map_err(told)?;
         inode.inode.shared(task).pin_page(&inode.host, PageIndex(1), task).map_err(told)?;
@@ -138,7 +186,7 @@ pub(super) fn refused_conversion(defects: Defects) -> Program {
 }
 
 /// A conversion whose bookkeeping runs out of memory.
-pub(super) fn conversion_without_memory(defects: Defects) -> Program {
+fn conversion_without_memory(defects: Defects) -> Program {
     let tell = |inode: &Inode, task: &Task<'_>| {
         inode.convert(range(2, 1), PRIVATE, task).map_err(told)?;
         inode.host.lock(task).occupy(u64::MAX);
@@ -154,7 +202,7 @@ pub(super) fn conversion_without_memory(defects: Defects) -> Program {
 }
 
 /// A hole of one page inside a huge page.
-pub(super) fn small_hole(defects: Defects) -> Program {
+fn small_hole(defects: Defects) -> Program {
     let tell = |inode: &Inode, task: &Task<'_>| {
         [0, 1, 2].into_iter().try_for_each(|page| inode.write(page, task))?;
         inode.punch(range(1, 1), task)?;
@@ -169,7 +217,7 @@ pub(super) fn small_hole(defects: Defects) -> Program {
 }
 
 /// A hole over the upper half of a huge page.
-pub(super) fn upper_hole(defects: Defects) -> Program {
+fn upper_hole(defects: Defects) -> Program {
     let tell = |inode: &Inode, task: &Task<'_>| {
         [0, M2 / 2].into_iter().try_for_each(|page| inode.write(page, task))?;
         inode.punch(range(M2 / 2, M2 / 2), task)?;
@@ -184,7 +232,7 @@ pub(super) fn upper_hole(defects: Defects) -> Program {
 }
 
 /// A few pages of a huge page are populated.
-pub(super) fn small_allocation(defects: Defects) -> Program {
+fn small_allocation(defects: Defects) -> Program {
     let tell = |inode: &Inode, task: &Task<'_>| {
         inode.inode.shared(task).allocate(&inode.host, range(3, 4), task).map_err(told)?;
         match inode.inode.peek(PageIndex(3), task) {
@@ -197,7 +245,7 @@ pub(super) fn small_allocation(defects: Defects) -> Program {
 }
 
 /// A fresh huge page is read beyond its first 4 KiB.
-pub(super) fn fresh_huge_page(defects: Defects) -> Program {
+fn fresh_huge_page(defects: Defects) -> Program {
     let tell = |inode: &Inode, task: &Task<'_>| match (inode.read(0, task)?, inode.read(2, task)?) {
         (0, 0) => Ok(()),
         (first, third) => {
@@ -209,7 +257,7 @@ pub(super) fn fresh_huge_page(defects: Defects) -> Program {
 }
 
 /// A huge page is made shared at once and private again page by page.
-pub(super) fn page_by_page(defects: Defects) -> Program {
+fn page_by_page(defects: Defects) -> Program {
     let tell = |inode: &Inode, task: &Task<'_>| {
         inode.write(5, task)?;
         inode.convert(range(0, M2), SHARED, task).map_err(told)?;

@@ -1,11 +1,12 @@
 //! The tasks of each scenario.
 
-use emu_core::defect::Defects;
+use emu_core::defect::{Defect, Defects};
 use emu_core::sync::Task;
 use gmem::PageIndex;
 use hypervisor::{Shareability, SlotId};
 use interleave::Program;
 
+use super::Scenario;
 use super::world::{PAGE, World};
 
 fn punch(inode: usize, first: u64, nr_pages: u64) -> impl Fn(&World, &Task<'_>) {
@@ -26,22 +27,98 @@ fn convert(first: u64, nr_pages: u64, to: Shareability) -> impl Fn(&World, &Task
 const SHARED: Shareability = Shareability::SHARED;
 const PRIVATE: Shareability = Shareability::PRIVATE;
 
+/// The races.
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "fault-punch",
+        what: "a processor touches a page while it is punched out",
+        shows: &[Defect::SkipStaleCheck, Defect::SampleAfterLookup, Defect::IgnoreRangeInProgress],
+        start: fault_and_punch,
+    },
+    Scenario {
+        name: "tlb-punch",
+        what: "a processor reads a page again and again while it is punched out: translations must go with it",
+        shows: &[Defect::SkipFlush],
+        start: tlb_and_punch,
+    },
+    Scenario {
+        name: "fault-two-punches",
+        what: "two inodes are punched at once, and a processor touches the first",
+        shows: &[Defect::ResetRangeOnBegin],
+        start: fault_and_two_punches,
+    },
+    Scenario {
+        name: "fault-convert",
+        what: "the host makes shared what a processor touches as private",
+        shows: &[Defect::StoreAttributeAfterEnd],
+        start: private_fault_and_conversion,
+    },
+    Scenario {
+        name: "unbind-punch",
+        what: "a memslot is deleted while pages it shows are punched out, and a processor touches them",
+        shows: &[Defect::UnlockDuringInvalidation],
+        start: unbind_and_punch,
+    },
+    Scenario {
+        name: "two-faults-punch",
+        what: "two processors touch the same pages while they are punched out",
+        shows: &[],
+        start: two_faults,
+    },
+    Scenario {
+        name: "two-huge-faults",
+        what: "two processors touch one huge page that is reserved once",
+        shows: &[Defect::AllocateTwice],
+        start: two_huge_faults,
+    },
+    Scenario {
+        name: "huge-fault-convert",
+        what: "a processor touches a huge page while another page of it is made private",
+        shows: &[Defect::NarrowConversion],
+        start: huge_fault_and_conversion,
+    },
+    Scenario {
+        name: "fault-unbind",
+        what: "a memslot is deleted while a processor touches it",
+        shows: &[Defect::KeepBinding],
+        start: fault_and_unbind,
+    },
+    Scenario {
+        name: "misaligned-slot",
+        what: "processors touch huge pages through a slot that shows them one page out of step",
+        shows: &[Defect::OrderWithoutCongruence],
+        start: misaligned_slot,
+    },
+    Scenario {
+        name: "faults-convert-empty",
+        what: "pages that were never populated are made private while processors touch them",
+        shows: &[],
+        start: faults_and_conversion_of_nothing,
+    },
+    Scenario {
+        name: "fault-failure",
+        what: "the memory of a page fails while a processor touches it",
+        shows: &[Defect::FailureTellsNobody],
+        start: fault_and_failure,
+    },
+];
+
 /// A processor touches a page while it is punched out.
-pub(super) fn fault_and_punch(defects: Defects) -> Program {
+fn fault_and_punch(defects: Defects) -> Program {
     let world = World::new(defects, SHARED);
     let threads = vec![("vcpu", world.vcpu(0, SHARED, &[3])), ("puncher", world.host(punch(0, 2, 4)))];
     world.program(threads)
 }
 
 /// A processor reads a page again and again while it is punched out: translations must go with it.
-pub(super) fn tlb_and_punch(defects: Defects) -> Program {
+fn tlb_and_punch(defects: Defects) -> Program {
     let world = World::new(defects, SHARED);
     let threads = vec![("vcpu", world.vcpu(0, SHARED, &[3, 3, 3])), ("puncher", world.host(punch(0, 3, 1)))];
     world.program(threads)
 }
 
 /// Holes in two inodes at once, and a processor in the first.
-pub(super) fn fault_and_two_punches(defects: Defects) -> Program {
+fn fault_and_two_punches(defects: Defects) -> Program {
     let world = World::new(defects, SHARED);
     let threads = vec![
         ("vcpu", world.vcpu(0, SHARED, &[1])),
@@ -52,14 +129,14 @@ pub(super) fn fault_and_two_punches(defects: Defects) -> Program {
 }
 
 /// The host makes shared what a processor touches as private.
-pub(super) fn private_fault_and_conversion(defects: Defects) -> Program {
+fn private_fault_and_conversion(defects: Defects) -> Program {
     let world = World::new(defects, PRIVATE);
     let threads = vec![("vcpu", world.vcpu(0, PRIVATE, &[5])), ("converter", world.host(convert(4, 4, SHARED)))];
     world.program(threads)
 }
 
 /// A slot goes while pages it shows are punched out, and a processor touches them.
-pub(super) fn unbind_and_punch(defects: Defects) -> Program {
+fn unbind_and_punch(defects: Defects) -> Program {
     let world = World::new(defects, SHARED);
     let threads = vec![
         ("vcpu", world.vcpu(0, SHARED, &[3])),
@@ -70,7 +147,7 @@ pub(super) fn unbind_and_punch(defects: Defects) -> Program {
 }
 
 /// Two processors touch one page.
-pub(super) fn two_faults(defects: Defects) -> Program {
+fn two_faults(defects: Defects) -> Program {
     let world = World::new(defects, SHARED);
     let threads = vec![
         ("vcpu 0", world.vcpu(0, SHARED, &[7, 8])),
@@ -81,7 +158,7 @@ pub(super) fn two_faults(defects: Defects) -> Program {
 }
 
 /// Two processors touch one huge page that is reserved once.
-pub(super) fn two_huge_faults(defects: Defects) -> Program {
+fn two_huge_faults(defects: Defects) -> Program {
     let world = World::huge(defects);
     let threads = vec![
         ("vcpu 0", world.vcpu(0, SHARED, &[3])),
@@ -92,14 +169,14 @@ pub(super) fn two_huge_faults(defects: Defects) -> Program {
 }
 
 /// A processor touches a huge page while another page of it is made private.
-pub(super) fn huge_fault_and_conversion(defects: Defects) -> Program {
+fn huge_fault_and_conversion(defects: Defects) -> Program {
     let world = World::huge(defects);
     let threads = vec![("vcpu", world.vcpu(0, SHARED, &[0])), ("converter", world.host(convert(3, 1, PRIVATE)))];
     world.program(threads)
 }
 
 /// A slot is deleted while a processor touches it.
-pub(super) fn fault_and_unbind(defects: Defects) -> Program {
+fn fault_and_unbind(defects: Defects) -> Program {
     let world = World::new(defects, SHARED);
     let threads = vec![
         ("vcpu", world.vcpu(0, SHARED, &[3])),
@@ -109,14 +186,14 @@ pub(super) fn fault_and_unbind(defects: Defects) -> Program {
 }
 
 /// Processors touch huge pages through a slot that shows them one page out of step.
-pub(super) fn misaligned_slot(defects: Defects) -> Program {
+fn misaligned_slot(defects: Defects) -> Program {
     let world = World::misaligned(defects);
     let threads = vec![("vcpu 0", world.vcpu(0, SHARED, &[517])), ("vcpu 1", world.vcpu(1, SHARED, &[600]))];
     world.program(threads)
 }
 
 /// Two processors touch pages that have never been populated while a host thread makes them private.
-pub(super) fn faults_and_conversion_of_nothing(defects: Defects) -> Program {
+fn faults_and_conversion_of_nothing(defects: Defects) -> Program {
     let world = World::new(defects, SHARED);
     let threads = vec![
         ("vcpu 0", world.vcpu(0, SHARED, &[4, 6])),
@@ -127,7 +204,7 @@ pub(super) fn faults_and_conversion_of_nothing(defects: Defects) -> Program {
 }
 
 /// The memory of a page fails while a processor touches it.
-pub(super) fn fault_and_failure(defects: Defects) -> Program {
+fn fault_and_failure(defects: Defects) -> Program {
     let world = World::new(defects, SHARED);
     let fail = |world: &World, task: &Task<'_>| {
         world.vm.memory_failure(world.gmems[0], PageIndex(3), task).expect("the page is there or not");

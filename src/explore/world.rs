@@ -83,43 +83,46 @@ impl EventSink for Watch<'_> {
     }
 }
 
-impl World {
-    /// A fresh VM whose pages are all `initial`.
-    pub(super) fn new(defects: Defects, initial: Shareability) -> Rc<World> {
-        World::build(defects, initial, PageSize::Size4K, TOUCHED).expect("a VM of this size can be had")
+/// What a world is made of. Scenarios change what they are about and leave the rest.
+pub(super) struct Setup {
+    pub(super) defects: Defects,
+    /// What every page of the inodes is at first.
+    pub(super) initial: Shareability,
+    /// Size of the folios.
+    pub(super) page: PageSize,
+    /// Pages of each inode.
+    pub(super) inode_pages: u64,
+    /// Changes to the configuration of the VM.
+    pub(super) adjust: fn(&mut VmConfig),
+}
+
+impl Setup {
+    /// Shared small pages.
+    pub(super) fn of(defects: Defects) -> Setup {
+        let (initial, page) = (Shareability::SHARED, PageSize::Size4K);
+        Setup { defects, initial, page, inode_pages: TOUCHED, adjust: |_| {} }
     }
 
-    /// The same over inodes of one 2M page each, reserved in a pool, all shared.
-    pub(super) fn huge(defects: Defects) -> Rc<World> {
-        let size = PageSize::Size2M;
-        World::build(defects, Shareability::SHARED, size, size.frames()).expect("a VM of this size can be had")
+    /// A shared 2M page for each inode, reserved in a pool.
+    pub(super) fn huge(defects: Defects) -> Setup {
+        let page = PageSize::Size2M;
+        Setup { page, inode_pages: page.frames(), ..Setup::of(defects) }
     }
 
-    /// Huge pages again, of which the first slot shows the first but for its first page, from an aligned guest frame on.
-    pub(super) fn misaligned(defects: Defects) -> Rc<World> {
-        let world = World::huge(defects);
-        let show_askew = || -> Result<(), VmError> {
-            world.vm.remove_memslot(SlotId(0), QUIET)?;
-            let (gpa, len_bytes) = (Gpa::new(512 * PAGE), 511 * PAGE);
-            let (id, flags, gmem) = (SlotId(0), SlotFlags::empty(), world.gmems[0]);
-            world.vm.add_memslot(&MemSlotSpec { id, gpa, len_bytes, flags, gmem, offset_bytes: PAGE }, QUIET)
-        };
-        show_askew().expect("the slot fits");
-        world
+    /// The world.
+    pub(super) fn build(self) -> Rc<World> {
+        self.try_build().expect("a VM of this size can be had")
     }
 
-    fn build(
-        defects: Defects,
-        initial: Shareability,
-        page: PageSize,
-        inode_pages: u64,
-    ) -> Result<Rc<World>, BuildError> {
+    fn try_build(self) -> Result<Rc<World>, BuildError> {
+        let Setup { defects, initial, page, inode_pages, adjust } = self;
         let pages = PagePolicy::of(page);
         let nr_frames = 64 + 4 * page.frames();
         let memory = SystemMemory::flat(nr_frames * PAGE)?;
         let pools = if page == PageSize::Size2M { vec![(HugeSize::Size2M, 2)] } else { Vec::new() };
         let host = HostConfig { first: Sfn::new(1), nr_frames: nr_frames - 1, pools };
-        let config = VmConfig { maxphyaddr: 36, nr_vcpus: 2, ..VmConfig::new(pages, host) };
+        let mut config = VmConfig { maxphyaddr: 36, nr_vcpus: 2, ..VmConfig::new(pages, host) };
+        adjust(&mut config);
         let vm = Vm::new(memory, &config)?;
         let flags = if initial.is_private() { GmemFlags::empty() } else { GmemFlags::INIT_SHARED };
         let show = |id: u16, first: u64| -> Result<GmemId, VmError> {
@@ -138,6 +141,31 @@ impl World {
             mapped_as: RefCell::default(),
             history: RefCell::default(),
         }))
+    }
+}
+
+impl World {
+    /// A fresh VM over small pages that are all `initial`.
+    pub(super) fn new(defects: Defects, initial: Shareability) -> Rc<World> {
+        Setup { initial, ..Setup::of(defects) }.build()
+    }
+
+    /// The same over inodes of one 2M page each, reserved in a pool, all shared.
+    pub(super) fn huge(defects: Defects) -> Rc<World> {
+        Setup::huge(defects).build()
+    }
+
+    /// Huge pages again, of which the first slot shows the first but for its first page, from an aligned guest frame on.
+    pub(super) fn misaligned(defects: Defects) -> Rc<World> {
+        let world = World::huge(defects);
+        let show_askew = || -> Result<(), VmError> {
+            world.vm.remove_memslot(SlotId(0), QUIET)?;
+            let (gpa, len_bytes) = (Gpa::new(512 * PAGE), 511 * PAGE);
+            let (id, flags, gmem) = (SlotId(0), SlotFlags::empty(), world.gmems[0]);
+            world.vm.add_memslot(&MemSlotSpec { id, gpa, len_bytes, flags, gmem, offset_bytes: PAGE }, QUIET)
+        };
+        show_askew().expect("the slot fits");
+        world
     }
 
     /// What a processor's nested walk finds, without any lock.
