@@ -59,11 +59,14 @@ const ALL: Kinds = &[NestedPaging::Npt, NestedPaging::Ept, NestedPaging::Shadow]
 const NESTED: Kinds = &[NestedPaging::Npt, NestedPaging::Ept];
 const EPT: Kinds = &[NestedPaging::Ept];
 
+/// A value: its word, and what it sets.
+type Value = (&'static str, fn(&mut MmuParams));
+
 /// A property: its name, the kinds that have it, its values.
 struct Property {
     name: &'static str,
     kinds: Kinds,
-    values: &'static [(&'static str, fn(&mut MmuParams))],
+    values: &'static [Value],
 }
 
 /// Every property.

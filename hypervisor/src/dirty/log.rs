@@ -80,12 +80,6 @@ pub enum DirtyLogError {
         /// How many.
         nr_pages: u64,
     },
-    /// `EOPNOTSUPP`: leaves of shadow tables are not logged.
-    #[error("memslot {} cannot be logged: the VM shadows its guest's tables", slot.0)]
-    Shadowing {
-        /// Its number.
-        slot: SlotId,
-    },
     /// No frame for a table that a split needs. What was split stays split.
     #[error("no memory to split huge leaves: {0}")]
     Table(#[from] OutOfMemory),
@@ -138,7 +132,6 @@ impl Vm {
         task: &Task<'_>,
     ) -> Result<(), DirtyLogError> {
         match (logging, slot.log().is_some()) {
-            (DirtyLogging::On, _) if self.is_shadowing() => Err(DirtyLogError::Shadowing { slot: slot.info().id }),
             (DirtyLogging::On, true) | (DirtyLogging::Off, false) => Ok(()),
             (DirtyLogging::On, false) => self.start_log(slot, changes, task),
             (DirtyLogging::Off, true) => {
@@ -170,7 +163,11 @@ impl Vm {
         let armed =
             self.mmu.write(task).arm_range(info.first, info.nr_pages, PageSize::Size4K, self.arm(), &mut owed, task);
         // The whole slot, whatever was owed: somebody may have armed a leaf and not flushed yet.
-        owed.range(info.first, info.nr_pages);
+        match self.is_shadowing() {
+            // What leads to a frame is found there by its system frame, and those of a slot lie anywhere.
+            true => owed.all(),
+            false => owed.range(info.first, info.nr_pages),
+        }
         self.flush(&owed, task);
         Ok(armed?)
     }
@@ -220,7 +217,15 @@ impl Vm {
             self.flush(&owed, task);
             recovered
         };
-        self.mmu.write(task).bury(&self.host, task);
+        {
+            let tables = self.mmu.write(task);
+            if let Some(pages) = tables.shadow.lock(task).as_mut() {
+                let mut owed = Owed::default();
+                pages.drop_collapsible(info.first, info.nr_pages, &mut owed, task);
+                self.flush(&owed, task);
+            }
+            tables.bury(&self.host, task);
+        }
         recovered?;
         Ok(())
     }

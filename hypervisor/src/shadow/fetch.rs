@@ -10,6 +10,7 @@ use super::spte::{HostWrite, ShadowEntry, leaf_size};
 use super::sync::{Asking, Wanted, wanted};
 use super::vcpus::Root;
 use crate::flush::Owed;
+use crate::tdp::Logged;
 
 /// A and D of a guest's entry: other processors set them at any time.
 const AD: u64 = 1 << 5 | 1 << 6;
@@ -38,6 +39,8 @@ pub(super) struct Plan<'p> {
     /// The largest leaf that the host allows.
     pub(super) size: PageSize,
     pub(super) host: HostWrite,
+    /// Whether what may be written is to be marked.
+    pub(super) logged: Logged,
     pub(super) write: bool,
     pub(super) neighbours: &'p [Neighbour],
 }
@@ -50,6 +53,8 @@ pub(super) struct Means<'m> {
     pub(super) flush: &'m dyn Fn(&Owed),
     /// Whether a change of backing since the fault began, or one in progress, reaches a guest frame.
     pub(super) is_stale: &'m dyn Fn(Gfn) -> bool,
+    /// Marks a page of a logged memslot.
+    pub(super) mark: &'m mut dyn FnMut(Gfn),
     pub(super) owed: &'m mut Owed,
     pub(super) task: &'m Task<'m>,
 }
@@ -211,7 +216,15 @@ impl ShadowMmu {
             ShadowEntry::Absent => {}
             _ => self.drop_entry(slot, with.owed, with.task),
         }
-        let (leaf, protected) = self.make_leaf((sfn, level), target, plan.host, had_write, Asking::Fault);
+        let (mut leaf, protected) = self.make_leaf((sfn, level), target, plan.host, had_write, Asking::Fault);
+        if plan.logged == Logged::Yes {
+            if !leaf.is_writable() {
+                leaf = leaf.host_write_withheld();
+            } else if !had_write {
+                // Whether or not this access writes, the next one may without being noticed.
+                (with.mark)(target.gfn);
+            }
+        }
         let old = self.load(slot);
         let spurious = old.is_present() && old.same_but_ad(leaf);
         if !spurious {

@@ -254,7 +254,7 @@ impl ShadowMmu {
     ///
     /// # Panics
     /// When a present leaf would change its frame: whoever remaps drops first.
-    fn change(&mut self, slot: Slot, new: ShadowPte, owed: &mut Owed, task: &Task<'_>) -> ShadowPte {
+    pub(super) fn change(&mut self, slot: Slot, new: ShadowPte, owed: &mut Owed, task: &Task<'_>) -> ShadowPte {
         let level = self.page(slot.page).role.level;
         let at = self.place(slot);
         let mut old = self.load(slot);
