@@ -9,7 +9,7 @@
 //! merging is the reverse.
 
 use emu_core::event::{Event, Ino};
-use emu_core::sync::{MutexGuard, Point, Task};
+use emu_core::sync::{MutexGuard, Point, Task, WriteGuard};
 use emu_core::{PageSize, Sfn};
 
 use super::tree::{PageCache, Place, Run, Unit};
@@ -111,7 +111,7 @@ pub(super) struct CutFailed {
 /// See the module.
 pub(super) struct Books<'a> {
     pub(super) provider: MutexGuard<'a, Box<dyn FolioProvider>>,
-    pub(super) cache: MutexGuard<'a, PageCache>,
+    pub(super) cache: WriteGuard<'a, PageCache>,
     pub(super) host: MutexGuard<'a, HostMemory>,
     ino: Ino,
     task: Task<'a>,
@@ -121,7 +121,7 @@ impl GuestMemfd {
     pub(super) fn books<'a>(&'a self, host: &'a Host, task: &Task<'a>) -> Books<'a> {
         Books {
             provider: self.provider.lock(task),
-            cache: self.cache.lock(task),
+            cache: self.cache.write(task),
             host: host.lock(task),
             ino: self.ino,
             task: *task,
