@@ -119,7 +119,7 @@ impl Vm {
                 let first = gpa.wrapping_add(done as u64);
                 let pages = (first.page_offset() + len_bytes).div_ceil(PAGE_SIZE) as u64;
                 for n in 0..pages {
-                    self.mark_dirty(slot, Gfn::new(first.frame().raw() + n), ring.as_deref_mut());
+                    self.mark_dirty(slot, Gfn::new(first.frame().raw() + n), ring.as_deref_mut(), task);
                 }
             }
             done += len_bytes;

@@ -11,13 +11,14 @@
 use std::sync::atomic::Ordering;
 
 use emu_core::Gfn;
+use emu_core::event::{Bits, Event};
 use emu_core::sync::Task;
 
 use crate::config::VmError;
 use crate::flush::Owed;
 use crate::memslot::{MemSlots, UPDATE_IN_PROGRESS};
 use crate::params::MmioCaching;
-use crate::tdp::{Entry, MMIO_GENERATION_BITS, MmioGeneration};
+use crate::tdp::{Entry, MMIO_GENERATION_BITS, MmioGeneration, Rights};
 use crate::vcpu::VcpuMmu;
 use crate::vm::Vm;
 
@@ -61,7 +62,17 @@ impl Vm {
         };
         let same_epoch = self.mmio_epoch.load(Ordering::Acquire) == generation >> MMIO_GENERATION_BITS;
         match entry {
-            Entry::Mmio(mmio) if same_epoch && mmio.generation == MmioGeneration::of(generation) => {
+            Entry::Mmio(mmio) => {
+                task.report_with(|| Event::CheckMmioSpte {
+                    spte: Bits(self.format().mmio(mmio).raw()),
+                    kvm_generation: MmioGeneration::of(generation).bits(),
+                    spte_generation: mmio.generation.bits(),
+                });
+                if !same_epoch || mmio.generation != MmioGeneration::of(generation) {
+                    return Ok(MmioFault::Unknown);
+                }
+                let access = Bits(mmio.rights.bits().into());
+                task.report(Event::HandleMmioPageFault { addr: gfn.base(), gfn: mmio.gfn, access });
                 own.mmio = MmioCache(Some((gfn, generation)));
                 own.stats.mmio_cached += 1;
                 Ok(MmioFault::Mmio)
@@ -94,6 +105,11 @@ impl Vm {
         if own.tables.top_up(&self.host, task).is_err() {
             return Ok(());
         }
+        task.report_with(|| Event::MarkMmioSpte {
+            gfn,
+            access: Bits(Rights::all().bits().into()),
+            generation: MmioGeneration::of(generation).bits(),
+        });
         let mut owed = Owed::default();
         self.mmu.read(task).install_mmio(gfn, MmioGeneration::of(generation), &mut own.tables, &mut owed, task)?;
         Ok(())

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use emu_core::Gfn;
+use emu_core::event::Event;
 use emu_core::sync::Task;
 
 use crate::config::VmError;
@@ -24,6 +25,8 @@ impl Vm {
             let fresh = self.host.lock(task).alloc_table()?;
             let tables = self.mmu.write(task);
             let old = tables.invalidate_root(fresh, task);
+            let generation = self.mmu_valid_gen.fetch_xor(1, Ordering::Relaxed) ^ 1;
+            task.report_with(|| Event::ZapAllFast { generation, used_pages: tables.stats().tables.iter().sum() });
             let mut owed = Owed::default();
             owed.all();
             for vcpu in &self.vcpus {

@@ -92,8 +92,8 @@ pub(crate) struct Vcpu {
 
 impl Vcpu {
     /// A processor that owes nothing.
-    pub(crate) fn new(ring: Option<DirtyRingConfig>, pml: Option<Spa>) -> Vcpu {
-        let ring = ring.map(|config| DirtyRing::new(config.size));
+    pub(crate) fn new(id: VcpuId, ring: Option<DirtyRingConfig>, pml: Option<Spa>) -> Vcpu {
+        let ring = ring.map(|config| DirtyRing::new(id, config.size));
         Vcpu { mmu: Mutex::new(VcpuMmu { ring, ..VcpuMmu::default() }), pml, ..Vcpu::default() }
     }
 

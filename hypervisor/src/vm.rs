@@ -8,7 +8,7 @@
 //! which may be read under any lock because reading never waits.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use emu_core::event::Event;
 use emu_core::memory::SystemMemory;
@@ -65,6 +65,8 @@ pub struct Vm {
     pub(crate) nx: AtomicBool,
     /// What the memslots' generation has above the bits that entries for devices keep.
     pub(crate) mmio_epoch: AtomicU64,
+    /// 0 and 1 in turn, another with each root that is given up.
+    pub(crate) mmu_valid_gen: AtomicU8,
     /// Writes that no log could take.
     pub(crate) unlogged: Unlogged,
     flushes: AtomicU64,
@@ -85,9 +87,9 @@ impl Vm {
         let host = Host::new(HostMemory::new(Arc::clone(&memory), &config.host)?);
         let tables = Arc::new(Tables::new(&host, config.format, params.ad, &Task::QUIET)?);
         let logs = config.format == TdpFormat::Ept && params.pml == Pml::On;
-        let vcpus = (0..config.nr_vcpus.max(1)).map(|_| {
+        let vcpus = (0..config.nr_vcpus.max(1)).map(|n| {
             let pml = logs.then(|| host.lock(&Task::QUIET).alloc_table()).transpose()?;
-            Ok(Vcpu::new(params.dirty_ring, pml))
+            Ok(Vcpu::new(VcpuId(n), params.dirty_ring, pml))
         });
         let vcpus = vcpus.collect::<Result<Vec<Vcpu>, VmError>>()?;
         let last_gfn = Gfn::new((1 << (u32::from(maxphyaddr) - emu_core::page::PAGE_SHIFT)) - 1);
@@ -112,6 +114,7 @@ impl Vm {
             params,
             nx: AtomicBool::new(params.nx_huge_pages == NxHugePages::On),
             mmio_epoch: AtomicU64::new(0),
+            mmu_valid_gen: AtomicU8::new(0),
             unlogged: Unlogged::default(),
             flushes: AtomicU64::new(0),
         })

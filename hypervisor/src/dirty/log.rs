@@ -90,13 +90,14 @@ pub enum DirtyLogError {
 
 impl Vm {
     /// Marks a page of a logged slot (`mark_page_dirty_in_slot`): in the ring of the processor that wrote, or in the bitmap.
-    pub(crate) fn mark_dirty(&self, slot: &Slot, gfn: Gfn, ring: Option<&mut DirtyRing>) {
+    pub(crate) fn mark_dirty(&self, slot: &Slot, gfn: Gfn, ring: Option<&mut DirtyRing>, task: &Task<'_>) {
         let Some(log) = slot.log() else { return };
         let page = gfn.raw() - slot.info().first.raw();
         match (ring, &log.bitmap) {
             (Some(ring), _) => {
-                let pushed = ring.push(DirtyGfn { slot: slot.info().id, page });
-                assert!(pushed.is_ok(), "whoever pushes has made sure of room");
+                let page = DirtyGfn { slot: slot.info().id, page };
+                assert!(ring.push(page).is_ok(), "whoever pushes has made sure of room");
+                task.report_with(|| ring.pushed(page));
             }
             (None, Some(bitmap)) => bitmap.mark(page),
             (None, None) => self.unlogged.count(),
@@ -350,7 +351,11 @@ impl Vm {
 
     /// Whether `vcpu` must leave to the VMM before it enters the guest (`KVM_EXIT_DIRTY_RING_FULL`).
     pub fn is_dirty_ring_full(&self, vcpu: VcpuId, task: &Task<'_>) -> Result<bool, VmError> {
-        Ok(self.vcpu(vcpu)?.mmu.lock(task).ring.as_ref().is_some_and(DirtyRing::is_soft_full))
+        let full = self.vcpu(vcpu)?.mmu.lock(task).ring.as_ref().is_some_and(DirtyRing::is_soft_full);
+        if full {
+            task.report(Event::DirtyRingExit { ring: vcpu.0 });
+        }
+        Ok(full)
     }
 
     /// What a VMM does with the ring of `vcpu` that it has mapped: reads up to `most` entries and marks them for reset.
@@ -374,7 +379,13 @@ impl Vm {
         let slots = self.slots.read(task);
         let mut taken: Vec<DirtyGfn> = Vec::new();
         for vcpu in &self.vcpus {
-            taken.extend(vcpu.mmu.lock(task).ring.iter_mut().flat_map(DirtyRing::reset));
+            if let Some(ring) = &mut vcpu.mmu.lock(task).ring {
+                let before = taken.len();
+                taken.extend(ring.reset());
+                if taken.len() > before {
+                    task.report_with(|| ring.was_reset());
+                }
+            }
         }
         let reset = taken.len() as u64;
         taken.sort_unstable();

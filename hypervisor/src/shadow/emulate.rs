@@ -59,7 +59,7 @@ impl Vm {
         if exchanged == Emulated::Done
             && let Some(slot) = slots.lookup(gpa.frame())
         {
-            self.mark_dirty(slot, gpa.frame(), own.ring.as_mut());
+            self.mark_dirty(slot, gpa.frame(), own.ring.as_mut(), task);
         }
         drop(slots);
         drop(own);

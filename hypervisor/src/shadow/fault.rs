@@ -171,12 +171,17 @@ impl Vm {
             let walked = state.paging.walk(self.memory(), &mut finder, gva, access);
             for table in finder.written.into_iter().flatten() {
                 if let Some(slot) = slots.lookup(table) {
-                    self.mark_dirty(slot, table, own.ring.as_mut());
+                    self.mark_dirty(slot, table, own.ring.as_mut(), task);
                 }
             }
             match walked {
                 Ok(walk) => walk,
-                Err(GuestWalkError::Fault(code)) => return Ok(self.reflect(code, task)),
+                Err(GuestWalkError::Fault(code)) => {
+                    task.report_with(|| Event::WalkerError {
+                        error_code: NpfCode::from_bits_retain(code.bits().into()),
+                    });
+                    return Ok(self.reflect(code, task));
+                }
                 Err(GuestWalkError::NoTable { .. } | GuestWalkError::NonCanonical) => {
                     return Ok(self.reflect(access_code(&state.paging, access), task));
                 }
@@ -245,7 +250,7 @@ impl Vm {
         let flush = |owed: &Owed| self.flush(owed, task);
         let mut mark = |gfn: Gfn| {
             if let Some(slot) = slots.lookup(gfn) {
-                self.mark_dirty(slot, gfn, own.ring.as_mut());
+                self.mark_dirty(slot, gfn, own.ring.as_mut(), task);
             }
         };
         let fetched = pages.fetch(

@@ -1,5 +1,6 @@
 //! From a walked guest address to a shadow leaf (`FNAME(fetch)`, `mmu_set_spte`, `FNAME(pte_prefetch)`).
 
+use emu_core::event::{Bits, Event, TableOrigin};
 use emu_core::sync::Task;
 use emu_core::{Gfn, Gva, PageSize, Sfn, Spa};
 use mmu::{GuestPaging, GuestRights, GuestStep, GuestWalk};
@@ -72,6 +73,10 @@ pub(super) enum Fetched {
     WriteProtected,
 }
 
+fn report_page(gfn: Gfn, role: Role, origin: TableOrigin, task: &Task<'_>) {
+    task.report(Event::GetPage { gfn, role: Bits(role.word().into()), origin });
+}
+
 impl ShadowMmu {
     /// Whether the guest's entry is another than the walk saw (`FNAME(gpte_changed)`).
     fn has_changed(&self, step: &GuestStep, format: TableFormat) -> bool {
@@ -102,8 +107,10 @@ impl ShadowMmu {
             }
             debug_assert_eq!(self.page(id).source, source, "a guest table moved without a zap");
             self.page_mut(id).flooding = 0;
+            report_page(gfn, role, TableOrigin::Existing, with.task);
             return id;
         }
+        report_page(gfn, role, TableOrigin::New, with.task);
         let Some(table) = with.tables.pop() else { unreachable!("a fetch needs no more tables than it topped up") };
         self.add_page(table, gfn, role, source, with.owed, with.task)
     }
@@ -216,7 +223,8 @@ impl ShadowMmu {
             ShadowEntry::Absent => {}
             _ => self.drop_entry(slot, with.owed, with.task),
         }
-        let (mut leaf, protected) = self.make_leaf((sfn, level), target, plan.host, had_write, Asking::Fault);
+        let (mut leaf, protected) =
+            self.make_leaf((sfn, level), target, plan.host, had_write, Asking::Fault, with.task);
         if plan.logged == Logged::Yes {
             if !leaf.is_writable() {
                 leaf = leaf.host_write_withheld();
@@ -261,7 +269,8 @@ impl ShadowMmu {
             if !same || self.load(slot).is_present() || (with.is_stale)(target.gfn) {
                 continue;
             }
-            let (leaf, _) = self.make_leaf((neighbour.sfn, 1), target, neighbour.host, false, Asking::Prefetch);
+            let (leaf, _) =
+                self.make_leaf((neighbour.sfn, 1), target, neighbour.host, false, Asking::Prefetch, with.task);
             let entries = self.put_leaf(slot, target, leaf, with.owed, with.task);
             self.stats.prefetched += 1;
             if ShadowMmu::is_too_many(entries) {
