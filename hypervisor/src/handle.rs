@@ -180,7 +180,7 @@ impl Vm {
             EntryState::NotPresent => may_be_tracked,
             EntryState::Denied => may_be_tracked || input.kind == AccessKind::Write,
         };
-        if !candidate || attribute != input.privacy {
+        if !candidate || attribute != input.privacy && !task.has(Defect::FastPathIgnoresPrivacy) {
             return Ok(None);
         }
         task.report(Event::FaultStage { stage: Stage::Fast });
