@@ -96,11 +96,7 @@ fn conversions_of_every_size_under_every_page_size_by_one_to_four_processors() {
 fn conversions_by_attributes_of_the_vm() {
     for (cpus, ram) in [("1", "shared"), ("2", "private")] {
         let vm = format!("sw-protected,ram={ram}");
-        let words = |gmem| ["--vm", &vm, "--gmem", gmem, "--cpus", cpus, "--memory", "64M"].map(str::to_owned);
-        let under = |gmem: &str| {
-            let words = words(gmem);
-            conversions(&words.iter().map(String::as_str).collect::<Vec<_>>()).text()
-        };
+        let under = |gmem: &str| conversions(&["--vm", &vm, "--gmem", gmem, "--cpus", cpus, "--memory", "64M"]).text();
         assert_eq!(under("7.3"), under("next"), "{ram}");
     }
 }
