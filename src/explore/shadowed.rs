@@ -174,7 +174,7 @@ impl Guest {
                 ShadowAnswer::EmulateWrite { gpa } => {
                     let (offset, value) = store.expect("a read is not emulated");
                     let at = Gpa::new(gpa.raw() & !(PAGE - 1) | offset);
-                    vm.emulate_write(at, &value.to_le_bytes(), task).expect("the page is shared");
+                    vm.emulate_write(id, at, &value.to_le_bytes(), task).expect("the page is shared");
                     return;
                 }
                 // The guest's own fault, or its page is gone.
@@ -281,7 +281,7 @@ fn emulated_write_and_first_shadow(defects: Defects) -> Program {
     let guest = Guest::new(defects);
     let emulate = |world: &World, task: &Task<'_>| {
         let at = Gpa::new(TABLE * PAGE + 8 * 5);
-        world.vm.emulate_write(at, &entry(8).to_le_bytes(), task).expect("the page is shared");
+        world.vm.emulate_write(VcpuId(1), at, &entry(8).to_le_bytes(), task).expect("the page is shared");
     };
     let threads =
         vec![("vcpu", guest.vcpu(0, &[Step::Start, Step::Read(5)])), ("emulation", guest.world.host(emulate))];

@@ -7,11 +7,24 @@ use emu_core::defect::Defect;
 use emu_core::memory::BusError;
 use emu_core::sync::Task;
 use emu_core::{Gfn, Gpa, Spa};
+use thiserror::Error;
 
 use crate::config::VmError;
 use crate::flush::Owed;
 use crate::io::GuestAccessError;
+use crate::vcpu::VcpuId;
 use crate::vm::Vm;
+
+/// Why a write cannot be made for the guest.
+#[derive(Debug, Error)]
+pub enum EmulationError {
+    /// Guest memory cannot be accessed there.
+    #[error(transparent)]
+    Access(#[from] GuestAccessError),
+    /// The hypervisor refuses.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+}
 
 /// What became of an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,23 +37,38 @@ pub enum Emulated {
 
 impl Vm {
     /// Writes `bytes` at `gpa` for the guest, and drops what was made from them.
-    pub fn emulate_write(&self, gpa: Gpa, bytes: &[u8], task: &Task<'_>) -> Result<(), GuestAccessError> {
-        self.emulating(task, || self.guest_write(gpa, bytes, task), |()| Some((gpa, bytes.len() as u64)))
+    pub fn emulate_write(&self, vcpu: VcpuId, gpa: Gpa, bytes: &[u8], task: &Task<'_>) -> Result<(), EmulationError> {
+        let write = || {
+            let mut own = self.vcpu(vcpu)?.mmu.lock(task);
+            Ok(self.write_for(gpa, bytes, own.ring.as_mut(), task)?)
+        };
+        self.emulating(task, write, |()| Some((gpa, bytes.len() as u64)))
     }
 
     /// Writes `new` at `gpa` if `old` is there, in one step for 4 and 8 bytes that are aligned.
     pub fn emulate_exchange(
         &self,
+        vcpu: VcpuId,
         gpa: Gpa,
         old: &[u8],
         new: &[u8],
         task: &Task<'_>,
-    ) -> Result<Emulated, GuestAccessError> {
+    ) -> Result<Emulated, EmulationError> {
+        let mut own = self.vcpu(vcpu)?.mmu.lock(task);
         let slots = self.slots.read(task);
         let at = self.table_frame(&slots, gpa.frame(), task).ok_or(GuestAccessError::NoSlot { gpa })?;
         let spa = at.base().wrapping_add(gpa.page_offset() as u64);
+        let exchange = || {
+            let exchanged = self.exchange_at(spa, old, new).map_err(GuestAccessError::from)?;
+            if exchanged == Emulated::Done
+                && let Some(slot) = slots.lookup(gpa.frame())
+            {
+                self.mark_dirty(slot, gpa.frame(), own.ring.as_mut(), task);
+            }
+            Ok(exchanged)
+        };
         let done = |exchanged: &Emulated| (*exchanged == Emulated::Done).then_some((gpa, new.len() as u64));
-        self.emulating(task, || Ok(self.exchange_at(spa, old, new)?), done)
+        self.emulating(task, exchange, done)
     }
 
     fn exchange_at(&self, spa: Spa, old: &[u8], new: &[u8]) -> Result<Emulated, BusError> {
@@ -75,9 +103,9 @@ impl Vm {
     fn emulating<T>(
         &self,
         task: &Task<'_>,
-        write: impl FnOnce() -> Result<T, GuestAccessError>,
+        write: impl FnOnce() -> Result<T, EmulationError>,
         wrote: impl FnOnce(&T) -> Option<(Gpa, u64)>,
-    ) -> Result<T, GuestAccessError> {
+    ) -> Result<T, EmulationError> {
         let Some(shadow) = &self.shadow else { return write() };
         let too_early = task.has(Defect::CountBeforeWrite).then(|| shadow.known.any_indirect());
         shadow.emulating.fetch_add(1, Ordering::AcqRel);

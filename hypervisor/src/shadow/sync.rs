@@ -5,6 +5,7 @@
 //! synchronises. A table above the lowest level never goes unsync.
 
 use emu_core::defect::Defect;
+use emu_core::event::{Bits, Event};
 use emu_core::sync::{Point, Task};
 use emu_core::{Gfn, Gva};
 use mmu::{GuestEntry, GuestPaging, GuestRights, Level};
@@ -51,7 +52,7 @@ pub(super) fn wanted(paging: &GuestPaging, role: Role, raw: u64) -> Wanted {
 impl ShadowMmu {
     /// Whether `gfn` may become writable; lets pages that shadow it go unsync for that, where `asking` allows it
     /// (`mmu_try_to_unsync_pages`).
-    fn allow_writes(&mut self, gfn: Gfn, asking: Asking, task: &Task<'_>) -> bool {
+    pub(super) fn allow_writes(&mut self, gfn: Gfn, asking: Asking, task: &Task<'_>) -> bool {
         if !self.shadowed.contains_key(&gfn) {
             return true;
         }
@@ -68,7 +69,7 @@ impl ShadowMmu {
             return false;
         }
         let any = !following.is_empty();
-        following.into_iter().for_each(|id| self.mark_unsync(id));
+        following.into_iter().for_each(|id| self.mark_unsync(id, task));
         if any && !task.has(Defect::UnsyncAfterWritable) {
             // Before the guest can write its table: who flushes without the lock and finds nothing unsync relies on it
             // (the barrier in `mmu_try_to_unsync_pages`).
@@ -141,6 +142,7 @@ impl ShadowMmu {
             }
         }
         self.stats.synced += 1;
+        task.report(Event::SyncPage { gfn: self.page(id).gfn, role: Bits(role.word().into()) });
         true
     }
 
