@@ -98,8 +98,8 @@ pub const RACES: &[Race] = races! {
     48 "a reservation on the wrong node" Not("a strict policy may fail; tests of the pools prove it");
     49 "a memory failure in a piece of a huge folio" Not("proved by tests of the inode");
     50 "a memory failure against a fault" By(FailureTellsNobody "B18");
-    51 "populating a launch image against a user fault, each with the other's lock" Not("no launch images");
-    52 "populating a launch image against holes" Not("no launch images");
+    51 "populating a launch image against a user fault, each with the other's lock" By(PopulateUnderLock "deadlock");
+    52 "populating a launch image against holes" By(PopulateUnlocked "B8");
     53 "a hole over a VMSA" Not(SNP);
     54 "two PSMASH at once" Not(SNP);
     55 "a host write beside a page that becomes private" Not(SNP);
