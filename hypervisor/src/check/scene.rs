@@ -68,7 +68,7 @@ impl<'a> Scene<'a> {
 
     /// Every present leaf, ascending; only while `mmu_lock` is free.
     pub(super) fn leaves(&self) -> &'a [LeafView] {
-        self.history.leaves.as_ref().map_or(&[], |(_, leaves)| leaves)
+        self.history.tree().map_or(&[], |survey| &survey.leaves)
     }
 
     /// Whether an invalidation in progress reaches any of these frames, so that nothing is promised about them.

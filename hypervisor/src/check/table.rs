@@ -110,7 +110,7 @@ const SHADOW: &str = "no shadow paging beside the nested tables";
 const LOGGING: &str = "nothing looks at dirty logs yet";
 const NX: &str = "nothing looks at NX tables yet";
 const MMIO: &str = "nothing looks at device entries yet";
-const POLICY: &str = "nothing compares bytes under every policy yet";
+const STATES: &str = "hypervisor/tests/state_machine.rs";
 const USER_MEMORY: &str = "hypervisor/tests/user_memory.rs";
 
 invariants! {
@@ -155,7 +155,7 @@ invariants! {
     C8 MmuLockFree Scan(leaves::leaves_are_what_the_guest_meant) "a leaf installed for private memory is gone before the page is shared, and the other way round";
     C9 Call Test(HISTORY) "the host reaches a page exactly when it is shared and inside the inode";
     C10 Call Test(HISTORY) "an access that means what the page is not leaves to the VMM and installs nothing";
-    C11 Call Open(POLICY) "what becomes of the bytes by conversion is the policy's";
+    C11 Call Test(STATES) "what becomes of the bytes by conversion is the policy's";
     C12 Call Test(HISTORY) "guest and host see the same bytes of shared memory";
     C13 Call Test(ATTRIBUTES) "VM-wide attributes outlive slots";
     C14 Always Test(ATTRIBUTES) "VM-wide and per-inode attributes are never both in force";

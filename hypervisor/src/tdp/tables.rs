@@ -303,56 +303,6 @@ impl Tables {
             _ => {}
         }
     }
-
-    /// Every table that a walk can reach, the root first.
-    pub fn reachable(&self) -> Result<Vec<Spa>, BusError> {
-        let mut found = vec![self.root()];
-        self.collect_tables(self.root(), Level::ROOT, &mut found)?;
-        Ok(found)
-    }
-
-    fn collect_tables(&self, table: Spa, level: Level, found: &mut Vec<Spa>) -> Result<(), BusError> {
-        let Some(below) = level.below() else { return Ok(()) };
-        for slot in 0..512 {
-            let place = Place::in_table(table, level, Gfn::new(slot * level.frames()));
-            if let Entry::Table(next) = self.format.read(self.load(place)?, level) {
-                found.push(next);
-                self.collect_tables(next, below, found)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Entries that a walk can reach and that are frozen.
-    pub fn nr_frozen(&self) -> Result<u64, BusError> {
-        let mut frozen = 0;
-        for table in self.reachable()? {
-            for slot in 0..512 {
-                frozen += u64::from(self.memory.load::<u64>(table.wrapping_add(8 * slot))? == Spte::FROZEN.raw());
-            }
-        }
-        Ok(frozen)
-    }
-
-    /// Every present leaf, ascending: for checks and listings.
-    pub fn leaves(&self) -> Result<Vec<LeafView>, BusError> {
-        let mut found = Vec::new();
-        self.collect(self.root(), Level::ROOT, Gfn::new(0), &mut found)?;
-        Ok(found)
-    }
-
-    fn collect(&self, table: Spa, level: Level, base: Gfn, found: &mut Vec<LeafView>) -> Result<(), BusError> {
-        for slot in 0..512 {
-            let gfn = Gfn::new(base.raw() + slot * level.frames());
-            let place = Place::in_table(table, level, gfn);
-            match (self.format.read(self.load(place)?, level), level.leaf_size(), level.below()) {
-                (Entry::Leaf { sfn, rights }, Some(size), _) => found.push(LeafView { gfn, sfn, size, rights }),
-                (Entry::Table(next), _, Some(below)) => self.collect(next, below, gfn, found)?,
-                _ => {}
-            }
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -439,7 +439,7 @@ impl System {
             panic!("{violation}");
         }
         self.history = history;
-        for leaf in self.vm.tables(QUIET).leaves().expect("tables are memory") {
+        for leaf in self.history.tree().iter().flat_map(|survey| &survey.leaves) {
             let slot = model.slot_at(leaf.gfn.raw()).expect("a leaf lies in a memslot");
             let Some(seen) = self.walk(self.cpus[0].root, leaf.gfn.raw()) else {
                 assert_eq!(self.shape.params.ad, AdType::Disabled, "{leaf:?} is hidden so that its first use is seen");
