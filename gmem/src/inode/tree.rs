@@ -293,16 +293,14 @@ impl PageCache {
     pub(super) fn is_complete(&self, base: u64, size: PageSize) -> bool {
         let end = base + size.frames();
         let mut at = base;
-        while at < end {
-            match self.map.get(at) {
-                Some(hit) if hit.value.unit >= size => match hit.value.shape() {
-                    Shape::Some(_) => return false,
-                    Shape::Folios(_) => at = hit.end(),
-                },
-                _ => return false,
+        let all = self.map.visit(base, end, &mut |hit| {
+            if hit.base > at || hit.value.unit < size || hit.value.bitmap != NO_BITMAP {
+                return ControlFlow::Break(());
             }
-        }
-        true
+            at = hit.end();
+            ControlFlow::Continue(())
+        });
+        all.is_continue() && at >= end
     }
 
     /// The pieces of the complete block of `size` at `base` became one folio.
