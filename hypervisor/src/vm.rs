@@ -8,11 +8,12 @@
 //! which may be read under any lock because reading never waits.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
+use emu_core::defect::Defect;
 use emu_core::event::Event;
 use emu_core::memory::SystemMemory;
-use emu_core::sync::{Mutex, ReadGuard, ShardedLock, Task};
+use emu_core::sync::{Mutex, Point, ReadGuard, ShardedLock, Task};
 use emu_core::{Gfn, PageSize, Spa};
 use gmem::{
     CreateInfo, FolioPolicy, GmemPolicy, GuestMemfd, Host, HostMemory, Invalidation, Kernel, Mm, MmId, Shareability,
@@ -25,7 +26,7 @@ use crate::flush::{FlushRequest, Owed};
 use crate::follow::{FollowPolicy, UserSignal};
 use crate::kind::VmKind;
 use crate::memslot::{MemSlots, MemslotError, SlotSets};
-use crate::params::{MmuParams, NxHugePages};
+use crate::params::{MmuParams, NxHugePages, Pml};
 use crate::stats::{FaultStats, VmStats};
 use crate::tdp::{AdBit, Tables, TdpFormat};
 use crate::vcpu::{InGuest, Vcpu, VcpuId};
@@ -65,6 +66,8 @@ pub struct Vm {
     pub(crate) nx: AtomicBool,
     /// What the memslots' generation has above the bits that entries for devices keep.
     pub(crate) mmio_epoch: AtomicU64,
+    /// 0 and 1 in turn, another with each root that is given up.
+    pub(crate) mmu_valid_gen: AtomicU8,
     /// Writes that no log could take.
     pub(crate) unlogged: Unlogged,
     flushes: AtomicU64,
@@ -84,6 +87,12 @@ impl Vm {
         }
         let host = Host::new(HostMemory::new(Arc::clone(&memory), &config.host)?);
         let tables = Arc::new(Tables::new(&host, config.format, params.ad, &Task::QUIET)?);
+        let logs = config.format == TdpFormat::Ept && params.pml == Pml::On;
+        let vcpus = (0..config.nr_vcpus.max(1)).map(|n| {
+            let pml = logs.then(|| host.lock(&Task::QUIET).alloc_table()).transpose()?;
+            Ok(Vcpu::new(VcpuId(n), params.dirty_ring, pml))
+        });
+        let vcpus = vcpus.collect::<Result<Vec<Vcpu>, VmError>>()?;
         let last_gfn = Gfn::new((1 << (u32::from(maxphyaddr) - emu_core::page::PAGE_SHIFT)) - 1);
         Ok(Vm {
             host,
@@ -97,7 +106,7 @@ impl Vm {
             tdp: Arc::clone(&tables),
             mmu: ShardedLock::new(tables),
             invalidation: Invalidation::default(),
-            vcpus: (0..config.nr_vcpus.max(1)).map(|_| Vcpu::new(params.dirty_ring)).collect(),
+            vcpus,
             memory,
             pages: config.pages,
             kind: config.kind,
@@ -106,6 +115,7 @@ impl Vm {
             params,
             nx: AtomicBool::new(params.nx_huge_pages == NxHugePages::On),
             mmio_epoch: AtomicU64::new(0),
+            mmu_valid_gen: AtomicU8::new(0),
             unlogged: Unlogged::default(),
             flushes: AtomicU64::new(0),
         })
@@ -282,11 +292,28 @@ impl Vm {
 
     /// Removes the leaves of a range of guest frames; the memory stays and comes back by faults (`kvm_zap_gfn_range`).
     pub fn zap_range(&self, first: Gfn, nr_pages: u64, task: &Task<'_>) -> Result<(), VmError> {
-        let tables = self.mmu.write(task);
+        let mut tables = self.mmu.write(task);
         let mut owed = Owed::default();
         self.invalidation.begin(task);
         self.invalidation.add_range(first, nr_pages, task);
-        let zapped = tables.zap_valid(first, nr_pages, &mut owed, task);
+        let mut rest = Some(first);
+        let zapped = loop {
+            let Some(from) = rest else { break Ok(()) };
+            match tables.zap_valid(from, first.raw().saturating_add(nr_pages) - from.raw(), &mut owed, task) {
+                Ok(next) => rest = next,
+                Err(error) => break Err(error),
+            }
+            if rest.is_some() {
+                // Whoever has the lock next finds nothing to zap and so nothing to flush.
+                if !task.has(Defect::YieldWithoutFlush) {
+                    self.flush(&owed, task);
+                    owed = Owed::default();
+                }
+                drop(tables);
+                task.at(Point::Z1);
+                tables = self.mmu.write(task);
+            }
+        };
         self.flush(&owed, task);
         self.invalidation.end(task);
         tables.bury(&self.host, task);

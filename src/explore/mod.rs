@@ -5,8 +5,9 @@
 //! pipeline's invariants are looked at. [`Defect`]s are known bugs that can be put back in; [`Scenario::shows`] says
 //! which of them a scenario must bring to light. Without a defect no order may break anything.
 //!
-//! - [`world`]: the VM, its processors' TLBs, and the invariants.
-//! - [`programs`]: the scenarios' tasks; [`directed`]: those of one task.
+//! - [`world`]: the VM and the invariants; [`processor`]: its processors; [`migration`]: a VMM that copies its memory.
+//! - [`programs`]: faults against changes of backing; [`logging`]: the fast path and logs of writes; [`roots`]: entries
+//!   and roots that go another way; [`directed`]: histories of one task.
 //! - [`catalogue`]: the known races and mistakes by number, and which scenario shows each.
 //! - [`words`]: what a step means, for the reader of a timeline.
 //! - [`choices`]: an interleaving as a line of text.
@@ -14,7 +15,11 @@
 pub mod catalogue;
 pub mod choices;
 mod directed;
+mod logging;
+mod migration;
+mod processor;
 mod programs;
+mod roots;
 pub mod words;
 mod world;
 
@@ -49,20 +54,23 @@ impl Scenario {
         scenarios().find(|scenario| scenario.shows.contains(&defect))
     }
 
+    /// Its tasks' names.
+    pub fn tasks(&self, defects: Defects) -> Vec<&'static str> {
+        self.start(defects).threads.iter().map(|thread| thread.0).collect()
+    }
+
     /// A finding as columns of steps in words, one column a task.
     pub fn picture(&self, defects: Defects, finding: &Finding) -> String {
-        let program = self.start(defects);
-        let names: Vec<&str> = program.threads.iter().map(|thread| thread.0).collect();
-        timeline::render(finding, &names, &|pause| words::of(pause).to_owned())
+        timeline::render(finding, &self.tasks(defects), &|pause| words::of(pause).to_owned())
     }
 }
 
 /// The scenarios of each module, in the order in which they are told.
-const GROUPS: [&[Scenario]; 2] = [programs::SCENARIOS, directed::SCENARIOS];
+const GROUPS: &[&[Scenario]] = &[programs::SCENARIOS, logging::SCENARIOS, roots::SCENARIOS, directed::SCENARIOS];
 
 /// Every scenario.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
-    GROUPS.into_iter().flatten()
+    GROUPS.iter().copied().flatten()
 }
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use emu_core::Gfn;
 use emu_core::sync::Task;
+use emu_core::{Gfn, Spa};
 use gmem::{GmemFlags, SlotId};
 
 use super::{Invariant, Violation};
@@ -25,7 +25,11 @@ type KnownSlots = BTreeMap<(AddressSpaceId, SlotId), MemSlot>;
 pub struct CheckHistory {
     /// The tree's version, and all of it then.
     pub(super) tree: Option<(u64, Survey)>,
-    /// The leaves before, while nothing has been removed since.
+    /// The leaves that were left under roots that were given up by then.
+    pub(super) given_up: Vec<LeafView>,
+    /// The root then.
+    root: Option<Spa>,
+    /// The leaves before, while nothing has been removed and no root given up since.
     pub(super) before: Option<Vec<LeafView>>,
     zapped: u64,
     pub(super) protocol: Protocol,
@@ -56,11 +60,13 @@ impl CheckHistory {
         let outside =
             |cause| Violation { invariant: Invariant::E12, found: format!("the tables lead out of memory: {cause}") };
         let survey = tables.survey().map_err(outside)?;
+        self.given_up = tables.given_up_leaves(task).map_err(outside)?;
         let zapped = tables.stats().zapped.iter().sum();
         let before = self.tree.replace((version, survey));
-        if zapped == self.zapped {
+        if zapped == self.zapped && self.root == Some(tables.root()) {
             self.before = before.map(|(_, survey)| survey.leaves);
         }
+        self.root = Some(tables.root());
         self.zapped = zapped;
         Ok(())
     }

@@ -64,6 +64,9 @@ fn usable(scene: &Scene<'_>, each: &mut dyn FnMut(VcpuId, Cached) -> Found) -> F
 
 /// E5.
 pub(super) fn translations_stand_in_the_tables(scene: &Scene<'_>) -> Found {
+    if scene.tables.as_ref().is_none_or(|tables| tables.is_zapped_shared()) {
+        return Ok(());
+    }
     let leaves = scene.leaves();
     let shown = |gfn: Gfn| -> Option<Sfn> {
         let above = leaves.partition_point(|leaf| leaf.gfn <= gfn);

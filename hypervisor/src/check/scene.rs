@@ -96,7 +96,12 @@ impl<'a> Scene<'a> {
 
     /// The leaves of guest_memfd that no invalidation reaches and whose slot and inode can be looked at.
     pub(super) fn settled_leaves(&self) -> impl Iterator<Item = Placed<'_>> {
-        let settled = self.leaves().iter().filter(|leaf| !self.is_covered(leaf.gfn, leaf.size.frames()));
+        self.placed(self.leaves())
+    }
+
+    /// The same of `leaves`.
+    pub(super) fn placed<'s>(&'s self, leaves: &'s [LeafView]) -> impl Iterator<Item = Placed<'s>> {
+        let settled = leaves.iter().filter(|leaf| !self.is_covered(leaf.gfn, leaf.size.frames()));
         settled.filter_map(|&leaf| {
             let slot = self.slots.as_ref()?.lookup(leaf.gfn)?;
             let (id, index) = self.served_by_gmem(slot, leaf.gfn)?;

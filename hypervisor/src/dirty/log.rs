@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use emu_core::defect::Defect;
 use emu_core::event::Event;
 use emu_core::memory::BusError;
-use emu_core::sync::{MutexGuard, Task};
+use emu_core::sync::{MutexGuard, Point, Task};
 use emu_core::{Gfn, PageSize};
 use gmem::{OutOfMemory, SlotId};
 use thiserror::Error;
@@ -80,12 +81,6 @@ pub enum DirtyLogError {
         /// How many.
         nr_pages: u64,
     },
-    /// `EOPNOTSUPP`: leaves of shadow tables are not logged.
-    #[error("memslot {} cannot be logged: the VM shadows its guest's tables", slot.0)]
-    Shadowing {
-        /// Its number.
-        slot: SlotId,
-    },
     /// No frame for a table that a split needs. What was split stays split.
     #[error("no memory to split huge leaves: {0}")]
     Table(#[from] OutOfMemory),
@@ -96,13 +91,15 @@ pub enum DirtyLogError {
 
 impl Vm {
     /// Marks a page of a logged slot (`mark_page_dirty_in_slot`): in the ring of the processor that wrote, or in the bitmap.
-    pub(crate) fn mark_dirty(&self, slot: &Slot, gfn: Gfn, ring: Option<&mut DirtyRing>) {
+    pub(crate) fn mark_dirty(&self, slot: &Slot, gfn: Gfn, ring: Option<&mut DirtyRing>, task: &Task<'_>) {
         let Some(log) = slot.log() else { return };
         let page = gfn.raw() - slot.info().first.raw();
         match (ring, &log.bitmap) {
+            (Some(ring), _) if ring.is_one_below_soft_full() && task.has(Defect::RingForgetsLastEntry) => {}
             (Some(ring), _) => {
-                let pushed = ring.push(DirtyGfn { slot: slot.info().id, page });
-                assert!(pushed.is_ok(), "whoever pushes has made sure of room");
+                let page = DirtyGfn { slot: slot.info().id, page };
+                assert!(ring.push(page).is_ok(), "whoever pushes has made sure of room");
+                task.report_with(|| ring.pushed(page));
             }
             (None, Some(bitmap)) => bitmap.mark(page),
             (None, None) => self.unlogged.count(),
@@ -138,7 +135,6 @@ impl Vm {
         task: &Task<'_>,
     ) -> Result<(), DirtyLogError> {
         match (logging, slot.log().is_some()) {
-            (DirtyLogging::On, _) if self.is_shadowing() => Err(DirtyLogError::Shadowing { slot: slot.info().id }),
             (DirtyLogging::On, true) | (DirtyLogging::Off, false) => Ok(()),
             (DirtyLogging::On, false) => self.start_log(slot, changes, task),
             (DirtyLogging::Off, true) => {
@@ -170,7 +166,11 @@ impl Vm {
         let armed =
             self.mmu.write(task).arm_range(info.first, info.nr_pages, PageSize::Size4K, self.arm(), &mut owed, task);
         // The whole slot, whatever was owed: somebody may have armed a leaf and not flushed yet.
-        owed.range(info.first, info.nr_pages);
+        match self.is_shadowing() {
+            // What leads to a frame is found there by its system frame, and those of a slot lie anywhere.
+            true => owed.all(),
+            false => owed.range(info.first, info.nr_pages),
+        }
         self.flush(&owed, task);
         Ok(armed?)
     }
@@ -220,7 +220,15 @@ impl Vm {
             self.flush(&owed, task);
             recovered
         };
-        self.mmu.write(task).bury(&self.host, task);
+        {
+            let tables = self.mmu.write(task);
+            if let Some(pages) = tables.shadow.lock(task).as_mut() {
+                let mut owed = Owed::default();
+                pages.drop_collapsible(info.first, info.nr_pages, &mut owed, task);
+                self.flush(&owed, task);
+            }
+            tables.bury(&self.host, task);
+        }
         recovered?;
         Ok(())
     }
@@ -250,13 +258,20 @@ impl Vm {
         let mut harvested = Vec::new();
         let armed = {
             let tables = self.mmu.write(task);
-            bitmap.words().try_for_each(|(word, _)| {
-                let bits = bitmap.clear(word, u64::MAX);
+            let late = task.has(Defect::ClearAfterArming);
+            bitmap.words().try_for_each(|(word, marked)| {
+                let bits = if late { marked } else { bitmap.clear(word, u64::MAX) };
                 harvested.push((word, bits));
-                self.arm_word(&tables, slot.info(), word, bits, &mut owed, task)
+                let armed = self.arm_word(&tables, slot.info(), word, bits, &mut owed, task);
+                if late {
+                    bitmap.clear(word, bits);
+                }
+                armed
             })
         };
-        self.flush(&owed, task);
+        if !task.has(Defect::HarvestWithoutFlush) {
+            self.flush(&owed, task);
+        }
         // What is told is safe to copy only after the flush.
         let nr_dirty = harvested.iter().map(|(_, bits)| u64::from(bits.count_ones())).sum();
         task.report(Event::GetDirtyLog { slot: id.0, nr_dirty });
@@ -338,14 +353,35 @@ impl Vm {
         while rest != 0 {
             let page = word * WORD_PAGES + u64::from(rest.trailing_zeros());
             rest &= rest - 1;
-            tables.arm_range(Gfn::new(info.first.raw() + page), 1, PageSize::Size4K, self.arm(), owed, task)?;
+            self.arm_page(tables, Gfn::new(info.first.raw() + page), owed, task)?;
+        }
+        task.at(Point::D1);
+        Ok(())
+    }
+
+    /// Arms the leaf of one page whose mark was taken. The flush is owed whatever was found: aging takes W, or the
+    /// accessed flag, from a leaf and flushes nothing, so that a processor may still write where the leaf says it may not.
+    fn arm_page(
+        &self,
+        tables: &crate::tdp::Tables,
+        gfn: Gfn,
+        owed: &mut Owed,
+        task: &Task<'_>,
+    ) -> Result<(), DirtyLogError> {
+        tables.arm_range(gfn, 1, PageSize::Size4K, self.arm(), owed, task)?;
+        if !task.has(Defect::FlushOnlyOwed) {
+            owed.range(gfn, 1);
         }
         Ok(())
     }
 
     /// Whether `vcpu` must leave to the VMM before it enters the guest (`KVM_EXIT_DIRTY_RING_FULL`).
     pub fn is_dirty_ring_full(&self, vcpu: VcpuId, task: &Task<'_>) -> Result<bool, VmError> {
-        Ok(self.vcpu(vcpu)?.mmu.lock(task).ring.as_ref().is_some_and(DirtyRing::is_soft_full))
+        let full = self.vcpu(vcpu)?.mmu.lock(task).ring.as_ref().is_some_and(DirtyRing::is_soft_full);
+        if full {
+            task.report(Event::DirtyRingExit { ring: vcpu.0 });
+        }
+        Ok(full)
     }
 
     /// What a VMM does with the ring of `vcpu` that it has mapped: reads up to `most` entries and marks them for reset.
@@ -369,7 +405,13 @@ impl Vm {
         let slots = self.slots.read(task);
         let mut taken: Vec<DirtyGfn> = Vec::new();
         for vcpu in &self.vcpus {
-            taken.extend(vcpu.mmu.lock(task).ring.iter_mut().flat_map(DirtyRing::reset));
+            if let Some(ring) = &mut vcpu.mmu.lock(task).ring {
+                let before = taken.len();
+                taken.extend(ring.reset());
+                if taken.len() > before {
+                    task.report_with(|| ring.was_reset());
+                }
+            }
         }
         let reset = taken.len() as u64;
         taken.sort_unstable();
@@ -384,7 +426,7 @@ impl Vm {
                     slots.by_id(page.slot).filter(|slot| slot.log().is_some() && page.page < slot.info().nr_pages);
                 slot.map_or(Ok(()), |slot| {
                     let gfn = Gfn::new(slot.info().first.raw() + page.page);
-                    tables.arm_range(gfn, 1, PageSize::Size4K, self.arm(), &mut owed, task)
+                    self.arm_page(&tables, gfn, &mut owed, task)
                 })
             })
         };

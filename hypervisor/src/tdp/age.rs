@@ -1,7 +1,7 @@
 //! Aging leaves, with or without accessed flags.
 
 use emu_core::memory::BusError;
-use emu_core::sync::Task;
+use emu_core::sync::{Point, Task};
 use emu_core::{Gfn, PageSize};
 
 use super::leaf::SplitExecute;
@@ -14,11 +14,12 @@ use crate::vcpu::TableCache;
 impl Tables {
     /// See [`crate::Vm::age_range`]. The caller walks lockless.
     pub(crate) fn age(&self, first: Gfn, nr_pages: u64, aging: Aging, task: &Task<'_>) -> Result<bool, BusError> {
-        let mut young = false;
+        let mut young = self.shadow.lock(task).as_mut().is_some_and(|pages| pages.age(first, nr_pages, aging, task));
         self.for_each_leaf(first, nr_pages, &mut |place, spte| {
             if self.format.is_accessed(spte) {
                 young = true;
                 if aging == Aging::Clear {
+                    task.at(Point::FF2);
                     // Who loses leaves the leaf to whoever changed it; what is owed is not paid, see `crate::age`.
                     let _ = self.change(place, spte, self.format.age(spte), &mut Owed::default(), task)?;
                 }

@@ -5,6 +5,7 @@
 
 use emu_core::memory::BusError;
 use emu_core::page::PAGE_SIZE;
+use emu_core::sync::Task;
 use emu_core::{Gfn, Spa};
 
 use super::spte::{Entry, Level, Spte};
@@ -42,6 +43,17 @@ impl Tables {
         Ok(self.survey()?.leaves)
     }
 
+    /// The leaves that are left under roots that were given up, root by root.
+    ///
+    /// # Errors
+    /// As [`Tables::survey`].
+    pub(crate) fn given_up_leaves(&self, task: &Task<'_>) -> Result<Vec<LeafView>, BusError> {
+        let mut survey = Survey::default();
+        let roots = self.kept.lock(task).invalid_roots.clone();
+        roots.into_iter().try_for_each(|root| self.look(root, Level::ROOT, Gfn::new(0), &mut survey))?;
+        Ok(survey.leaves)
+    }
+
     fn look(&self, table: Spa, level: Level, base: Gfn, survey: &mut Survey) -> Result<(), BusError> {
         survey.tables.push(table);
         let mut page = [0; PAGE_SIZE];
@@ -55,7 +67,7 @@ impl Tables {
             let gfn = Gfn::new(base.raw() + slot * level.frames());
             match (self.format.read(spte, level), level.leaf_size(), level.below()) {
                 (Entry::Leaf { sfn, rights }, Some(size), _) => {
-                    survey.leaves.push(LeafView { gfn, sfn, size, rights });
+                    survey.leaves.push(LeafView { gfn, sfn, size, rights, spte });
                 }
                 (Entry::Table(next), _, Some(below)) => self.look(next, below, gfn, survey)?,
                 (Entry::Frozen, ..) => survey.frozen += 1,
