@@ -16,6 +16,9 @@ mod cpu;
 #[path = "../builtin/memory.rs"]
 #[allow(dead_code, reason = "shared with the other guests")]
 mod memory;
+#[path = "../builtin/paging.rs"]
+#[allow(dead_code, reason = "shared with the other guests")]
+mod paging;
 #[path = "../conversions/processors.rs"]
 mod processors;
 mod steps;
@@ -53,4 +56,10 @@ extern "C" fn guest_main(start_info: u64) -> ! {
     }
     println!("PASS");
     exit(Verdict::Passed)
+}
+
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    println!("{info}");
+    exit(Verdict::Panicked)
 }
