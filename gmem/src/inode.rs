@@ -15,6 +15,7 @@
 //!
 //! Left out: an inode has one view (one VM). The user's mmap is [`crate::mm`]'s.
 
+mod batch;
 mod bindings;
 mod cache;
 mod convert;
@@ -26,6 +27,7 @@ mod hole;
 mod lock;
 mod poison;
 mod reshape;
+mod speculate;
 mod tree;
 mod view;
 
@@ -45,6 +47,7 @@ use crate::policy::{GmemPolicy, SlotSpan};
 use crate::provider::{FolioPolicy, FolioProvider, ProviderError};
 use crate::runs::RunMap;
 use crate::shareability::{Shareability, ShareabilityMap};
+use batch::Batches;
 use bindings::Bindings;
 use reshape::Outlook;
 use tree::{PageCache, Run};
@@ -197,6 +200,8 @@ pub struct GuestMemfd {
     nr_poisoned: AtomicU64,
     /// Who maps it.
     users: UserMappings,
+    /// References that are nobody's.
+    pub(crate) batches: Batches,
 }
 
 impl GuestMemfd {
@@ -240,6 +245,7 @@ impl GuestMemfd {
             mem_policies: ShardedLock::new(RunMap::new(nr_pages, MemPolicy::Any)),
             nr_poisoned: AtomicU64::new(0),
             users: UserMappings::default(),
+            batches: Batches::new(gmem.batches),
         })
     }
 
@@ -250,6 +256,7 @@ impl GuestMemfd {
     pub fn destroy(&self, host: &Host, task: &Task<'_>) {
         let exclusive = self.exclusive(task);
         assert!(!exclusive.is_bound(), "an inode outlives its bindings");
+        self.batches.drain(host, task);
         self.remove_range(host, PageRange { first: PageIndex(0), nr_pages: self.nr_pages }, task);
         let mut provider = self.provider.lock(task);
         let mut host = host.lock(task);

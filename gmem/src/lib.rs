@@ -55,8 +55,8 @@ pub use invalidate::{Invalidation, SeqSample};
 pub use mm::{Kernel, Mm, MmId, MmuNotifier, NoNotifier};
 pub use numa::{MemPolicy, NodeId, NodeMask};
 pub use policy::{
-    BusyPages, Content, Generation, GmemPolicy, HostMapping, OrderRule, PunchPolicy, Quirks, SharedFolios, SlotSpan,
-    SplitPolicy,
+    BusyPages, Content, Generation, GmemPolicy, HostMapping, LruBatches, OrderRule, PunchPolicy, Quirks, SharedFolios,
+    SlotSpan, SplitPolicy,
 };
 pub use pool::HugeSize;
 pub use provider::{FolioPolicy, FolioProvider};

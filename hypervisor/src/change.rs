@@ -93,13 +93,25 @@ impl Vm {
         if !exclusive.changes(range, to, task)? {
             return Ok(());
         }
-        if to.is_private() && exclusive.unmaps_users() {
-            // Before references are counted: a mapping is one, and a new one must wait for the lock.
-            exclusive.unmap_users(exclusive.with_folios(range, task), &self.host, self, task);
-            task.at(Point::C3);
+        let unmap_users = || {
+            if to.is_private() && exclusive.unmaps_users() {
+                exclusive.unmap_users(exclusive.with_folios(range, task), &self.host, self, task);
+                task.at(Point::C3);
+            }
+        };
+        // Before references are counted: a mapping is one, and a new one must wait for the lock.
+        let counts_first = task.has(Defect::CountBeforeUnmap);
+        if !counts_first {
+            unmap_users();
         }
         let Some(conversion) = exclusive.plan_conversion(&self.host, range, to, task)? else { return Ok(()) };
         task.at(Point::C4);
+        if counts_first {
+            unmap_users();
+        }
+        if task.has(Defect::SplitBeforeZap) {
+            exclusive.split_for(&self.host, &conversion, task)?;
+        }
         let reach = if task.has(Defect::NarrowConversion) { Reach::Pages } else { Reach::Leaves };
         let zap = conversion.zap();
         self.invalidate_begin(exclusive, zap, reach, task)?;

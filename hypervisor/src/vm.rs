@@ -14,11 +14,9 @@ use emu_core::event::Event;
 use emu_core::memory::SystemMemory;
 use emu_core::sync::{Mutex, ReadGuard, ShardedLock, Task};
 use emu_core::{Gfn, PageSize, Spa};
-use gmem::{
-    CreateInfo, FolioPolicy, GmemPolicy, GuestMemfd, Host, HostMemory, Invalidation, Kernel, Mm, MmId, Shareability,
-    ShareabilityMap,
-};
+use gmem::{CreateInfo, FolioPolicy, GmemPolicy, GuestMemfd, Host, HostMemory, Invalidation, Kernel, Mm, MmId};
 
+use crate::attributes::AttributeTree;
 use crate::config::{PagePolicy, VmConfig, VmError};
 use crate::dirty::Unlogged;
 use crate::flush::{FlushRequest, Owed};
@@ -46,7 +44,7 @@ pub struct Vm {
     /// The VMM's address space.
     pub(crate) mm: Arc<Mm>,
     /// `mem_attr_array`: private or shared by guest frame, for inodes that do not say so themselves.
-    pub(crate) attributes: ShardedLock<ShareabilityMap>,
+    pub(crate) attributes: ShardedLock<AttributeTree>,
     pub(crate) signals: Mutex<Vec<UserSignal>>,
     pub(crate) follow: FollowPolicy,
     /// `kvm->mmu_lock`.
@@ -91,7 +89,7 @@ impl Vm {
             slots_lock: Mutex::default(),
             slots: SlotSets::new(last_gfn, if config.kind.has_private_memory() { 1 } else { 2 }),
             mm: Arc::new(Mm::new(MmId(0), Arc::clone(&memory))),
-            attributes: ShardedLock::new(ShareabilityMap::new(last_gfn.raw() + 1, Shareability::SHARED)),
+            attributes: ShardedLock::new(AttributeTree::new(last_gfn.raw() + 1)),
             signals: Mutex::default(),
             follow: config.follow,
             tdp: Arc::clone(&tables),

@@ -6,7 +6,9 @@
 //! which of them a scenario must bring to light. Without a defect no order may break anything.
 //!
 //! - [`world`]: the VM, its processors' TLBs, and the invariants.
-//! - [`programs`]: the scenarios' tasks; [`directed`]: those of one task.
+//! - [`programs`]: the scenarios' tasks; [`records`] has those of the VM's own attributes, [`references`] those of the host's
+//!   references, [`splits`] those of huge folios, [`user_memory`] those of the VMM's address space, [`directed`] those of one
+//!   task.
 //! - [`catalogue`]: the known races and mistakes by number, and which scenario shows each.
 //! - [`words`]: what a step means, for the reader of a timeline.
 //! - [`choices`]: an interleaving as a line of text.
@@ -15,6 +17,10 @@ pub mod catalogue;
 pub mod choices;
 mod directed;
 mod programs;
+mod records;
+mod references;
+mod splits;
+mod user_memory;
 pub mod words;
 mod world;
 
@@ -58,7 +64,14 @@ impl Scenario {
 }
 
 /// The scenarios of each module, in the order in which they are told.
-const GROUPS: [&[Scenario]; 2] = [programs::SCENARIOS, directed::SCENARIOS];
+const GROUPS: [&[Scenario]; 6] = [
+    programs::SCENARIOS,
+    records::SCENARIOS,
+    references::SCENARIOS,
+    splits::SCENARIOS,
+    user_memory::SCENARIOS,
+    directed::SCENARIOS,
+];
 
 /// Every scenario.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {

@@ -48,6 +48,8 @@ pub(super) struct World {
     /// For each guest frame mapped now, what the guest meant when it was.
     mapped_as: RefCell<BTreeMap<u64, Shareability>>,
     history: RefCell<CheckHistory>,
+    /// What a task saw that must not be.
+    seen: RefCell<Option<String>>,
 }
 
 impl Witness for World {
@@ -92,6 +94,8 @@ pub(super) struct Setup {
     pub(super) page: PageSize,
     /// Pages of each inode.
     pub(super) inode_pages: u64,
+    /// Flags of the inodes, beside that they start shared.
+    pub(super) flags: GmemFlags,
     /// Changes to the configuration of the VM.
     pub(super) adjust: fn(&mut VmConfig),
 }
@@ -100,7 +104,8 @@ impl Setup {
     /// Shared small pages.
     pub(super) fn of(defects: Defects) -> Setup {
         let (initial, page) = (Shareability::SHARED, PageSize::Size4K);
-        Setup { defects, initial, page, inode_pages: TOUCHED, adjust: |_| {} }
+        let flags = GmemFlags::empty();
+        Setup { defects, initial, page, inode_pages: TOUCHED, flags, adjust: |_| {} }
     }
 
     /// A shared 2M page for each inode, reserved in a pool.
@@ -115,7 +120,7 @@ impl Setup {
     }
 
     fn try_build(self) -> Result<Rc<World>, BuildError> {
-        let Setup { defects, initial, page, inode_pages, adjust } = self;
+        let Setup { defects, initial, page, inode_pages, flags, adjust } = self;
         let pages = PagePolicy::of(page);
         let nr_frames = 64 + 4 * page.frames();
         let memory = SystemMemory::flat(nr_frames * PAGE)?;
@@ -124,7 +129,7 @@ impl Setup {
         let mut config = VmConfig { maxphyaddr: 36, nr_vcpus: 2, ..VmConfig::new(pages, host) };
         adjust(&mut config);
         let vm = Vm::new(memory, &config)?;
-        let flags = if initial.is_private() { GmemFlags::empty() } else { GmemFlags::INIT_SHARED };
+        let flags = if initial.is_private() { flags } else { flags | GmemFlags::INIT_SHARED };
         let show = |id: u16, first: u64| -> Result<GmemId, VmError> {
             let gmem = vm.create_guest_memfd(inode_pages * PAGE, flags.bits(), QUIET)?;
             let (gpa, len_bytes) = (Gpa::new(first * PAGE), inode_pages * PAGE);
@@ -140,6 +145,7 @@ impl Setup {
             cpus: Default::default(),
             mapped_as: RefCell::default(),
             history: RefCell::default(),
+            seen: RefCell::default(),
         }))
     }
 }
@@ -188,8 +194,16 @@ impl World {
             Progress::Running => Moment::BetweenSteps,
             Progress::Finished => Moment::Quiescent,
         };
+        if let Some(seen) = self.seen.borrow().clone() {
+            return Err(seen);
+        }
         let verdict = self.vm.check(moment, &mut self.history.borrow_mut(), self, QUIET);
         verdict.map_err(|violation| violation.to_string())
+    }
+
+    /// A task saw `invariant` broken.
+    pub(super) fn broken(&self, invariant: &str, found: impl core::fmt::Display) {
+        self.seen.borrow_mut().get_or_insert_with(|| format!("{invariant}: {found}"));
     }
 
     /// A processor that reads each of `frames`, until it has read it or the fault leaves to the VMM.
@@ -251,6 +265,21 @@ impl World {
 
     /// These tasks, with the invariants between their steps.
     pub(super) fn program(self: Rc<World>, threads: Vec<(&'static str, Body)>) -> Program {
-        Program { threads, check: Box::new(move |progress| self.check(progress)) }
+        self.program_that_ends(threads, |_| {})
+    }
+
+    /// The same, and when all have finished `last` looks whether anything is [broken](World::broken).
+    pub(super) fn program_that_ends(
+        self: Rc<World>,
+        threads: Vec<(&'static str, Body)>,
+        last: impl Fn(&World) + 'static,
+    ) -> Program {
+        let check = move |progress| {
+            if progress == Progress::Finished {
+                last(&self);
+            }
+            self.check(progress)
+        };
+        Program { threads, check: Box::new(check) }
     }
 }

@@ -12,6 +12,7 @@ use super::tree::Place;
 use super::{GuestMemfd, PageIndex, PageRange};
 use crate::Host;
 use crate::folio::{FolioFlags, RefError};
+use crate::numa::MemPolicy;
 use crate::policy::{HostMapping, Quirks};
 use crate::provider::{FreshFolio, ProviderError, ReuseError, SplitError, Want};
 
@@ -144,7 +145,10 @@ impl GuestMemfd {
             let fresh = {
                 let mut provider = self.provider.lock(task);
                 let mut host = host.lock(task);
-                let want = Want { policy: self.mem_policy(index, task), ..Want::anywhere(at_most, index.0) };
+                let mut want = Want { policy: self.mem_policy(index, task), ..Want::anywhere(at_most, index.0) };
+                if task.has(Defect::ReservationOverridesPolicy) {
+                    want.policy = MemPolicy::Any;
+                }
                 let fresh = provider.allocate(&mut host, want).map_err(|cause| GetError::NoFolio { index, cause })?;
                 let flags = &mut host.folios.meta_mut(fresh.head).flags;
                 let zero = flags.contains(FolioFlags::KNOWN_ZERO);
@@ -200,6 +204,11 @@ impl GuestMemfd {
             return Ok(None);
         }
         task.report(Event::FolioAllocated { ino: self.ino, index: base, sfn: head, size });
+        if task.has(Defect::PublishBeforeSplit) {
+            drop(books);
+            task.at(Point::A3);
+            books = self.books(host, task);
+        }
         let mut cuts = Vec::new();
         if let Err(failed) = books.split((base, base + size.frames()), granule, &needs, &mut cuts) {
             books.undo(&cuts);

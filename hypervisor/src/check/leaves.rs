@@ -76,7 +76,7 @@ pub(super) fn leaves_are_what_the_guest_meant(scene: &Scene<'_>) -> Found {
 /// D1.
 pub(super) fn leaves_cover_one_attribute(scene: &Scene<'_>) -> Found {
     for placed in scene.settled_leaves().filter(|placed| placed.leaf.size > PageSize::Size4K) {
-        if placed.inode.is_uniform(placed.index, placed.leaf.size.frames()) == Some(false) {
+        if scene.is_uniform(&placed) == Some(false) {
             let leaf = placed.leaf;
             return Err(format!("the {} leaf at {:#x} covers private and shared pages", leaf.size, leaf.gfn.raw()));
         }

@@ -18,6 +18,7 @@ mod inodes;
 mod leaves;
 mod pools;
 mod protocol;
+mod records;
 mod scene;
 pub mod table;
 mod witness;

@@ -5,7 +5,7 @@
 //! reverse map of SNP and TDX have lists of their own.
 
 use super::scene::Scene;
-use super::{folios, inodes, leaves, pools, protocol};
+use super::{folios, inodes, leaves, pools, protocol, records};
 
 /// When a rule holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +111,6 @@ const LOGGING: &str = "nothing looks at dirty logs yet";
 const NX: &str = "nothing looks at NX tables yet";
 const MMIO: &str = "nothing looks at device entries yet";
 const POLICY: &str = "nothing compares bytes under every policy yet";
-const USER_MEMORY: &str = "hypervisor/tests/user_memory.rs";
 
 invariants! {
     A1 Always Scan(inodes::bindings_are_disjoint) "bindings of one inode are disjoint";
@@ -147,8 +146,8 @@ invariants! {
     B19 Call Test(INODE) "references block conversion to private and merging, and nothing else";
     C1 Always Scan(inodes::attributes_cover_every_page) "every index has one attribute, in maximal runs";
     C2 Call Test(HISTORY) "a hole changes no attribute";
-    C3 Always Test(USER_MEMORY) "no user PTE maps a private page";
-    C4 Call Test(INODE) "a page that became private is held by the page cache alone";
+    C3 Always Scan(folios::private_folios_are_not_mapped) "no user PTE maps a private page";
+    C4 Always Scan(folios::private_folios_are_not_pinned) "a page that became private is held by the page cache alone";
     C5 Call Test(INODE) "making private fails exactly when somebody holds a folio of the range, and says which";
     C6 Call Test(INODE) "a refused conversion changes no attribute";
     C7 Call Test(HISTORY) "a conversion to what is there zaps, flushes and invalidates nothing";
@@ -167,9 +166,9 @@ invariants! {
     D4 MmuLockFree Scan(leaves::leaves_are_congruent) "guest and system frames of a leaf are multiples of its size";
     D5 Call Test("gmem/src/policy/order.rs") "a folio's order is told only where it lies in the slot and is congruent";
     D6 Call Test("gmem/src/policy/order.rs") "the rule of containment allows whatever the rule of all or nothing does";
-    D7 Always Test(ATTRIBUTES) "a block is marked mixed exactly when its attributes differ";
+    D7 Always Scan(records::mixed_pages_are_marked) "a block is marked mixed exactly when its attributes differ";
     D8 Always Test(ATTRIBUTES) "the count of what forbids large pages is right and never negative";
-    D9 Always Test(ATTRIBUTES) "records of large pages are looked up inside the slot only";
+    D9 Always Asserted("hypervisor/src/attributes/lpage.rs") "records of large pages are looked up inside the slot only";
     D10 MmuLockFree Scan(leaves::logged_leaves_are_small) "while a slot is logged no leaf above 4K is writable";
     D11 MmuLockFree Open(NX) "with the NX workaround no leaf above 4K is executable";
     D12 MmuLockFree Open("no reverse map") "a private leaf is no larger than the reverse map allows";

@@ -49,7 +49,7 @@ impl<'s> Backed<'s> {
         self.fault.rights() & self.rights
     }
     /// What holds it.
-    pub(super) const fn page(&self) -> &HeldPage<'s> {
+    pub(crate) const fn page(&self) -> &HeldPage<'s> {
         &self.page
     }
 }
