@@ -12,7 +12,7 @@
 //!   [`defect`]: its known bugs, as switches.
 //!
 //! Always true: nothing here reads host time, host randomness, or anything else that could make two runs differ.
-//! `unsafe` is confined to [`memory`]'s arena and its atomics.
+//! `unsafe` is confined to [`memory`]'s arena and its atomics, and to the lock of [`sync`] with readers by lane.
 
 pub mod access;
 pub mod addr;

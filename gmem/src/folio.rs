@@ -181,11 +181,13 @@ impl FolioTable {
     /// Every folio in use, ascending.
     pub fn iter(&self) -> impl Iterator<Item = Folio> + '_ {
         let mut at = 0;
-        std::iter::from_fn(move || {
+        let found = std::iter::from_fn(move || {
             let folio = nodes::next_from(&self.chunks, at)?;
             at = folio.end().raw();
             Some(folio)
-        })
+        });
+        // The last one known is not followed by a search for another through all that is empty.
+        found.take(self.by_size.iter().sum::<u64>() as usize)
     }
 
     /// Bytes of real memory that the table takes.

@@ -8,6 +8,8 @@
 //! Always true: the frames of the layout are those free in the page allocator, held by the vmemmap, in the pools, in the
 //! contiguous areas, in the folio table, waiting in split units, occupied by the rest of the host, or retired.
 
+mod shared;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -21,9 +23,12 @@ use crate::cma::{CmaArea, CmaStats, Hold, Loan};
 use crate::directmap::{DirectMap, DirectMapPolicy, Effect};
 use crate::folio::{Folio, FolioFlags, FolioKind, FolioMeta, FolioTable, RefError, Source};
 use crate::numa::{MemPolicy, NodeId};
-use crate::pool::{Demotion, HugePool, HugeSize, PoolStats};
+use crate::pool::{Demotion, HugePool, HugeSize, PoolStats, SubpoolId, TakeError};
 use crate::provider::unit::UnitTable;
 use crate::vmemmap::{SystemFrames, VmemmapMode, VmemmapStats};
+
+pub use shared::Host;
+pub(crate) use shared::Stocked;
 
 /// The page allocator has no block of that size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -227,8 +232,14 @@ impl HostMemory {
 
     /// Reports the counters of the pool of `size`, if there is one and anybody wants to know.
     pub(crate) fn report_pool(&self, size: PageSize, task: &Task<'_>) {
+        self.report_pool_with(size, 0, task);
+    }
+
+    /// The same when `in_stock` pages are as good as free and promised.
+    fn report_pool_with(&self, size: PageSize, in_stock: u64, task: &Task<'_>) {
         if let Some(size) = HugeSize::of(size).filter(|_| task.is_reporting()) {
             let PoolStats { nr, free, resv, surplus, .. } = self.pools[size as usize].stats();
+            let (free, resv) = (free + in_stock, resv + in_stock);
             task.report(Event::PoolChanged { size: size.page_size(), nr, free, resv, surplus });
         }
     }
@@ -265,6 +276,26 @@ impl HostMemory {
     /// The pool of `size` and what it draws on.
     pub fn pool_mut(&mut self, size: HugeSize) -> (&mut HugePool, &mut SystemFrames) {
         (&mut self.pools[size as usize], &mut self.frames)
+    }
+
+    /// A page of a subpool for page `index` of an inode, in use.
+    pub(crate) fn take_pool_folio(
+        &mut self,
+        huge: HugeSize,
+        subpool: SubpoolId,
+        policy: MemPolicy,
+        index: u64,
+    ) -> Result<Sfn, TakeError> {
+        let size = huge.page_size();
+        let (pool, frames) = self.pool_mut(huge);
+        let head = pool.take(frames, subpool, policy.order(index / size.frames(), frames.online()))?;
+        let optimised = match frames.vmemmap.mode() {
+            VmemmapMode::Off => FolioFlags::empty(),
+            VmemmapMode::Optimise => FolioFlags::VMEMMAP_OPTIMISED,
+        };
+        let source = Source::Pool { size: huge, subpool };
+        self.begin_use(head, size, FolioKind::Gmem, FolioFlags::HUGETLB | optimised, source);
+        Ok(head)
     }
 
     /// Adds persistent pages to a pool; the number added.

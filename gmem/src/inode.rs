@@ -31,7 +31,7 @@ mod speculate;
 mod tree;
 mod view;
 
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bitflags::bitflags;
 use emu_core::event::{Event, Ino};
@@ -40,7 +40,7 @@ use emu_core::sync::{Mutex, ReadGuard, Sharded, ShardedLock, Task};
 use emu_core::{Errno, PageSize, Sfn};
 use thiserror::Error;
 
-use crate::Host;
+use crate::host::{Host, Stocked};
 use crate::mm::UserMappings;
 use crate::numa::MemPolicy;
 use crate::policy::{GmemPolicy, SlotSpan};
@@ -186,7 +186,7 @@ pub struct GuestMemfd {
     bindings: ShardedLock<Bindings>,
     attributes: ShardedLock<ShareabilityMap>,
     /// Index to folio.
-    cache: Mutex<PageCache>,
+    cache: ShardedLock<PageCache>,
     /// The largest folio there can be.
     unit: PageSize,
     policy: GmemPolicy,
@@ -194,8 +194,12 @@ pub struct GuestMemfd {
     /// lane serves many.
     folio_locks: Sharded<Mutex<()>>,
     provider: Mutex<Box<dyn FolioProvider>>,
+    /// What a fault may be served from instead.
+    stock: Option<Stocked>,
     /// NUMA policy by index (`mbind` on a mapping of the file).
     mem_policies: ShardedLock<RunMap<MemPolicy>>,
+    /// Whether any was ever set, to be read without the lock.
+    has_mem_policies: AtomicBool,
     /// Memory failures so far.
     nr_poisoned: AtomicU64,
     /// Who maps it.
@@ -237,12 +241,14 @@ impl GuestMemfd {
             flags,
             bindings: ShardedLock::default(),
             attributes: ShardedLock::new(ShareabilityMap::new(nr_pages, initial)),
-            cache: Mutex::default(),
+            cache: ShardedLock::default(),
             unit: policy.folio_size(),
             policy: gmem,
             folio_locks: Sharded::default(),
+            stock: provider.stock(),
             provider: Mutex::new(provider),
             mem_policies: ShardedLock::new(RunMap::new(nr_pages, MemPolicy::Any)),
+            has_mem_policies: AtomicBool::new(false),
             nr_poisoned: AtomicU64::new(0),
             users: UserMappings::default(),
             batches: Batches::new(gmem.batches),
@@ -321,27 +327,32 @@ impl GuestMemfd {
 
     /// Folios in the page cache, by [`PageSize::index`].
     pub fn folios(&self, task: &Task<'_>) -> [u64; 3] {
-        let cache = self.cache.lock(task);
+        let cache = self.cache.read(task);
         PageSize::ALL.map(|size| cache.count(size))
     }
 
     /// Sets from which nodes pages of `range` are allocated from now on (`mbind`).
     pub fn set_mem_policy(&self, range: PageRange, policy: MemPolicy, task: &Task<'_>) {
-        self.mem_policies.write(task).set(range.first.0, range.nr_pages, policy);
+        let mut policies = self.mem_policies.write(task);
+        policies.set(range.first.0, range.nr_pages, policy);
+        self.has_mem_policies.store(true, Ordering::Release);
     }
 
     fn mem_policy(&self, index: PageIndex, task: &Task<'_>) -> MemPolicy {
-        self.mem_policies.read(task).get(index.0)
+        match self.has_mem_policies.load(Ordering::Acquire) {
+            true => self.mem_policies.read(task).get(index.0),
+            false => MemPolicy::Any,
+        }
     }
 
     /// Bytes of real memory that the page cache takes.
     pub fn metadata_bytes(&self, task: &Task<'_>) -> usize {
-        self.cache.lock(task).metadata_bytes()
+        self.cache.read(task).metadata_bytes()
     }
 
     /// Every folio of the page cache: first index, first frame, size; ascending.
     pub fn list(&self, task: &Task<'_>) -> Vec<(PageIndex, Sfn, PageSize)> {
-        let cache = self.cache.lock(task);
+        let cache = self.cache.read(task);
         let mut found = Vec::new();
         cache.each_run(0, self.nr_pages, |Run { first, nr_pages, sfn, size }| {
             let each = (0..nr_pages).step_by(size.frames() as usize);

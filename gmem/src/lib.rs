@@ -3,9 +3,10 @@
 //! Modelled: the parts of Linux's `mm/` and of `virt/kvm/guest_memfd.c` that decide which system frames stand behind
 //! guest memory, and when they come and go. Nothing here knows of guest page tables or processors.
 //!
-//! - [`Host`] is the lock around [`HostMemory`], which owns ranges of system memory: the page allocator with a [`Buddy`]
-//!   for each NUMA node, the [`pool::HugePool`]s, the [`cma::CmaArea`]s, what the `struct page` array costs
-//!   ([`vmemmap`]), and the [`folio::FolioTable`] that says what every frame in use is used for.
+//! - [`Host`] is the lock around [`HostMemory`], with a stock of fresh folios for each lane of tasks. [`HostMemory`] owns
+//!   ranges of system memory: the page allocator with a [`Buddy`] for each NUMA node, the [`pool::HugePool`]s, the
+//!   [`cma::CmaArea`]s, what the `struct page` array costs ([`vmemmap`]), and the [`folio::FolioTable`] that says what
+//!   every frame in use is used for.
 //! - [`FolioProvider`] is the one interface by which an inode gets, splits and merges folios, whatever their size and
 //!   source; [`provider::unit`] keeps what was allocated as one together until all of it is back.
 //! - [`directmap::DirectMap`] is how the host itself maps its memory, and what a private page does to that.
@@ -45,7 +46,7 @@ pub mod vmemmap;
 
 pub use buddy::Buddy;
 pub use directmap::{DirectMap, DirectMapPolicy};
-pub use host::{FrameRange, HostConfig, HostLayout, HostMemory, OutOfMemory};
+pub use host::{FrameRange, Host, HostConfig, HostLayout, HostMemory, OutOfMemory};
 pub use inode::{
     Backed, BindError, Bound, Conversion, ConvertError, CreateArgs, CreateError, CreateInfo, Exclusive, Failure,
     FallocMode, Fallocate, FallocateError, FolioRun, GetError, GmemFlags, GuestMemfd, HoleError, InodeView, PageIndex,
@@ -62,7 +63,3 @@ pub use pool::HugeSize;
 pub use provider::{FolioPolicy, FolioProvider};
 pub use shareability::{Shareability, ShareabilityMap};
 pub use vmemmap::VmemmapMode;
-
-/// The host's memory as tasks share it: one lock where Linux has the zones', `hugetlb_lock` and the CMA areas'. A leaf:
-/// nothing else is taken while it is held.
-pub type Host = emu_core::sync::Mutex<HostMemory>;

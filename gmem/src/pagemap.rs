@@ -1,10 +1,15 @@
 //! A sparse map from page numbers to entries of 4K, 2M or 1G, shaped like a page table.
 //!
-//! This is the xarray of the model: the page cache of an inode and the table of folios are both one. A huge folio is
-//! one entry at the level of its size, so metadata grows with the number of folios and not with the bytes they hold.
+//! This is the xarray of the model: the page cache of an inode and the user's page tables are one. A huge page is one
+//! entry at the level of its size, so metadata grows with the number of entries and not with the bytes they hold. An
+//! entry is a word that is read and filled in one step, so that many may look and [`claim`](PageMap::claim) vacant places
+//! at once; everything else needs the map alone.
 //!
 //! [`PageMap`] is the door. Always true: a node exists only while something lies below it, and no two entries overlap.
 //! The height grows with the largest page number used; it never shrinks.
+
+use core::marker::PhantomData;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use emu_core::PageSize;
 
@@ -13,6 +18,14 @@ const FANOUT: usize = 1 << BITS;
 /// Levels 0, 1 and 2 hold leaves of 4K, 2M and 1G; the root is at least at level 2.
 const HUGEST: u8 = 2;
 
+/// What an entry can hold: a value of 62 bits.
+pub trait Packed: Copy {
+    /// The value as a number below 2^62.
+    fn pack(self) -> u64;
+    /// The value that [`pack`](Packed::pack) made `bits` of.
+    fn unpack(bits: u64) -> Self;
+}
+
 #[derive(Clone, Copy)]
 enum Entry<T> {
     Empty,
@@ -20,14 +33,45 @@ enum Entry<T> {
     Leaf(T),
 }
 
-struct Node<T> {
-    used: u16,
-    entries: Box<[Entry<T>; FANOUT]>,
+/// Bits 1:0 of a word say what it is; an empty one is zero.
+const NODE: u64 = 1;
+const LEAF: u64 = 2;
+
+impl<T: Packed> Entry<T> {
+    fn word(self) -> u64 {
+        match self {
+            Entry::Empty => 0,
+            Entry::Node(id) => u64::from(id) << 2 | NODE,
+            Entry::Leaf(value) => value.pack() << 2 | LEAF,
+        }
+    }
+
+    fn of(word: u64) -> Entry<T> {
+        match word & 3 {
+            NODE => Entry::Node((word >> 2) as u32),
+            LEAF => Entry::Leaf(T::unpack(word >> 2)),
+            _ => Entry::Empty,
+        }
+    }
 }
 
-impl<T: Copy> Node<T> {
-    fn new() -> Node<T> {
-        Node { used: 0, entries: Box::new([Entry::Empty; FANOUT]) }
+struct Node {
+    /// Words that are not empty.
+    used: AtomicU32,
+    /// Its level, or [`UNUSED`].
+    level: u8,
+    words: [AtomicU64; FANOUT],
+}
+
+const UNUSED: u8 = u8::MAX;
+
+impl Node {
+    fn new(level: u8) -> Box<Node> {
+        Box::new(Node { used: AtomicU32::new(0), level, words: [const { AtomicU64::new(0) }; FANOUT] })
+    }
+
+    fn used(&self) -> u32 {
+        self.used.load(Ordering::Relaxed)
     }
 }
 
@@ -53,22 +97,33 @@ impl<T> Hit<T> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Occupied;
 
+/// How a [`claim`](PageMap::claim) ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// The entry is there.
+    Entered,
+    /// As [`Occupied`].
+    Occupied,
+    /// There is no node for it yet: only [`PageMap::insert`] makes one.
+    NoNode,
+}
+
 /// See the module.
 pub struct PageMap<T> {
-    nodes: Vec<Node<T>>,
+    nodes: Vec<Box<Node>>,
     unused: Vec<u32>,
     root: u32,
     top: u8,
-    entries_by_size: [u64; 3],
+    values: PhantomData<T>,
 }
 
-impl<T: Copy> Default for PageMap<T> {
+impl<T: Packed> Default for PageMap<T> {
     fn default() -> Self {
         PageMap::new()
     }
 }
 
-fn slot_of(page: u64, level: u8) -> usize {
+const fn slot_of(page: u64, level: u8) -> usize {
     let shift = BITS * level as u32;
     if shift >= 64 { 0 } else { (page >> shift) as usize & (FANOUT - 1) }
 }
@@ -77,15 +132,19 @@ fn size_of_level(level: u8) -> PageSize {
     PageSize::ALL[usize::from(level)]
 }
 
-impl<T: Copy> PageMap<T> {
+impl<T: Packed> PageMap<T> {
     /// An empty map.
     pub fn new() -> PageMap<T> {
-        PageMap { nodes: vec![Node::new()], unused: Vec::new(), root: 0, top: HUGEST, entries_by_size: [0; 3] }
+        PageMap { nodes: vec![Node::new(HUGEST)], unused: Vec::new(), root: 0, top: HUGEST, values: PhantomData }
     }
 
-    /// Entries of `size`.
+    /// Entries of `size`, counted over the nodes.
     pub fn count(&self, size: PageSize) -> u64 {
-        self.entries_by_size[size.index()]
+        let level = size.index() as u8;
+        let at = |level: u8| self.nodes.iter().filter(move |node| node.level == level);
+        let used: u64 = at(level).map(|node| u64::from(node.used())).sum();
+        // Every node below stands in one of those words: none of them is the root, which is at level 2 or above.
+        used - level.checked_sub(1).map_or(0, |below| at(below).count() as u64)
     }
 
     /// Nodes in use: what the map itself costs.
@@ -95,7 +154,7 @@ impl<T: Copy> PageMap<T> {
 
     /// Bytes of real memory that the map takes.
     pub fn metadata_bytes(&self) -> usize {
-        self.nodes.len() * (size_of::<Node<T>>() + FANOUT * size_of::<Entry<T>>())
+        self.nodes.len() * (size_of::<Box<Node>>() + size_of::<Node>())
     }
 
     fn reaches(&self, page: u64) -> bool {
@@ -103,23 +162,45 @@ impl<T: Copy> PageMap<T> {
         bits >= 64 || page >> bits == 0
     }
 
-    fn new_node(&mut self) -> u32 {
+    fn word(&self, node: u32, slot: usize) -> &AtomicU64 {
+        &self.nodes[node as usize].words[slot]
+    }
+
+    fn load(&self, node: u32, slot: usize) -> Entry<T> {
+        Entry::of(self.word(node, slot).load(Ordering::Acquire))
+    }
+
+    fn store(&mut self, node: u32, slot: usize, entry: Entry<T>) {
+        *self.nodes[node as usize].words[slot].get_mut() = entry.word();
+    }
+
+    fn used_mut(&mut self, node: u32) -> &mut u32 {
+        self.nodes[node as usize].used.get_mut()
+    }
+
+    fn new_node(&mut self, level: u8) -> u32 {
         if let Some(id) = self.unused.pop() {
+            self.nodes[id as usize].level = level;
             return id;
         }
-        self.nodes.push(Node::new());
+        self.nodes.push(Node::new(level));
         (self.nodes.len() - 1) as u32
+    }
+
+    fn release_node(&mut self, id: u32) {
+        self.nodes[id as usize].level = UNUSED;
+        self.unused.push(id);
     }
 
     fn grow_to(&mut self, page: u64) {
         while !self.reaches(page) {
             let old = self.root;
-            let root = self.new_node();
-            if self.nodes[old as usize].used > 0 {
-                self.nodes[root as usize].entries[0] = Entry::Node(old);
-                self.nodes[root as usize].used = 1;
+            let root = self.new_node(self.top + 1);
+            if *self.used_mut(old) > 0 {
+                self.store(root, 0, Entry::Node(old));
+                *self.used_mut(root) = 1;
             } else {
-                self.unused.push(old);
+                self.release_node(old);
             }
             self.root = root;
             self.top += 1;
@@ -136,42 +217,67 @@ impl<T: Copy> PageMap<T> {
         let mut node = self.root;
         for level in (goal + 1..=self.top).rev() {
             let slot = slot_of(page, level);
-            node = match self.nodes[node as usize].entries[slot] {
+            node = match self.load(node, slot) {
                 Entry::Node(below) => below,
                 Entry::Leaf(_) => return Err(Occupied),
                 Entry::Empty => {
-                    let below = self.new_node();
-                    let parent = &mut self.nodes[node as usize];
-                    parent.entries[slot] = Entry::Node(below);
-                    parent.used += 1;
+                    let below = self.new_node(level - 1);
+                    self.store(node, slot, Entry::Node(below));
+                    *self.used_mut(node) += 1;
                     below
                 }
             };
         }
-        let last = &mut self.nodes[node as usize];
-        let entry = &mut last.entries[slot_of(page, goal)];
         // A node below would hold something, or it would not exist. And nothing was created on the way here: a node
         // made in the loop above has only empty entries.
-        if !matches!(entry, Entry::Empty) {
+        let slot = slot_of(page, goal);
+        if !matches!(self.load(node, slot), Entry::Empty) {
             return Err(Occupied);
         }
-        *entry = Entry::Leaf(value);
-        last.used += 1;
-        self.entries_by_size[size.index()] += 1;
+        self.store(node, slot, Entry::Leaf(value));
+        *self.used_mut(node) += 1;
         Ok(())
     }
 
-    fn find(&self, page: u64) -> Option<(u32, u8, usize)> {
+    /// Puts an entry over `size` pages at `page` while others look, and claim places themselves. Of two that want one
+    /// place, one gets it.
+    pub fn claim(&self, page: u64, size: PageSize, value: T) -> Claim {
+        if !page.is_multiple_of(size.frames()) {
+            return Claim::Occupied;
+        }
+        if !self.reaches(page) {
+            return Claim::NoNode;
+        }
+        let goal = size.index() as u8;
+        let mut node = self.root;
+        for level in (goal + 1..=self.top).rev() {
+            node = match self.load(node, slot_of(page, level)) {
+                Entry::Node(below) => below,
+                Entry::Leaf(_) => return Claim::Occupied,
+                Entry::Empty => return Claim::NoNode,
+            };
+        }
+        let leaf = Entry::Leaf(value).word();
+        let word = self.word(node, slot_of(page, goal));
+        match word.compare_exchange(0, leaf, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(_) => {
+                self.nodes[node as usize].used.fetch_add(1, Ordering::Relaxed);
+                Claim::Entered
+            }
+            Err(_) => Claim::Occupied,
+        }
+    }
+
+    fn find(&self, page: u64) -> Option<(u32, u8, T)> {
         if !self.reaches(page) {
             return None;
         }
         let mut node = self.root;
         let mut level = self.top;
         loop {
-            let slot = slot_of(page, level);
-            match self.nodes[node as usize].entries[slot] {
+            match self.load(node, slot_of(page, level)) {
                 Entry::Empty => return None,
-                Entry::Leaf(_) => return Some((node, level, slot)),
+                Entry::Leaf(value) => return Some((node, level, value)),
                 Entry::Node(below) => node = below,
             }
             level -= 1;
@@ -180,19 +286,17 @@ impl<T: Copy> PageMap<T> {
 
     /// The entry that covers `page`.
     pub fn get(&self, page: u64) -> Option<Hit<T>> {
-        let (node, level, slot) = self.find(page)?;
-        let Entry::Leaf(value) = self.nodes[node as usize].entries[slot] else { return None };
+        let (_, level, value) = self.find(page)?;
         let size = size_of_level(level);
         Some(Hit { base: page & !(size.frames() - 1), size, value })
     }
 
-    /// The value of the entry that covers `page`, to change it.
-    pub fn get_mut(&mut self, page: u64) -> Option<&mut T> {
-        let (node, _, slot) = self.find(page)?;
-        match &mut self.nodes[node as usize].entries[slot] {
-            Entry::Leaf(value) => Some(value),
-            _ => None,
-        }
+    /// Changes the value of the entry that covers `page`, and tells what `change` says; `None` where there is none.
+    pub fn update<R>(&mut self, page: u64, change: impl FnOnce(&mut T) -> R) -> Option<R> {
+        let (node, level, mut value) = self.find(page)?;
+        let told = change(&mut value);
+        self.store(node, slot_of(page, level), Entry::Leaf(value));
+        Some(told)
     }
 
     /// Takes out the entry that covers `page`.
@@ -203,31 +307,27 @@ impl<T: Copy> PageMap<T> {
         let mut node = self.root;
         for level in (goal..=self.top).rev() {
             path[usize::from(level)] = node;
-            if let Entry::Node(below) = self.nodes[node as usize].entries[slot_of(page, level)] {
+            if let Entry::Node(below) = self.load(node, slot_of(page, level)) {
                 node = below;
             }
         }
         self.empty(page, goal, &path);
-        self.entries_by_size[hit.size.index()] -= 1;
         Some(hit)
     }
 
     /// Makes the entry that covers `page` 512 entries of the next smaller size, whose values `part` gives by their first
     /// page; whether there was one, and larger than 4K.
     pub fn divide(&mut self, page: u64, mut part: impl FnMut(u64) -> T) -> bool {
-        let Some((node, level, slot)) = self.find(page).filter(|found| found.1 > 0) else { return false };
-        let size = size_of_level(level);
+        let Some((node, level, _)) = self.find(page).filter(|found| found.1 > 0) else { return false };
         let smaller = size_of_level(level - 1);
-        let base = page & !(size.frames() - 1);
-        let below = self.new_node();
+        let base = page & !(size_of_level(level).frames() - 1);
+        let below = self.new_node(level - 1);
         let parts = &mut self.nodes[below as usize];
-        for (entry, at) in parts.entries.iter_mut().zip((base..).step_by(smaller.frames() as usize)) {
-            *entry = Entry::Leaf(part(at));
+        for (word, at) in parts.words.iter_mut().zip((base..).step_by(smaller.frames() as usize)) {
+            *word.get_mut() = Entry::Leaf(part(at)).word();
         }
-        parts.used = FANOUT as u16;
-        self.nodes[node as usize].entries[slot] = Entry::Node(below);
-        self.entries_by_size[size.index()] -= 1;
-        self.entries_by_size[smaller.index()] += FANOUT as u64;
+        *parts.used.get_mut() = FANOUT as u32;
+        self.store(node, slot_of(page, level), Entry::Node(below));
         true
     }
 
@@ -251,11 +351,11 @@ impl<T: Copy> PageMap<T> {
         let mut node = self.root;
         for level in (goal..=self.top).rev() {
             path[usize::from(level)] = node;
-            match self.nodes[node as usize].entries[slot_of(page, level)] {
+            match self.load(node, slot_of(page, level)) {
                 Entry::Node(below) if level > goal => node = below,
-                Entry::Node(below) => self.free_subtree(below, level - 1),
+                Entry::Node(below) => self.free_subtree(below),
                 Entry::Leaf(_) if level > goal => return Err(Occupied),
-                Entry::Leaf(_) => self.entries_by_size[size.index()] -= 1,
+                Entry::Leaf(_) => {}
                 Entry::Empty => return Ok(()),
             }
         }
@@ -267,27 +367,25 @@ impl<T: Copy> PageMap<T> {
     fn empty(&mut self, page: u64, goal: u8, path: &[u32; 8]) {
         for level in goal..=self.top {
             let id = path[usize::from(level)];
-            let node = &mut self.nodes[id as usize];
-            node.entries[slot_of(page, level)] = Entry::Empty;
-            node.used -= 1;
-            if node.used > 0 || level == self.top {
+            self.store(id, slot_of(page, level), Entry::Empty);
+            let used = self.used_mut(id);
+            *used -= 1;
+            if *used > 0 || level == self.top {
                 break;
             }
-            self.unused.push(id);
+            self.release_node(id);
         }
     }
 
-    fn free_subtree(&mut self, node: u32, level: u8) {
+    fn free_subtree(&mut self, node: u32) {
         for slot in 0..FANOUT {
-            match self.nodes[node as usize].entries[slot] {
-                Entry::Empty => continue,
-                Entry::Leaf(_) => self.entries_by_size[usize::from(level)] -= 1,
-                Entry::Node(below) => self.free_subtree(below, level - 1),
+            if let Entry::Node(below) = self.load(node, slot) {
+                self.free_subtree(below);
             }
-            self.nodes[node as usize].entries[slot] = Entry::Empty;
+            self.store(node, slot, Entry::Empty);
         }
-        self.nodes[node as usize].used = 0;
-        self.unused.push(node);
+        *self.used_mut(node) = 0;
+        self.release_node(node);
     }
 
     /// The first entry that covers `page` or lies above it.
@@ -303,7 +401,7 @@ impl<T: Copy> PageMap<T> {
         let first = if from <= node_base { 0 } else { slot_of(from, level) };
         for slot in first..FANOUT {
             let base = node_base + ((slot as u64) << span_shift);
-            match self.nodes[node as usize].entries[slot] {
+            match self.load(node, slot) {
                 Entry::Empty => {}
                 Entry::Leaf(value) => return Some(Hit { base, size: size_of_level(level), value }),
                 Entry::Node(below) => {
@@ -323,7 +421,7 @@ impl<T: Copy> PageMap<T> {
         }
         let mut node = self.root;
         for level in (0..=self.top).rev() {
-            match self.nodes[node as usize].entries[slot_of(page, level)] {
+            match self.load(node, slot_of(page, level)) {
                 Entry::Empty => return Some(size_of_level(level.min(HUGEST))),
                 Entry::Leaf(_) => return None,
                 Entry::Node(below) => node = below,
@@ -338,20 +436,29 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    impl Packed for u32 {
+        fn pack(self) -> u64 {
+            u64::from(self)
+        }
+        fn unpack(bits: u64) -> u32 {
+            bits as u32
+        }
+    }
+
     const M2: u64 = PageSize::Size2M.frames();
     const G1: u64 = PageSize::Size1G.frames();
 
     #[test]
     fn sizes_live_side_by_side_and_never_overlap() {
-        let mut map = PageMap::new();
-        map.insert(0, PageSize::Size1G, 'g').unwrap();
-        map.insert(G1, PageSize::Size2M, 'm').unwrap();
-        map.insert(G1 + M2 + 3, PageSize::Size4K, 'k').unwrap();
-        assert_eq!(map.insert(5, PageSize::Size4K, 'x'), Err(Occupied));
-        assert_eq!(map.insert(G1, PageSize::Size1G, 'x'), Err(Occupied));
-        assert_eq!(map.insert(1, PageSize::Size2M, 'x'), Err(Occupied), "not a multiple of its size");
-        assert_eq!(map.get(G1 - 1), Some(Hit { base: 0, size: PageSize::Size1G, value: 'g' }));
-        assert_eq!(map.get(G1 + M2 - 1).map(|h| h.value), Some('m'));
+        let mut map = PageMap::<u32>::new();
+        map.insert(0, PageSize::Size1G, 103).unwrap();
+        map.insert(G1, PageSize::Size2M, 109).unwrap();
+        map.insert(G1 + M2 + 3, PageSize::Size4K, 107).unwrap();
+        assert_eq!(map.insert(5, PageSize::Size4K, 120), Err(Occupied));
+        assert_eq!(map.insert(G1, PageSize::Size1G, 120), Err(Occupied));
+        assert_eq!(map.insert(1, PageSize::Size2M, 120), Err(Occupied), "not a multiple of its size");
+        assert_eq!(map.get(G1 - 1), Some(Hit { base: 0, size: PageSize::Size1G, value: 103 }));
+        assert_eq!(map.get(G1 + M2 - 1).map(|h| h.value), Some(109));
         assert_eq!(map.vacancy(G1 + M2 + 4), Some(PageSize::Size4K));
         assert_eq!(map.vacancy(G1 + 2 * M2), Some(PageSize::Size2M));
         assert_eq!(map.vacancy(2 * G1), Some(PageSize::Size1G));
@@ -360,7 +467,7 @@ mod tests {
 
     #[test]
     fn far_pages_cost_a_path_and_give_it_back() {
-        let mut map = PageMap::new();
+        let mut map = PageMap::<u32>::new();
         map.insert(0, PageSize::Size4K, 1).unwrap();
         let far = (1 << 50) - 1;
         map.insert(far, PageSize::Size4K, 2).unwrap();
@@ -372,14 +479,30 @@ mod tests {
         assert!(map.nodes() < with_both);
     }
 
+    #[test]
+    fn of_two_that_claim_a_place_one_gets_it() {
+        let mut map = PageMap::<u32>::new();
+        assert_eq!(map.claim(7, PageSize::Size4K, 0), Claim::NoNode);
+        map.insert(511, PageSize::Size4K, 0).unwrap();
+        let entered =
+            |value: u32| (0..511).filter(|&at| map.claim(at, PageSize::Size4K, value) == Claim::Entered).count();
+        let (one, two) = std::thread::scope(|scope| {
+            let other = scope.spawn(|| entered(1));
+            (entered(2), other.join().unwrap())
+        });
+        let holds = |value: u32| (0..511).filter(|&at| map.get(at).map(|hit| hit.value) == Some(value)).count();
+        assert_eq!((one + two, one, two), (511, holds(2), holds(1)));
+        assert_eq!(map.count(PageSize::Size4K), 512);
+    }
+
     proptest! {
         #[test]
         fn agrees_with_a_list_of_intervals(
             steps in prop::collection::vec((0_u8..6, 0_u64..2 * G1, 0_usize..3), 1..120),
         ) {
-            let mut map = PageMap::new();
-            let mut model: Vec<(u64, PageSize, usize)> = Vec::new();
-            for (step, (kind, page, size)) in steps.into_iter().enumerate() {
+            let mut map = PageMap::<u32>::new();
+            let mut model: Vec<(u64, PageSize, u32)> = Vec::new();
+            for (step, (kind, page, size)) in (0..).zip(steps) {
                 let size = PageSize::ALL[size];
                 let covering = model.iter().position(|&(b, s, _)| b <= page && page < b + s.frames());
                 if kind == 0 {
@@ -401,7 +524,14 @@ mod tests {
                 } else if kind < 4 {
                     let base = page & !(size.frames() - 1);
                     let free = model.iter().all(|&(b, s, _)| base + size.frames() <= b || b + s.frames() <= base);
-                    prop_assert_eq!(map.insert(base, size, step).is_ok(), free);
+                    let claimed = match kind {
+                        2 => Claim::NoNode,
+                        _ => map.claim(base, size, step),
+                    };
+                    match claimed {
+                        Claim::NoNode => prop_assert_eq!(map.insert(base, size, step).is_ok(), free),
+                        claimed => prop_assert_eq!(claimed == Claim::Entered, free),
+                    }
                     if free {
                         model.push((base, size, step));
                     }

@@ -156,6 +156,9 @@ impl Vm {
         self.mm.with_page(hva, access, self.kernel(task), &mut |sfn| {
             copy(sfn.base().wrapping_add(offset), part.clone())
         })?;
+        if intent != Intent::Read {
+            self.mark_dirty(slot, gpa.frame(), None);
+        }
         Ok(len_bytes)
     }
 }

@@ -30,13 +30,7 @@ impl TableCache {
 
     /// Makes sure that a fault will not run out.
     pub(crate) fn top_up(&mut self, host: &Host, task: &Task<'_>) -> Result<(), OutOfMemory> {
-        if self.tables.len() < Self::ENOUGH {
-            let mut host = host.lock(task);
-            while self.tables.len() < Self::ENOUGH {
-                self.tables.push(host.alloc_table()?);
-            }
-        }
-        Ok(())
+        host.alloc_tables(&mut self.tables, Self::ENOUGH, task)
     }
 
     /// An empty table.
@@ -81,8 +75,9 @@ pub(crate) struct VcpuMmu {
     pub(crate) ring: Option<DirtyRing>,
 }
 
-/// One virtual processor, as the hypervisor sees it.
+/// One virtual processor, as the hypervisor sees it. It shares no cache line with its neighbour.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub(crate) struct Vcpu {
     pub(crate) mmu: Mutex<VcpuMmu>,
     /// Held while the processor executes the guest.

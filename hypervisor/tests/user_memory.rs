@@ -13,6 +13,7 @@ use gmem::folio::FolioKind;
 use gmem::mm::{Advice, MapRequest, Prot, Sharing, ThpChoice, UserAccess, What};
 use gmem::policy::Generation;
 use gmem::{FolioPolicy, GmemFlags, HostConfig, PageIndex, Shareability, SlotId};
+use hypervisor::dirty::DirtyLogging;
 use hypervisor::tdp::Rights;
 use hypervisor::*;
 use interleave::{Body, Pct, Program, Progress, Random, Stopped, Strategy as Chooser, explore, shrink, timeline};
@@ -294,4 +295,25 @@ proptest! {
             }
         }
     }
+}
+
+/// Both ways in which the hypervisor writes on the guest's behalf: copying, and through a long mapping.
+#[test]
+fn what_the_hypervisor_writes_to_user_memory_is_logged() {
+    let world = World::new(Generation::Next);
+    let vm = &world.vm;
+    vm.set_dirty_logging(SlotId(1), DirtyLogging::On, QUIET).unwrap();
+    let harvest = || {
+        let mut words = Vec::new();
+        vm.get_dirty_log(SlotId(1), &mut |word, bits| words.push((word, bits)), QUIET).unwrap();
+        words
+    };
+    vm.guest_write(Gfn::new(SECOND + 1).base(), &[7], QUIET).unwrap();
+    assert_eq!(harvest(), [(0, 1 << 1)]);
+    let map = vm.map_guest_page(Gfn::new(SECOND + 2), UserAccess::Write, QUIET).unwrap();
+    vm.write_mapped(&map, 0, &[7]).unwrap();
+    vm.unmap_guest_page(map, QUIET);
+    let read = vm.map_guest_page(Gfn::new(SECOND + 3), UserAccess::Read, QUIET).unwrap();
+    vm.unmap_guest_page(read, QUIET);
+    assert_eq!(harvest(), [(0, 1 << 2)]);
 }

@@ -2,7 +2,7 @@
 //!
 //! A [`Task`] is the thread that executes a piece of the pipeline. It is handed down explicitly, says where events go,
 //! and, when a controlled [`Schedule`] drives it, offers that schedule every [`Point`] and every lock as an occasion to
-//! let another task run. Without a schedule a point is one branch and the locks are parking_lot's and crossbeam's.
+//! let another task run. Without a schedule a point is one branch and the locks are parking_lot's and our own.
 //!
 //! - [`Mutex`]: one holder. [`ShardedLock`]: many readers that do not touch each other's cache lines, one writer; for
 //!   what every fault reads and few operations change.

@@ -11,7 +11,7 @@ use super::reshape::{CutFailed, Outlook};
 use super::tree::Place;
 use super::{GuestMemfd, PageIndex, PageRange};
 use crate::Host;
-use crate::folio::{FolioFlags, RefError};
+use crate::folio::RefError;
 use crate::numa::MemPolicy;
 use crate::policy::{HostMapping, Quirks};
 use crate::provider::{FreshFolio, ProviderError, ReuseError, SplitError, Want};
@@ -109,7 +109,7 @@ pub struct Backed {
 impl GuestMemfd {
     /// The folio at `index` if there is one; populates nothing. A moment later it may be gone.
     pub fn peek(&self, index: PageIndex, task: &Task<'_>) -> Option<Backed> {
-        match self.cache.lock(task).at(index.0) {
+        match self.cache.read(task).at(index.0) {
             Place::Folio(backed) => Some(backed),
             Place::Gone(_) | Place::Vacant(_) => None,
         }
@@ -129,11 +129,12 @@ impl GuestMemfd {
             return Err(GetError::BeyondEnd { index, nr_pages: self.nr_pages });
         }
         // One allocation at a time for what one folio may cover: two would need more than was reserved, if only for a
-        // moment, and take it from an index that was promised it.
-        let lock = self.folio_locks.lane((index.0 / self.unit.frames()) as usize);
+        // moment, and take it from an index that was promised it. Small pages side by side share a lock too, since it is
+        // mostly one task that populates them.
+        let lock = self.folio_locks.lane((index.0 / self.unit.frames().max(PageSize::Size2M.frames())) as usize);
         let _alone = (!task.has(Defect::AllocateTwice)).then(|| lock.lock(task));
         loop {
-            let place = self.cache.lock(task).at(index.0);
+            let place = self.cache.read(task).at(index.0);
             let vacancy = match place {
                 Place::Folio(found) => return Ok(found),
                 Place::Gone(sfn) => return self.refill(host, index, sfn, task),
@@ -142,25 +143,24 @@ impl GuestMemfd {
             let fits = |size: &PageSize| (index.0 & !(size.frames() - 1)) + size.frames() <= self.nr_pages;
             let at_most = PageSize::ALL[..=vacancy.index()].iter().copied().rfind(fits).unwrap_or(PageSize::Size4K);
             task.at(Point::A1);
-            let fresh = {
-                let mut provider = self.provider.lock(task);
-                let mut host = host.lock(task);
-                let mut want = Want { policy: self.mem_policy(index, task), ..Want::anywhere(at_most, index.0) };
-                if task.has(Defect::ReservationOverridesPolicy) {
-                    want.policy = MemPolicy::Any;
-                }
-                let fresh = provider.allocate(&mut host, want).map_err(|cause| GetError::NoFolio { index, cause })?;
-                let flags = &mut host.folios.meta_mut(fresh.head).flags;
-                let zero = flags.contains(FolioFlags::KNOWN_ZERO);
-                flags.remove(FolioFlags::KNOWN_ZERO);
-                flags.insert(FolioFlags::UPTODATE);
-                if !zero {
-                    host.clear(fresh.head, fresh.size.frames());
-                    task.report(Event::FolioZeroed { sfn: fresh.head, nr_pages: fresh.size.frames() });
-                }
-                host.report_pool(fresh.size, task);
-                fresh
+            let policy = match task.has(Defect::ReservationOverridesPolicy) {
+                true => MemPolicy::Any,
+                false => self.mem_policy(index, task),
             };
+            let kind = self.stock.filter(|kind| kind.size() <= at_most && policy == MemPolicy::Any);
+            let fresh = match kind.and_then(|kind| host.take_fresh(kind, task)) {
+                Some(head) => FreshFolio { head, size: self.unit },
+                None => {
+                    let mut provider = self.provider.lock(task);
+                    let mut host = host.lock(task);
+                    let want = Want { policy, ..Want::anywhere(at_most, index.0) };
+                    let fresh = provider.allocate(&mut host, want);
+                    let fresh = fresh.map_err(|cause| GetError::NoFolio { index, cause })?;
+                    host.hand_out(fresh.head);
+                    fresh
+                }
+            };
+            host.report_pool(fresh.size, task);
             task.at(Point::A2);
             let Some(backed) = self.publish(host, index, fresh, task)? else { continue };
             if self.policy.host_mapping == HostMapping::FollowsPrivacy {
@@ -190,7 +190,7 @@ impl GuestMemfd {
             leave_stale_bytes(host, head, size, task);
         }
         if !needs(base, size) {
-            let inserted = self.cache.lock(task).insert(base, head, size);
+            let inserted = self.enter(base, head, size, task);
             match inserted {
                 true => task.report(Event::FolioAllocated { ino: self.ino, index: base, sfn: head, size }),
                 false => host.lock(task).put_page(head, size.frames() as u32),
@@ -221,6 +221,12 @@ impl GuestMemfd {
             Place::Folio(backed) => Ok(Some(backed)),
             Place::Gone(_) | Place::Vacant(_) => Ok(None),
         }
+    }
+
+    /// Puts a folio at `base` if nothing is there.
+    fn enter(&self, base: u64, head: Sfn, size: PageSize, task: &Task<'_>) -> bool {
+        let entered = self.cache.read(task).try_insert(base, head, size, task);
+        entered.unwrap_or_else(|| self.cache.write(task).insert(base, head, size))
     }
 
     /// The private pages of a fresh folio are none of the host's.

@@ -199,7 +199,7 @@ impl Exclusive<'_> {
 
     /// `range` and all of the folios that reach into it: what users must not map when those are to be split.
     pub fn with_folios(&self, range: PageRange, task: &Task<'_>) -> PageRange {
-        let cache = self.inode.cache.lock(task);
+        let cache = self.inode.cache.read(task);
         let size = |index: u64| match cache.at(index) {
             Place::Folio(backed) => backed.size,
             Place::Gone(_) | Place::Vacant(_) => PageSize::Size4K,

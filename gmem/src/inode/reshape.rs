@@ -10,7 +10,7 @@
 
 use emu_core::defect::Defect;
 use emu_core::event::{Event, Ino};
-use emu_core::sync::{MutexGuard, Point, Task};
+use emu_core::sync::{MutexGuard, Point, Task, WriteGuard};
 use emu_core::{PageSize, Sfn};
 
 use super::tree::{PageCache, Place, Run, Unit};
@@ -112,7 +112,7 @@ pub(super) struct CutFailed {
 /// See the module.
 pub(super) struct Books<'a> {
     pub(super) provider: MutexGuard<'a, Box<dyn FolioProvider>>,
-    pub(super) cache: MutexGuard<'a, PageCache>,
+    pub(super) cache: WriteGuard<'a, PageCache>,
     pub(super) host: MutexGuard<'a, HostMemory>,
     ino: Ino,
     task: Task<'a>,
@@ -122,7 +122,7 @@ impl GuestMemfd {
     pub(super) fn books<'a>(&'a self, host: &'a Host, task: &Task<'a>) -> Books<'a> {
         Books {
             provider: self.provider.lock(task),
-            cache: self.cache.lock(task),
+            cache: self.cache.write(task),
             host: host.lock(task),
             ino: self.ino,
             task: *task,

@@ -12,7 +12,7 @@ impl GuestMemfd {
     /// A reference on the folio at `index`, whoever may use it and whatever is being done to it; [`GuestMemfd::put_page`]
     /// drops it. `None` where there is no folio.
     pub fn try_get_folio(&self, host: &Host, index: PageIndex, task: &Task<'_>) -> Option<Sfn> {
-        let cache = self.cache.lock(task);
+        let cache = self.cache.read(task);
         let Place::Folio(backed) = cache.at(index.0) else { return None };
         host.lock(task).get_page(backed.sfn).ok()?;
         Some(backed.sfn)

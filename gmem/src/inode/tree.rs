@@ -2,18 +2,22 @@
 //!
 //! One entry stands for a whole folio, or for all the pieces of one: pieces keep the frames of their original, so its
 //! head and their size say it all. Only where pieces of a 2M block are gone does a bitmap say which. So a folio of any
-//! size costs 16 bytes, split or not, and 144 where holes were punched into it.
+//! size costs 8 bytes, split or not, and 72 where holes were punched into it.
+//!
+//! Folios are looked up, and put where a node is for them, by many at once; the rest needs the cache alone.
 //!
 //! Always true: an entry is a naturally aligned part of one unit, and covers the unit alone or together with entries
 //! beside it; a unit has entries as long as one of its pieces is in the cache, and none otherwise; a gone piece is
 //! therefore one of a unit that is split.
 
 use core::ops::ControlFlow;
+use core::sync::atomic::{AtomicU64, Ordering};
 
+use emu_core::sync::{Sharded, Task};
 use emu_core::{PageSize, Sfn};
 
 use super::Backed;
-use crate::pagemap::{Hit, PageMap};
+use crate::pagemap::{Claim, Hit, Packed, PageMap};
 
 const M2: u64 = PageSize::Size2M.frames();
 
@@ -48,6 +52,30 @@ impl Cached {
         }
     }
 }
+
+/// From bit 0: two bits of the size of the folios, two of the unit's, whether there is a bitmap. Then the head, of 40 bits;
+/// or, because what has a bitmap covers 2M, 31 bits of the head without its zeros below 26 of the bitmap's number.
+impl Packed for Cached {
+    fn pack(self) -> u64 {
+        let sizes = self.pieces.index() as u64 | (self.unit.index() as u64) << 2;
+        match self.bitmap {
+            NO_BITMAP => sizes | self.head.raw() << 5,
+            id => sizes | 1 << 4 | u64::from(id) << 5 | self.head.raw() / M2 << 31,
+        }
+    }
+
+    fn unpack(bits: u64) -> Cached {
+        let size = |at: u32| PageSize::ALL[(bits >> at & 3) as usize];
+        let (bitmap, head) = match bits >> 4 & 1 {
+            0 => (NO_BITMAP, bits >> 5),
+            _ => ((bits >> 5) as u32 & (MOST_BITMAPS - 1), (bits >> 31) * M2),
+        };
+        Cached { head: Sfn::new(head), bitmap, pieces: size(0), unit: size(2) }
+    }
+}
+
+/// As many as 128 TiB of 2M blocks with holes need.
+const MOST_BITMAPS: u32 = 1 << 26;
 
 /// What lies at an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,8 +127,8 @@ pub(super) struct PageCache {
     map: PageMap<Cached>,
     bitmaps: Vec<Bitmap>,
     unused: Vec<u32>,
-    /// Folios by [`PageSize::index`].
-    folios: [u64; 3],
+    /// Folios by [`PageSize::index`]: what each lane put in, and in lane 0 what came of the rest.
+    folios: Sharded<[AtomicU64; 3]>,
 }
 
 const fn align_down(index: u64, size: PageSize) -> u64 {
@@ -123,8 +151,16 @@ fn unit_of(hit: &Hit<Cached>) -> Unit {
 
 impl PageCache {
     /// Folios of `size`.
-    pub(super) const fn count(&self, size: PageSize) -> u64 {
-        self.folios[size.index()]
+    pub(super) fn count(&self, size: PageSize) -> u64 {
+        self.folios.iter().fold(0, |sum, lane| sum.wrapping_add(lane[size.index()].load(Ordering::Relaxed)))
+    }
+
+    fn add(&self, lane: usize, size: PageSize, nr: u64) {
+        self.folios.lane(lane)[size.index()].fetch_add(nr, Ordering::Relaxed);
+    }
+
+    fn sub(&self, size: PageSize, nr: u64) {
+        self.folios.lane(0)[size.index()].fetch_sub(nr, Ordering::Relaxed);
     }
 
     /// Bytes of real memory that it takes.
@@ -162,8 +198,20 @@ impl PageCache {
     pub(super) fn insert(&mut self, base: u64, head: Sfn, size: PageSize) -> bool {
         let inserted =
             self.map.insert(base, size, Cached { head, bitmap: NO_BITMAP, pieces: size, unit: size }).is_ok();
-        self.folios[size.index()] += u64::from(inserted);
+        self.add(0, size, u64::from(inserted));
         inserted
+    }
+
+    /// The same while others look; `None` where it takes a node that is not there yet.
+    pub(super) fn try_insert(&self, base: u64, head: Sfn, size: PageSize, task: &Task<'_>) -> Option<bool> {
+        match self.map.claim(base, size, Cached { head, bitmap: NO_BITMAP, pieces: size, unit: size }) {
+            Claim::Entered => {
+                self.add(task.lane(), size, 1);
+                Some(true)
+            }
+            Claim::Occupied => Some(false),
+            Claim::NoNode => None,
+        }
     }
 
     /// Visits the folios that reach into `[first, end)`, ascending, as few runs.
@@ -218,11 +266,9 @@ impl PageCache {
             return;
         }
         self.cut_down(index, size);
-        if let Some(cached) = self.map.get_mut(index) {
-            cached.pieces = to;
-        }
-        self.folios[size.index()] -= 1;
-        self.folios[to.index()] += size.frames() / to.frames();
+        self.map.update(index, |cached| cached.pieces = to);
+        self.sub(size, 1);
+        self.add(0, to, size.frames() / to.frames());
     }
 
     /// Makes the entry around `index` cover no more than `size`.
@@ -263,19 +309,15 @@ impl PageCache {
         let head = Sfn::new(hit.value.head.raw() + (base - hit.base));
         let united = self.map.unite(base, size, Cached { head, bitmap: NO_BITMAP, pieces: size, unit: hit.value.unit });
         assert!(united.is_ok(), "entries of a unit are no larger than it");
-        for (count, gone) in self.folios.iter_mut().zip(gone) {
-            *count -= gone;
-        }
-        self.folios[size.index()] += 1;
+        PageSize::ALL.into_iter().zip(gone).for_each(|(size, nr)| self.sub(size, nr));
+        self.add(0, size, 1);
     }
 
     /// Forgets a unit, whatever is left of it.
     pub(super) fn remove_unit(&mut self, unit: Unit) {
         let mut gone = [0; 3];
         self.each_run(unit.base, unit.end(), |run| gone[run.size.index()] += run.nr_pages / run.size.frames());
-        for (count, gone) in self.folios.iter_mut().zip(gone) {
-            *count -= gone;
-        }
+        PageSize::ALL.into_iter().zip(gone).for_each(|(size, nr)| self.sub(size, nr));
         let mut at = unit.base;
         while let Some(hit) = self.map.next_from(at).filter(|hit| hit.base < unit.end()) {
             at = hit.end();
@@ -299,19 +341,18 @@ impl PageCache {
                 Shape::Folios(_) => {
                     let id = self.unused.pop().unwrap_or_else(|| {
                         self.bitmaps.push([0; 8]);
+                        assert!(self.bitmaps.len() < MOST_BITMAPS as usize, "no guest has as many 2M blocks");
                         (self.bitmaps.len() - 1) as u32
                     });
                     self.bitmaps[id as usize] = [u64::MAX; 8];
-                    if let Some(cached) = self.map.get_mut(at) {
-                        cached.bitmap = id;
-                    }
+                    self.map.update(at, |cached| cached.bitmap = id);
                     id
                 }
             };
             for page in at..block_end {
                 set_bit(&mut self.bitmaps[id as usize], page - hit.base, false);
             }
-            self.folios[PageSize::Size4K.index()] -= block_end - at;
+            self.sub(PageSize::Size4K, block_end - at);
             at = block_end;
         }
         if let Some(unit) = self.unit_at(first) {
@@ -328,12 +369,11 @@ impl PageCache {
         let Shape::Some(id) = hit.value.shape() else { return };
         let bitmap = &mut self.bitmaps[id as usize];
         set_bit(bitmap, index - hit.base, true);
-        self.folios[PageSize::Size4K.index()] += 1;
-        if bitmap.iter().all(|&word| word == u64::MAX) {
+        let whole = bitmap.iter().all(|&word| word == u64::MAX);
+        self.add(0, PageSize::Size4K, 1);
+        if whole {
             self.unused.push(id);
-            if let Some(cached) = self.map.get_mut(index) {
-                cached.bitmap = NO_BITMAP;
-            }
+            self.map.update(index, |cached| cached.bitmap = NO_BITMAP);
         }
     }
 }
@@ -346,8 +386,17 @@ mod tests {
     const G1: u64 = PageSize::Size1G.frames();
 
     #[test]
-    fn an_entry_is_sixteen_bytes_and_a_split_one_too() {
-        assert_eq!(size_of::<Cached>(), 16);
+    fn an_entry_is_a_word_that_tells_all_of_it() {
+        for (pieces, unit) in PageSize::ALL.into_iter().flat_map(|a| PageSize::ALL.map(|b| (a, b))) {
+            for bitmap in [NO_BITMAP, 0, 5, MOST_BITMAPS - 1] {
+                let cached = Cached { head: Sfn::new((1 << 40) - M2), bitmap, pieces, unit };
+                assert_eq!((Cached::unpack(cached.pack()), cached.pack() >> 62), (cached, 0));
+            }
+        }
+    }
+
+    #[test]
+    fn a_split_folio_is_one_entry() {
         let mut cache = PageCache::default();
         cache.insert(0, Sfn::new(G1), PageSize::Size1G);
         let whole = cache.metadata_bytes();

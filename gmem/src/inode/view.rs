@@ -78,7 +78,7 @@ impl InodeView {
 impl GuestMemfd {
     /// What it is at this moment; never waits.
     pub fn view(&self, task: &Task<'_>) -> InodeView {
-        let folios = self.cache.try_lock(task).map(|cache| {
+        let folios = self.cache.try_read(task).map(|cache| {
             let mut found = Vec::new();
             cache.each_run(0, self.nr_pages, |Run { first, nr_pages, sfn, size }| {
                 found.push(FolioRun { first: PageIndex(first), nr_pages, sfn, size });

@@ -115,16 +115,11 @@ impl Mm {
 
     /// An entry that is there gets the right that its mapping has. Whether that was all.
     fn widen(&self, page: Hvn, access: UserAccess, write: PteFlags, task: &Task<'_>) -> bool {
-        let mut entries = self.table.lock(task);
-        match entries.flags_mut(page) {
-            Some(flags) => {
-                if access == UserAccess::Write {
-                    flags.insert(write);
-                }
-                true
+        self.table.lock(task).change_flags(page, |flags| {
+            if access == UserAccess::Write {
+                flags.insert(write);
             }
-            None => false,
-        }
+        })
     }
 
     /// `do_anonymous_page`, `do_swap_page`: a zeroed folio, or what was paged out.

@@ -148,9 +148,7 @@ impl Entries {
         };
         match held {
             Ok(()) => {
-                if let Some(flags) = self.flags_mut(page) {
-                    flags.insert(PteFlags::ACCESSED);
-                }
+                self.change_flags(page, |flags| flags.insert(PteFlags::ACCESSED));
                 Walked::Held(PageRef { sfn: leaf.sfn, hold: foll.hold, flags: leaf.flags, size: leaf.size })
             }
             Err(_) => Walked::Refused(GupError::Saturated { at }),

@@ -14,7 +14,7 @@ use emu_core::{Hvn, PageSize, Sfn};
 
 use super::{HvaRange, MmId, Prot, UserAccess};
 use crate::folio::RefError;
-use crate::pagemap::{Hit, PageMap};
+use crate::pagemap::{Hit, Packed, PageMap};
 use crate::{Host, HostMemory, OutOfMemory};
 
 bitflags! {
@@ -41,6 +41,16 @@ pub struct UserPte {
     pub sfn: Sfn,
     /// Its bits.
     pub flags: PteFlags,
+}
+
+/// The frame above eight bits.
+impl Packed for UserPte {
+    fn pack(self) -> u64 {
+        self.sfn.raw() << 8 | u64::from(self.flags.bits())
+    }
+    fn unpack(bits: u64) -> UserPte {
+        UserPte { sfn: Sfn::new(bits >> 8), flags: PteFlags::from_bits_retain(bits as u8) }
+    }
 }
 
 /// What an entry says about one page.
@@ -142,12 +152,12 @@ impl UserTable {
         let mut at = range.first.raw();
         while let Some(hit) = entries.map.next_from(at).filter(|hit| hit.base < range.end().raw()) {
             at = hit.end();
-            if let Some(pte) = entries.map.get_mut(hit.base) {
+            entries.map.update(hit.base, |pte| {
                 if !prot.contains(Prot::WRITE) {
                     pte.flags.remove(PteFlags::WRITE);
                 }
                 pte.flags.set(PteFlags::PROT_NONE, prot.is_empty());
-            }
+            });
         }
     }
 
@@ -175,9 +185,9 @@ impl Entries {
         Some(UserLeaf { sfn, size: hit.size, flags: hit.value.flags })
     }
 
-    /// The entry of `page`, for changes of its bits.
-    pub(super) fn flags_mut(&mut self, page: Hvn) -> Option<&mut PteFlags> {
-        self.map.get_mut(page.raw()).map(|pte| &mut pte.flags)
+    /// Changes the bits of the entry of `page`; whether there is one.
+    pub(super) fn change_flags(&mut self, page: Hvn, change: impl FnOnce(&mut PteFlags)) -> bool {
+        self.map.update(page.raw(), |pte| change(&mut pte.flags)).is_some()
     }
 
     /// Whether 2 MiB around `page` have neither an entry nor a page that was paged out.
@@ -250,10 +260,10 @@ impl Entries {
         copy: impl FnOnce(Sfn) -> Result<(), BusError>,
     ) -> Option<Result<(), BusError>> {
         let leaf = self.leaf(page).filter(|leaf| leaf.allows(access))?;
-        if let Some(flags) = self.flags_mut(page) {
+        self.change_flags(page, |flags| {
             flags.insert(PteFlags::ACCESSED);
             flags.set(PteFlags::DIRTY, flags.contains(PteFlags::DIRTY) || access == UserAccess::Write);
-        }
+        });
         Some(copy(leaf.sfn))
     }
 }

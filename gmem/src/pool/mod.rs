@@ -396,6 +396,13 @@ impl HugePool {
         }
     }
 
+    /// Undoes an allocation under a promise.
+    fn undo_alloc(&mut self, frames: &SystemFrames, sfn: Sfn) {
+        let (unit, node) = (self.unit(sfn), self.node_of(frames, sfn));
+        self.nodes[node].free.insert(unit, 1);
+        self.resv += 1;
+    }
+
     /// Gives a page that is not on a free list to the page allocator (`update_and_free_hugetlb_folio`). Whether its
     /// vmemmap could be restored; if not, nothing was changed.
     fn release(&mut self, frames: &mut SystemFrames, node: usize, unit: u64) -> bool {

@@ -207,6 +207,18 @@ impl HugePool {
         self.release_if_free(frames, id);
     }
 
+    /// Undoes [`HugePool::take`] of a page that leaned on the subpool's promise and that nobody used.
+    ///
+    /// # Panics
+    /// When the subpool handed out nothing.
+    pub(crate) fn untake(&mut self, frames: &SystemFrames, id: SubpoolId, sfn: Sfn) {
+        let subpool = self.subpools.get_mut(id);
+        assert!(subpool.out > 0, "{id:?} handed out nothing that could be undone");
+        subpool.out -= 1;
+        subpool.undo_get(0);
+        self.undo_alloc(frames, sfn);
+    }
+
     fn come_back(&mut self, id: SubpoolId) -> Promise {
         let subpool = self.subpools.get_mut(id);
         assert!(subpool.out > 0, "{id:?} handed out nothing that could come back");

@@ -1,10 +1,8 @@
 //! Folios of a huge-page pool, each within the inode's subpool (`gmem_hugetlb` of the proposed series).
 
 use super::{FolioProvider, FreshFolio, ProviderError, Want};
-use crate::folio::{FolioFlags, FolioKind, Source};
-use crate::host::HostMemory;
+use crate::host::{HostMemory, Stocked};
 use crate::pool::{HugeSize, SubpoolId, SubpoolLimits};
-use crate::vmemmap::VmemmapMode;
 
 #[derive(Debug)]
 pub(super) struct HugetlbProvider {
@@ -26,16 +24,12 @@ impl FolioProvider for HugetlbProvider {
             return Err(ProviderError::TooLarge { size, at_most: want.at_most });
         }
         let subpool = self.subpool.ok_or(ProviderError::NotReserved { size })?;
-        let (pool, frames) = host.pool_mut(self.size);
-        let nodes = want.policy.order(want.index / size.frames(), frames.online());
-        let head = pool.take(frames, subpool, nodes)?;
-        let optimised = match frames.vmemmap.mode() {
-            VmemmapMode::Off => FolioFlags::empty(),
-            VmemmapMode::Optimise => FolioFlags::VMEMMAP_OPTIMISED,
-        };
-        let source = Source::Pool { size: self.size, subpool };
-        host.begin_use(head, size, FolioKind::Gmem, FolioFlags::HUGETLB | optimised, source);
+        let head = host.take_pool_folio(self.size, subpool, want.policy, want.index)?;
         Ok(FreshFolio { head, size })
+    }
+
+    fn stock(&self) -> Option<Stocked> {
+        self.subpool.filter(|_| self.size == HugeSize::Size2M).map(Stocked::Pool)
     }
 
     fn unreserve(&mut self, host: &mut HostMemory) {

@@ -26,7 +26,7 @@ use emu_core::{PageSize, Sfn};
 use thiserror::Error;
 
 use crate::cma::CmaError;
-use crate::host::{HostMemory, OutOfMemory};
+use crate::host::{HostMemory, OutOfMemory, Stocked};
 use crate::numa::{MemPolicy, NodeId};
 use crate::pool::{HugeSize, PoolExhausted, TakeError};
 
@@ -135,6 +135,13 @@ pub trait FolioProvider: Send + core::fmt::Debug {
 
     /// A folio, of the largest size that is wanted and can be had.
     fn allocate(&mut self, host: &mut HostMemory, want: Want) -> Result<FreshFolio, ProviderError>;
+
+    /// The stock of a lane from which folios as [`allocate`](FolioProvider::allocate) gives them may come instead, where the
+    /// whole of one fits and no policy chooses nodes. Asked once, after the reservation.
+    #[expect(private_interfaces, reason = "the stocks are the host's own")]
+    fn stock(&self) -> Option<Stocked> {
+        None
+    }
 
     /// Makes the folio at `head` folios of `target`.
     fn split(&mut self, host: &mut HostMemory, head: Sfn, target: PageSize) -> Result<Split, SplitError> {

@@ -4,7 +4,7 @@ use emu_core::PageSize;
 
 use super::{FolioProvider, FreshFolio, ProviderError, Want};
 use crate::folio::{FolioFlags, FolioKind, Source};
-use crate::host::{HostMemory, OutOfMemory};
+use crate::host::{HostMemory, OutOfMemory, Stocked};
 
 #[derive(Debug)]
 pub(super) struct PageProvider {
@@ -27,6 +27,10 @@ impl FolioProvider for PageProvider {
             }
         }
         Err(OutOfMemory { size: PageSize::Size4K, free_frames: host.frames.pages.free_frames() }.into())
+    }
+
+    fn stock(&self) -> Option<Stocked> {
+        (self.largest <= PageSize::Size2M).then_some(Stocked::Pages(self.largest))
     }
 
     fn unreserve(&mut self, _host: &mut HostMemory) {}

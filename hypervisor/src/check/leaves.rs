@@ -129,12 +129,15 @@ pub(super) fn leaves_are_counted(scene: &Scene<'_>) -> Found {
     Ok(())
 }
 
-/// D10.
+/// D10. A log that starts with every page dirty leaves large leaves alone until their marks are cleared.
 pub(super) fn logged_leaves_are_small(scene: &Scene<'_>) -> Found {
     let (true, Some(slots)) = (scene.slots_settled, &scene.slots) else { return Ok(()) };
     for leaf in scene.leaves().iter().filter(|leaf| leaf.size > PageSize::Size4K) {
-        let logged = slots.lookup(leaf.gfn).is_some_and(|slot| slot.log().is_some());
-        if logged && leaf.rights.contains(Rights::WRITE) {
+        let Some(slot) = slots.lookup(leaf.gfn).filter(|_| leaf.rights.contains(Rights::WRITE)) else { continue };
+        let Some(log) = slot.log() else { continue };
+        let first = leaf.gfn.raw() - slot.info().first.raw();
+        let is_told = |page: u64| log.bitmap().is_some_and(|bitmap| bitmap.is_dirty(page));
+        if !(first..first + leaf.size.frames()).all(is_told) {
             return Err(format!("the {} leaf at {:#x} is writable and its slot is logged", leaf.size, leaf.gfn.raw()));
         }
     }

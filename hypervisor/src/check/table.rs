@@ -169,7 +169,7 @@ invariants! {
     D7 Always Scan(records::mixed_pages_are_marked) "a block is marked mixed exactly when its attributes differ";
     D8 Always Test(ATTRIBUTES) "the count of what forbids large pages is right and never negative";
     D9 Always Asserted("hypervisor/src/attributes/lpage.rs") "records of large pages are looked up inside the slot only";
-    D10 MmuLockFree Scan(leaves::logged_leaves_are_small) "while a slot is logged no leaf above 4K is writable";
+    D10 MmuLockFree Scan(leaves::logged_leaves_are_small) "while a slot is logged no leaf above 4K is writable, unless all of its pages count as written";
     D11 MmuLockFree Open(NX) "with the NX workaround no leaf above 4K is executable";
     D12 MmuLockFree Open("no reverse map") "a private leaf is no larger than the reverse map allows";
     D13 Call Test("gmem/tests/conversions.rs") "after a merge the level is what it was before the split";

@@ -79,8 +79,13 @@ impl Vm {
         Ok(HostMap { gfn, sfn: found.sfn, access, held })
     }
 
-    /// Undoes a mapping (`kvm_vcpu_unmap`); one for writing has made its page dirty.
+    /// Undoes a mapping (`kvm_vcpu_unmap`); one for writing has made its page dirty, in the memslot's log too.
     pub fn unmap_guest_page(&self, map: HostMap, task: &Task<'_>) {
+        if map.access == UserAccess::Write
+            && let Some(slot) = self.slots.read(task).lookup(map.gfn)
+        {
+            self.mark_dirty(slot, map.gfn, None);
+        }
         let mut host = self.host.lock(task);
         let dirty = map.access == UserAccess::Write;
         match map.held {
