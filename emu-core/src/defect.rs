@@ -149,6 +149,39 @@ defects! {
     /// what the hypervisor does for the guest goes to the user address, whatever that shows.
     OwnAccessToUserMemory "own-access-to-user-memory"
         "what the hypervisor does for the guest goes to the user address, whatever that shows";
+    /// mapping ahead tries again where a slot is going, whose deletion waits for it.
+    PrefaultWaitsForSlot "prefault-waits-for-slot"
+        "mapping ahead tries again while a slot goes, and the slot waits for it";
+    /// the fast path answers an access to the other side of memory.
+    FastPathIgnoresPrivacy "fast-path-ignores-privacy"
+        "the fast path answers an access that means the other side of memory";
+    /// an entry is stored plainly although others may change it without the lock.
+    PlainStore "plain-store"
+        "an entry is stored plainly although a processor may be setting its flags";
+    /// a harvest clears its marks after it has armed the leaves.
+    ClearAfterArming "clear-after-arming"
+        "a harvest clears its marks after it has armed the leaves";
+    /// a long zap lets go of the lock and flushes at its end.
+    YieldWithoutFlush "yield-without-flush"
+        "a long zap lets go of its lock between zapping and flushing";
+    /// a harvest arms leaves and forgets the flush.
+    HarvestWithoutFlush "harvest-without-flush"
+        "a harvest of the dirty log arms leaves and forgets the flush";
+    /// a harvest flushes for what it changed itself alone.
+    FlushOnlyOwed "flush-only-owed"
+        "a harvest flushes only where it found a writable leaf";
+    /// who takes a page away does not look under roots that were given up.
+    ForgetInvalidRoots "forget-invalid-roots"
+        "who takes a page away does not look under roots that were given up";
+    /// recovery empties the entry that led to a table without looking at it again.
+    RecoverBlindly "recover-blindly"
+        "NX recovery empties an entry that no longer leads to its table";
+    /// what says that no memory is somewhere is believed in every generation.
+    IgnoreMmioGeneration "ignore-mmio-generation"
+        "an entry for a device is believed whatever became of the memslots since";
+    /// the write that fills a dirty ring is not pushed.
+    RingForgetsLastEntry "ring-forgets-last-entry"
+        "the write that fills a dirty ring is left to be found after the exit";
     /// a memory failure neither zaps nor invalidates.
     FailureTellsNobody "failure-tells-nobody"
         "a memory failure neither zaps nor invalidates";

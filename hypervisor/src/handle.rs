@@ -135,7 +135,7 @@ impl Vm {
             )?;
             if matches!(outcome, Outcome::Fixed { .. }) && fault.rights().contains(Rights::WRITE) {
                 // Whether or not this access writes, the next one may without being noticed.
-                self.mark_dirty(slot, fault.gfn(), own.ring.as_mut());
+                self.mark_dirty(slot, fault.gfn(), own.ring.as_mut(), task);
             }
             task.report(Event::FaultStage { stage: Stage::Finish });
             self.flush(&owed, task);
@@ -188,7 +188,7 @@ impl Vm {
             EntryState::NotPresent => may_be_tracked,
             EntryState::Denied => may_be_tracked || input.kind == AccessKind::Write,
         };
-        if !candidate || attribute != input.privacy {
+        if !candidate || attribute != input.privacy && !task.has(Defect::FastPathIgnoresPrivacy) {
             return Ok(None);
         }
         task.report(Event::FaultStage { stage: Stage::Fast });
@@ -209,7 +209,7 @@ impl Vm {
                 if input.kind == AccessKind::Write {
                     // Afterwards, and before the guest can write: a harvest in between arms the leaf again, and the write
                     // faults again.
-                    self.mark_dirty(slot, gfn, own.ring.as_mut());
+                    self.mark_dirty(slot, gfn, own.ring.as_mut(), task);
                 }
                 Some(Resumed::Fixed { size })
             }

@@ -130,7 +130,7 @@ impl Vm {
         if intent != Intent::Read && slot.log().is_some() {
             // Afterwards: who harvests the mark and then reads the page sees the bytes.
             let pages = (gpa.page_offset() + len_bytes).div_ceil(PAGE_SIZE) as u64;
-            (0..pages).for_each(|n| self.mark_dirty(slot, Gfn::new(gpa.frame().raw() + n), None));
+            (0..pages).for_each(|n| self.mark_dirty(slot, Gfn::new(gpa.frame().raw() + n), None, task));
         }
         Ok(len_bytes)
     }
@@ -157,7 +157,7 @@ impl Vm {
             copy(sfn.base().wrapping_add(offset), part.clone())
         })?;
         if intent != Intent::Read {
-            self.mark_dirty(slot, gpa.frame(), None);
+            self.mark_dirty(slot, gpa.frame(), None, task);
         }
         Ok(len_bytes)
     }

@@ -11,13 +11,14 @@
 use std::sync::atomic::Ordering;
 
 use emu_core::Gfn;
+use emu_core::defect::Defect;
 use emu_core::sync::Task;
 
 use crate::config::VmError;
 use crate::flush::Owed;
 use crate::memslot::{MemSlots, UPDATE_IN_PROGRESS};
 use crate::params::MmioCaching;
-use crate::tdp::{Entry, MMIO_GENERATION_BITS, MmioGeneration};
+use crate::tdp::{Entry, MMIO_GENERATION_BITS, MmioGeneration, MmioSpte};
 use crate::vcpu::VcpuMmu;
 use crate::vm::Vm;
 
@@ -31,6 +32,11 @@ pub(crate) struct MmioCache(Option<(Gfn, u64)>);
 impl MmioCache {
     fn hit(self, gfn: Gfn, generation: u64) -> bool {
         self.0 == Some((gfn, generation))
+    }
+
+    /// Whether it is about `gfn`, whenever that was.
+    fn names(self, gfn: Gfn) -> bool {
+        self.0.is_some_and(|(known, _)| known == gfn)
     }
 }
 
@@ -52,7 +58,8 @@ impl Vm {
     pub(crate) fn mmio_fault(&self, own: &mut VcpuMmu, gfn: Gfn, task: &Task<'_>) -> Result<MmioFault, VmError> {
         let slots = self.slots.read(task);
         let Some(generation) = settled(&slots) else { return Ok(MmioFault::Unknown) };
-        if own.mmio.hit(gfn, generation) {
+        let believes_all = task.has(Defect::IgnoreMmioGeneration);
+        if own.mmio.hit(gfn, generation) || believes_all && own.mmio.names(gfn) {
             return Ok(MmioFault::Mmio);
         }
         let entry = {
@@ -60,8 +67,9 @@ impl Vm {
             self.tdp.last(gfn)?
         };
         let same_epoch = self.mmio_epoch.load(Ordering::Acquire) == generation >> MMIO_GENERATION_BITS;
+        let of_now = |mmio: MmioSpte| same_epoch && mmio.generation == MmioGeneration::of(generation);
         match entry {
-            Entry::Mmio(mmio) if same_epoch && mmio.generation == MmioGeneration::of(generation) => {
+            Entry::Mmio(mmio) if of_now(mmio) || believes_all => {
                 own.mmio = MmioCache(Some((gfn, generation)));
                 own.stats.mmio_cached += 1;
                 Ok(MmioFault::Mmio)

@@ -36,12 +36,18 @@ impl Vm {
         }
         let slots = self.slots.read(task);
         let may_go = |gfn, _frames| slots.lookup(gfn).is_none_or(|slot| slot.log().is_none());
-        let tables = self.mmu.write(task);
-        let nr = tables.nx_tables(task).len().div_ceil(ratio as usize);
         let mut owed = Owed::default();
-        let gone = tables.recover_nx(nr, &may_go, &mut owed, task);
-        self.flush(&owed, task);
-        tables.bury(&self.host, task);
+        let gone = {
+            let tables = self.mmu.read(task);
+            let _zapping = tables.shared_zap();
+            let nr = tables.nx_tables(task).len().div_ceil(ratio as usize);
+            let gone = tables.recover_nx(nr, &may_go, &mut owed, task);
+            self.flush(&owed, task);
+            gone
+        };
+        if !owed.is_empty() {
+            self.mmu.write(task).bury(&self.host, task);
+        }
         Ok(gone?)
     }
 }

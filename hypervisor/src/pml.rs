@@ -31,7 +31,7 @@ impl Vm {
         for entry in (first..=last).rev() {
             let gpa = Gpa::new(self.memory().load(page.wrapping_add(8 * u64::from(entry)))?);
             if let Some(slot) = slots.lookup(gpa.frame()) {
-                self.mark_dirty(slot, gpa.frame(), own.ring.as_mut());
+                self.mark_dirty(slot, gpa.frame(), own.ring.as_mut(), task);
             }
         }
         Ok(())

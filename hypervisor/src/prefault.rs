@@ -1,5 +1,6 @@
 //! `KVM_PRE_FAULT_MEMORY`: mapping a range before the guest touches it; and the count of faults that come again.
 
+use emu_core::defect::Defect;
 use emu_core::page::PAGE_SIZE;
 use emu_core::sync::Task;
 use emu_core::{AccessKind, Gpa, PageSize};
@@ -92,6 +93,8 @@ impl Vm {
         if self.is_shadowing() {
             return Err(PreFaultError::Shadowing);
         }
+        // For the whole of the call, as `KVM_PRE_FAULT_MEMORY` is in one section of SRCU: whoever publishes memslots waits.
+        let _slots = self.slots.read(task);
         while range.len_bytes != 0 {
             let done = match keep_going() {
                 true => self.pre_fault_page(vcpu, range.gpa, task),
@@ -116,7 +119,7 @@ impl Vm {
         let privacy = {
             let slots = self.slots.read(task);
             let slot = slots.lookup(gpa.frame()).ok_or(PreFaultError::NoSlot { gpa })?;
-            if slot.state() == SlotState::Invalid {
+            if slot.state() == SlotState::Invalid && !task.has(Defect::PrefaultWaitsForSlot) {
                 // Not to be waited for: who changes it waits for those that use the memslots.
                 return Err(PreFaultError::SlotChanging { gpa });
             }

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use emu_core::Gfn;
-use emu_core::sync::Task;
+use emu_core::sync::{Point, Task};
 
 use crate::config::VmError;
 use crate::flush::Owed;
@@ -32,10 +32,12 @@ impl Vm {
             }
             old
         };
+        task.at(Point::Z1);
         let mut from = Gfn::new(0);
         // Let go in between: a fault, or somebody who takes a page away, waits for a part of the tables at most.
         while let ZapRoot::From(next) = self.mmu.read(task).zap_invalid_root(old, from, task)? {
             from = next;
+            task.at(Point::Z1);
         }
         self.mmu.write(task).bury(&self.host, task);
         Ok(())

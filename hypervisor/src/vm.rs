@@ -10,9 +10,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use emu_core::defect::Defect;
 use emu_core::event::Event;
 use emu_core::memory::SystemMemory;
-use emu_core::sync::{Mutex, ReadGuard, ShardedLock, Task};
+use emu_core::sync::{Mutex, Point, ReadGuard, ShardedLock, Task};
 use emu_core::{Gfn, PageSize, Spa};
 use gmem::{CreateInfo, FolioPolicy, GmemPolicy, GuestMemfd, Host, HostMemory, Invalidation, Kernel, Mm, MmId};
 
@@ -280,11 +281,28 @@ impl Vm {
 
     /// Removes the leaves of a range of guest frames; the memory stays and comes back by faults (`kvm_zap_gfn_range`).
     pub fn zap_range(&self, first: Gfn, nr_pages: u64, task: &Task<'_>) -> Result<(), VmError> {
-        let tables = self.mmu.write(task);
+        let mut tables = self.mmu.write(task);
         let mut owed = Owed::default();
         self.invalidation.begin(task);
         self.invalidation.add_range(first, nr_pages, task);
-        let zapped = tables.zap_valid(first, nr_pages, &mut owed, task);
+        let mut rest = Some(first);
+        let zapped = loop {
+            let Some(from) = rest else { break Ok(()) };
+            match tables.zap_valid(from, first.raw().saturating_add(nr_pages) - from.raw(), &mut owed, task) {
+                Ok(next) => rest = next,
+                Err(error) => break Err(error),
+            }
+            if rest.is_some() {
+                // Whoever has the lock next finds nothing to zap and so nothing to flush.
+                if !task.has(Defect::YieldWithoutFlush) {
+                    self.flush(&owed, task);
+                    owed = Owed::default();
+                }
+                drop(tables);
+                task.at(Point::Z1);
+                tables = self.mmu.write(task);
+            }
+        };
         self.flush(&owed, task);
         self.invalidation.end(task);
         tables.bury(&self.host, task);

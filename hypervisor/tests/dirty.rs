@@ -178,6 +178,7 @@ enum Step {
     Harvest,
     Exit,
     Zap { first: u64, nr_pages: u64 },
+    Age,
     Restart,
 }
 
@@ -190,6 +191,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::Harvest),
         2 => Just(Step::Exit),
         1 => (gfn(), 1_u64..M2).prop_map(|(first, nr_pages)| Step::Zap { first, nr_pages }),
+        1 => Just(Step::Age),
         1 => Just(Step::Restart),
     ]
 }
@@ -241,6 +243,9 @@ proptest! {
                 Step::Zap { first, nr_pages } => {
                     world.vm.zap_range(Gfn::new(first), nr_pages, QUIET).unwrap();
                     world.exit();
+                }
+                Step::Age => {
+                    world.vm.age_range(Gfn::new(0), PAGES, Aging::Clear, QUIET).unwrap();
                 }
                 Step::Restart => {
                     // What the processor logged and nobody fetched is lost when logging stops, as in KVM.

@@ -31,7 +31,8 @@ impl ReferenceStateMachine for Plain {
     }
 
     fn transitions(_: &Model) -> BoxedStrategy<Op> {
-        ops::op()
+        thread_local!(static OP: BoxedStrategy<Op> = ops::op());
+        OP.with(Clone::clone)
     }
 
     fn apply(mut state: Model, op: &Op) -> Model {

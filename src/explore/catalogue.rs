@@ -30,10 +30,7 @@ pub struct Race {
 
 const SNP: &str = "needs the reverse map";
 const SHADOW: &str = "needs shadow paging in the explored VM";
-const FAST: &str = "no scenario with the fast page fault yet";
-const LOG: &str = "no scenario with dirty logging yet";
-const CACHED: &str = "no scenario with device entries yet";
-const AHEAD: &str = "no scenario with ranges mapped ahead yet";
+const LOG: &str = "shadow tables are not logged";
 const OWNED: &str = "a type owns what the mistake would leave behind";
 const SPLITS: &str = "no scenario with split folios yet";
 
@@ -58,12 +55,13 @@ pub const RACES: &[Race] = races! {
     9 "an MMU notifier on the user address of a guest_memfd slot" Not("holds without a defect of its own: unmap-behind-slot");
     10 "an MMU notifier against an exchange of memslots" By(ExchangeDuringNotification "E1");
     11 "a prefetch during an invalidation" Not("faults do not map their neighbours");
-    12 "a prefault that keeps a slot from going" Not(AHEAD);
-    13 "a fast page fault that answers for the other side of memory" Not(FAST);
+    12 "a prefault that keeps a slot from going" By(PrefaultWaitsForSlot "E14");
+    13 "a fast page fault that answers for the other side of memory" By(FastPathIgnoresPrivacy "E14");
     14 "a fast page fault whose entry went and came back for another page" Not(SHADOW);
-    15 "a dirty flag lost to a plain store" Not(FAST);
-    16 "entries that go without a flush" By(SkipFlush "E5");
-    17 "a root that is invalid and cannot be found" Not("one root, which is never invalid");
+    15 "a dirty flag or a mark lost to a plain store" By(PlainStore "I1", ClearAfterArming "I2");
+    16 "entries that go without a flush"
+        By(SkipFlush "E5", YieldWithoutFlush "E5", HarvestWithoutFlush "E8", FlushOnlyOwed "E8");
+    17 "a root that is invalid and cannot be found" By(ForgetInvalidRoots "E11");
     18 "a record of large pages looked up outside of its slot" By(RecoverAroundSlot "panic");
     19 "a lookup against the last close" Not(OWNED);
     20 "an inode at the address of the one before" Not(OWNED);
@@ -109,10 +107,10 @@ pub const RACES: &[Race] = races! {
     60 "an unsynced page marked too late" Not(SHADOW);
     61 "a write to a guest table against its first shadow" Not(SHADOW);
     62 "write protection that finds its work done and skips the flush" Not(LOG);
-    63 "recovery of an NX table that was replaced" Not(LOG);
+    63 "recovery of an NX table that was replaced" By(RecoverBlindly "panic");
     64 "aging against a change of the reverse map" Not(SHADOW);
-    65 "a device entry of an old generation" Not(CACHED);
-    66 "a dirty ring full at its last entry" Not(LOG);
+    65 "a device entry of an old generation" By(IgnoreMmioGeneration "I5");
+    66 "a dirty ring full at its last entry" By(RingForgetsLastEntry "I2");
     67 "native and emulated accesses that see different bytes" By(OwnAccessToUserMemory "K5");
     68 "a launch that finishes beside a running processor" Not(SNP);
     71 "a deletion that zaps private memory of other slots" Not(SNP);

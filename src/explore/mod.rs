@@ -5,10 +5,10 @@
 //! pipeline's invariants are looked at. [`Defect`]s are known bugs that can be put back in; [`Scenario::shows`] says
 //! which of them a scenario must bring to light. Without a defect no order may break anything.
 //!
-//! - [`world`]: the VM, its processors' TLBs, and the invariants.
-//! - [`programs`]: the scenarios' tasks; [`records`] has those of the VM's own attributes, [`references`] those of the host's
-//!   references, [`splits`] those of huge folios, [`user_memory`] those of the VMM's address space, [`directed`] those of one
-//!   task.
+//! - [`world`]: the VM and the invariants; [`processor`]: its processors; [`migration`]: a VMM that copies its memory.
+//! - [`programs`]: faults against changes of backing; [`logging`]: the fast path and logs of writes; [`roots`]: entries
+//!   and roots that go another way; [`records`]: the VM's own attributes; [`references`]: those of the host; [`splits`]:
+//!   huge folios; [`user_memory`]: the VMM's address space; [`directed`]: histories of one task.
 //! - [`catalogue`]: the known races and mistakes by number, and which scenario shows each.
 //! - [`words`]: what a step means, for the reader of a timeline.
 //! - [`choices`]: an interleaving as a line of text.
@@ -16,9 +16,13 @@
 pub mod catalogue;
 pub mod choices;
 mod directed;
+mod logging;
+mod migration;
+mod processor;
 mod programs;
 mod records;
 mod references;
+mod roots;
 mod splits;
 mod user_memory;
 pub mod words;
@@ -64,8 +68,10 @@ impl Scenario {
 }
 
 /// The scenarios of each module, in the order in which they are told.
-const GROUPS: [&[Scenario]; 6] = [
+const GROUPS: &[&[Scenario]] = &[
     programs::SCENARIOS,
+    logging::SCENARIOS,
+    roots::SCENARIOS,
     records::SCENARIOS,
     references::SCENARIOS,
     splits::SCENARIOS,
@@ -75,7 +81,7 @@ const GROUPS: [&[Scenario]; 6] = [
 
 /// Every scenario.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
-    GROUPS.into_iter().flatten()
+    GROUPS.iter().copied().flatten()
 }
 
 #[cfg(test)]

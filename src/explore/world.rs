@@ -1,7 +1,8 @@
 //! The VM that scenarios run on, and what must hold between any two steps.
 //!
-//! Two inodes of a few 4K pages, or of one huge page, each shown by a memslot; processors whose TLBs are kept here, so that it can be seen what
-//! they would still translate. What must hold is `hypervisor::check`'s to say; the world is its witness.
+//! Two inodes of a few 4K pages, or of one huge page, each shown by a memslot; [processors](super::processor) of whose
+//! TLBs it can be seen what they would still translate. What must hold is `hypervisor::check`'s to say; the world is its
+//! witness.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -10,33 +11,28 @@ use std::rc::Rc;
 use emu_core::defect::Defects;
 use emu_core::event::{Event, EventSink};
 use emu_core::memory::SystemMemory;
-use emu_core::sync::{Point, Schedule, Task};
+use emu_core::sync::{Schedule, Task};
 use emu_core::{AccessKind, Gfn, Gpa, PageSize, Sfn};
 use gmem::GetError;
 use hypervisor::check::{Cached, CheckHistory, Moment, Witness};
-use hypervisor::tdp::{Entry, Level, Spte};
+use hypervisor::tdp::{Rights, TdpFormat};
 use hypervisor::{
-    Action, FaultInput, FlushRequest, GmemFlags, GmemId, HostConfig, HugeSize, MemSlotSpec, PagePolicy, Resumed,
-    Shareability, SlotFlags, SlotId, VcpuId, Vm, VmConfig, VmError,
+    Action, FaultInput, GmemFlags, GmemId, HostConfig, HugeSize, MemSlotSpec, MmuParams, PML_ENTRIES, PagePolicy, Pml,
+    Resumed, Shareability, SlotFlags, SlotId, SlotState, VcpuId, Vm, VmConfig, VmError,
 };
 use interleave::{Body, Program, Progress};
 
+use super::migration::Migration;
+use super::processor::{Access, Attempt, Processor, Translation};
 use crate::machine::BuildError;
 
-const QUIET: &Task<'static> = &Task::QUIET;
+pub(super) const QUIET: &Task<'static> = &Task::QUIET;
 /// Bytes of a page.
 pub(super) const PAGE: u64 = PageSize::Size4K.bytes();
 /// Pages of each inode that scenarios touch.
-const TOUCHED: u64 = 16;
+pub(super) const TOUCHED: u64 = 16;
 /// Guest frames from here show the second inode.
-const SECOND: u64 = 1024;
-
-/// A virtual processor's TLB, and whether it executes the guest.
-#[derive(Default)]
-struct Cpu {
-    tlb: RefCell<BTreeMap<u64, Sfn>>,
-    in_guest: Cell<bool>,
-}
+pub(super) const SECOND: u64 = 1024;
 
 /// What every task of a program shares.
 pub(super) struct World {
@@ -44,19 +40,27 @@ pub(super) struct World {
     /// Two inodes, each shown by the slot of its number.
     pub(super) gmems: [GmemId; 2],
     defects: Defects,
-    cpus: [Cpu; 2],
+    pub(super) cpus: [Processor; 2],
     /// For each guest frame mapped now, what the guest meant when it was.
     mapped_as: RefCell<BTreeMap<u64, Shareability>>,
     history: RefCell<CheckHistory>,
-    /// What a task saw that must not be.
+    pub(super) migration: Migration,
+    /// What a task has seen that may not be.
     seen: RefCell<Option<String>>,
 }
 
 impl Witness for World {
     fn translations(&self, vcpu: VcpuId, each: &mut dyn FnMut(Cached)) {
-        for (&gfn, &sfn) in self.cpus[usize::from(vcpu.0)].tlb.borrow().iter() {
+        for (&gfn, &Translation { sfn, .. }) in self.cpus[usize::from(vcpu.0)].tlb.borrow().iter() {
             each(Cached { gfn: Gfn::new(gfn), sfn, size: PageSize::Size4K });
         }
+    }
+
+    fn stores(&self, vcpu: VcpuId, each: &mut dyn FnMut(Gfn)) {
+        let tlb = self.cpus[usize::from(vcpu.0)].tlb.borrow();
+        tlb.iter()
+            .filter(|(_, cached)| cached.rights.contains(Rights::WRITE))
+            .for_each(|(&gfn, _)| each(Gfn::new(gfn)));
     }
 
     fn in_guest(&self, vcpu: VcpuId) -> bool {
@@ -98,6 +102,8 @@ pub(super) struct Setup {
     pub(super) flags: GmemFlags,
     /// Changes to the configuration of the VM.
     pub(super) adjust: fn(&mut VmConfig),
+    /// How its MMU works.
+    pub(super) params: MmuParams,
 }
 
 impl Setup {
@@ -105,7 +111,8 @@ impl Setup {
     pub(super) fn of(defects: Defects) -> Setup {
         let (initial, page) = (Shareability::SHARED, PageSize::Size4K);
         let flags = GmemFlags::empty();
-        Setup { defects, initial, page, inode_pages: TOUCHED, flags, adjust: |_| {} }
+        let params = MmuParams::default();
+        Setup { defects, initial, page, inode_pages: TOUCHED, flags, adjust: |_| {}, params }
     }
 
     /// A shared 2M page for each inode, reserved in a pool.
@@ -120,7 +127,7 @@ impl Setup {
     }
 
     fn try_build(self) -> Result<Rc<World>, BuildError> {
-        let Setup { defects, initial, page, inode_pages, flags, adjust } = self;
+        let Setup { defects, initial, page, inode_pages, flags, adjust, params } = self;
         let pages = PagePolicy::of(page);
         let nr_frames = 64 + 4 * page.frames();
         let memory = SystemMemory::flat(nr_frames * PAGE)?;
@@ -128,7 +135,7 @@ impl Setup {
         let host = HostConfig { first: Sfn::new(1), nr_frames: nr_frames - 1, pools };
         let mut config = VmConfig { maxphyaddr: 36, nr_vcpus: 2, ..VmConfig::new(pages, host) };
         adjust(&mut config);
-        let vm = Vm::new(memory, &config)?;
+        let vm = Vm::with_params(memory, &config, params)?;
         let flags = if initial.is_private() { flags } else { flags | GmemFlags::INIT_SHARED };
         let show = |id: u16, first: u64| -> Result<GmemId, VmError> {
             let gmem = vm.create_guest_memfd(inode_pages * PAGE, flags.bits(), QUIET)?;
@@ -138,13 +145,21 @@ impl Setup {
             Ok(gmem)
         };
         let gmems = [show(0, 0)?, show(1, SECOND)?];
+        let cpus: [Processor; 2] = Default::default();
+        if params.pml == Pml::On && vm.format() == TdpFormat::Ept {
+            for cpu in &cpus {
+                let buffer = vm.host().lock(QUIET).alloc_table().map_err(VmError::from)?;
+                cpu.pml.set(Some((buffer, PML_ENTRIES - 1)));
+            }
+        }
         Ok(Rc::new(World {
             vm,
             gmems,
             defects,
-            cpus: Default::default(),
+            cpus,
             mapped_as: RefCell::default(),
             history: RefCell::default(),
+            migration: Migration::default(),
             seen: RefCell::default(),
         }))
     }
@@ -174,84 +189,98 @@ impl World {
         world
     }
 
-    /// What a processor's nested walk finds, without any lock.
-    fn walk(&self, gfn: Gfn) -> Option<Sfn> {
-        let (mut table, mut level) = (self.vm.root(), Level::ROOT);
-        loop {
-            let entry = table.wrapping_add(8 * level.slot(gfn));
-            let spte = Spte::from_raw(self.vm.memory().load(entry).ok()?);
-            match self.vm.format().read(spte, level) {
-                Entry::Table(next) => (table, level) = (next, level.below()?),
-                Entry::Leaf { sfn, .. } => return Some(Sfn::new(sfn.raw() + gfn.raw() - level.base(gfn).raw())),
-                Entry::Absent | Entry::Frozen | Entry::Mmio(_) => return None,
-            }
-        }
+    /// What the guest meant when the leaf that starts at `gfn` was installed, if one is there.
+    pub(super) fn meant_at(&self, gfn: Gfn) -> Option<Shareability> {
+        self.mapped_as.borrow().get(&gfn.raw()).copied()
+    }
+
+    /// A task has seen what may not be: the next check says so.
+    pub(super) fn report(&self, what: String) {
+        self.seen.borrow_mut().get_or_insert(what);
     }
 
     /// The invariants that hold between any two steps, or when all have finished.
     fn check(&self, progress: Progress) -> Result<(), String> {
+        if let Some(what) = self.seen.borrow().clone() {
+            return Err(what);
+        }
         let moment = match progress {
             Progress::Running => Moment::BetweenSteps,
             Progress::Finished => Moment::Quiescent,
         };
-        if let Some(seen) = self.seen.borrow().clone() {
-            return Err(seen);
-        }
         let verdict = self.vm.check(moment, &mut self.history.borrow_mut(), self, QUIET);
-        verdict.map_err(|violation| violation.to_string())
+        verdict.map_err(|violation| violation.to_string())?;
+        if progress == Progress::Finished { self.copy_is_complete() } else { Ok(()) }
     }
 
     /// A task saw `invariant` broken.
     pub(super) fn broken(&self, invariant: &str, found: impl core::fmt::Display) {
-        self.seen.borrow_mut().get_or_insert_with(|| format!("{invariant}: {found}"));
+        self.report(format!("{invariant}: {found}"));
     }
 
     /// A processor that reads each of `frames`, until it has read it or the fault leaves to the VMM.
-    pub(super) fn vcpu(self: &Rc<World>, n: u16, meaning: Shareability, frames: &'static [u64]) -> Body {
+    pub(super) fn vcpu(self: &Rc<World>, n: u16, meaning: Shareability, frames: &[u64]) -> Body {
+        let reads = frames.iter().map(|&gfn| Access { kind: AccessKind::Read, gfn, meaning });
+        self.guest(n, reads.collect())
+    }
+
+    /// A processor that makes each of `accesses`, until it is made or the fault leaves to the VMM.
+    pub(super) fn guest(self: &Rc<World>, n: u16, accesses: Vec<Access>) -> Body {
         let world = Rc::clone(self);
         Box::new(move |schedule| {
-            let watch = Watch { world: &world, meant: Cell::new(meaning) };
+            let watch = Watch { world: &world, meant: Cell::new(Shareability::SHARED) };
             let task = Task::reporting(&watch).under(schedule).with(world.defects).on_lane(n as u8);
-            for &gfn in frames {
-                while !world.read_in_guest(n, gfn, &task) {
-                    let input =
-                        FaultInput { privacy: meaning, ..FaultInput::new(Gpa::new(gfn * PAGE), AccessKind::Read) };
-                    let answer = world.vm.handle_fault(VcpuId(n), input, &task);
-                    if let Err(VmError::Backing(GetError::Poisoned { .. })) = answer {
-                        break;
-                    }
-                    match answer.expect("memory is enough") {
-                        Action::Resume(Resumed::Retry) => task.give_way(),
-                        Action::Resume(_) => {}
-                        Action::MemoryFault(_) | Action::Mmio { .. } => break,
-                        Action::RomWrite { .. } => panic!("a read is no write to ROM"),
-                    }
-                }
+            for &access in &accesses {
+                watch.meant.set(access.meaning);
+                world.execute(VcpuId(n), access, &task);
             }
         })
     }
 
-    fn read_in_guest(&self, n: u16, gfn: u64, task: &Task<'_>) -> bool {
-        let cpu = &self.cpus[usize::from(n)];
-        let (inside, flush) = self.vm.enter_guest(VcpuId(n), task).expect("the vCPU exists");
-        match flush {
-            None => {}
-            Some(FlushRequest::All) => cpu.tlb.borrow_mut().clear(),
-            Some(FlushRequest::Range { first, nr_pages }) => {
-                cpu.tlb.borrow_mut().retain(|&gfn, _| gfn.wrapping_sub(first.raw()) >= nr_pages);
+    /// The same before any task runs.
+    pub(super) fn before(&self, n: u16, accesses: &[Access]) {
+        let watch = Watch { world: self, meant: Cell::new(Shareability::SHARED) };
+        for &access in accesses {
+            watch.meant.set(access.meaning);
+            self.execute(VcpuId(n), access, &Task::reporting(&watch).on_lane(n as u8));
+        }
+    }
+
+    fn execute(&self, id: VcpuId, access: Access, task: &Task<'_>) {
+        let Access { kind, gfn, meaning } = access;
+        loop {
+            if self.vm.is_dirty_ring_full(id, task).expect("the vCPU exists") {
+                self.pass(task);
+            }
+            let entry = match self.cpus[usize::from(id.0)].attempt(self, id, access, task) {
+                Attempt::Done => return,
+                Attempt::Kicked => continue,
+                Attempt::Faulted(entry) => entry,
+            };
+            let before = self.memory_at(gfn, task);
+            let input = FaultInput { privacy: meaning, entry, ..FaultInput::new(Gpa::new(gfn * PAGE), kind) };
+            let answer = self.vm.handle_fault(id, input, task);
+            if let Err(VmError::Backing(GetError::Poisoned { .. })) = answer {
+                return;
+            }
+            match answer.expect("memory is enough") {
+                Action::Resume(Resumed::Retry) => task.give_way(),
+                Action::Resume(_) => {}
+                Action::Mmio { .. } if before.is_some() && before == self.memory_at(gfn, task) => {
+                    self.report(format!("I5: guest frame {gfn:#x} is memory and was taken for a device"));
+                    return;
+                }
+                Action::MemoryFault(_) | Action::Mmio { .. } => return,
+                Action::RomWrite { .. } => panic!("there is no ROM"),
             }
         }
-        cpu.in_guest.set(true);
-        let found = cpu.tlb.borrow().get(&gfn).copied().or_else(|| self.walk(Gfn::new(gfn)));
-        task.at(Point::T1);
-        // The walk may be old by now; the processor fills its TLB from it all the same.
-        let found = found.filter(|_| !inside.is_kicked());
-        if let Some(sfn) = found {
-            cpu.tlb.borrow_mut().insert(gfn, sfn);
-            task.at(Point::T1);
-        }
-        cpu.in_guest.set(false);
-        found.is_some()
+    }
+
+    /// The generation of the memslots, if one of them shows `gfn`.
+    fn memory_at(&self, gfn: u64, task: &Task<'_>) -> Option<u64> {
+        let slots = self.vm.memslots(task);
+        let slot = slots.lookup(Gfn::new(gfn)).filter(|slot| slot.state() == SlotState::Active);
+        slot.map(|_| slots.generation())
     }
 
     /// A task of the host.

@@ -66,6 +66,20 @@ pub enum Point {
     A5,
     /// A processor fills its TLB from what a walk found.
     T1,
+    /// A harvest of the dirty log has taken marks and armed their leaves; nothing is flushed yet.
+    D1,
+    /// Recovery has taken a table from the list of those that stand for huge leaves.
+    N1,
+    /// A long zap has let go of `mmu_lock` and has more to do.
+    Z1,
+    /// Populating a launch image holds the source page.
+    P1,
+    /// The folio for a page of a launch image is found.
+    P2,
+    /// The page is copied.
+    P3,
+    /// A shadow page goes its own way; the entry that lets the guest write its table is not written yet.
+    S1,
 }
 
 impl core::fmt::Display for Point {

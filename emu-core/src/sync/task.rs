@@ -82,6 +82,13 @@ impl<'a> Task<'a> {
         }
     }
 
+    /// Whether whoever holds a lock for long should let others have it in between (`need_resched`): under a schedule always,
+    /// so that what happens then is explored; host threads wait their turn instead.
+    #[inline]
+    pub const fn needs_resched(&self) -> bool {
+        self.schedule.is_some()
+    }
+
     /// Lets others run first, if anybody decides about that: what a caller does before it tries again.
     pub fn give_way(&self) {
         if let Some(schedule) = self.schedule {

@@ -8,7 +8,7 @@ use gmem::{GmemFlags, SlotId};
 
 use super::{Invariant, Violation};
 use crate::memslot::{AddressSpaceId, MemSlot};
-use crate::tdp::LeafView;
+use crate::tdp::{LeafView, Survey};
 use crate::vm::{GmemId, Vm};
 
 /// The state of the invalidation protocol at one moment.
@@ -23,11 +23,13 @@ type KnownSlots = BTreeMap<(AddressSpaceId, SlotId), MemSlot>;
 /// The past of one VM as far as a rule needs it. Make one for each VM and hand it to every check.
 #[derive(Debug, Default)]
 pub struct CheckHistory {
-    /// The tree's version, its leaves and how many had been removed by then.
-    pub(super) leaves: Option<(u64, Vec<LeafView>)>,
-    /// The tables of that version that a walk can reach.
-    pub(super) reachable: Vec<Spa>,
-    /// The leaves before those, while nothing has been removed since.
+    /// The tree's version, and all of it then.
+    pub(super) tree: Option<(u64, Survey)>,
+    /// The leaves that were left under roots that were given up by then.
+    pub(super) given_up: Vec<LeafView>,
+    /// The root then.
+    root: Option<Spa>,
+    /// The leaves before, while nothing has been removed and no root given up since.
     pub(super) before: Option<Vec<LeafView>>,
     zapped: u64,
     pub(super) protocol: Protocol,
@@ -42,23 +44,29 @@ impl CheckHistory {
         CheckHistory::default()
     }
 
-    /// Reads the leaves again if they changed.
+    /// What the nested tables were when they were last looked at.
+    pub fn tree(&self) -> Option<&Survey> {
+        self.tree.as_ref().map(|(_, survey)| survey)
+    }
+
+    /// Reads the tables again if they changed.
     pub(super) fn look(&mut self, vm: &Vm, task: &Task<'_>) -> Result<(), Violation> {
         self.before = None;
         let Some(tables) = vm.try_tables(task) else { return Ok(()) };
         let version = tables.version();
-        if self.leaves.as_ref().is_some_and(|(seen, _)| *seen == version) {
+        if self.tree.as_ref().is_some_and(|(seen, _)| *seen == version) {
             return Ok(());
         }
         let outside =
             |cause| Violation { invariant: Invariant::E12, found: format!("the tables lead out of memory: {cause}") };
-        let leaves = tables.leaves().map_err(outside)?;
-        self.reachable = tables.reachable().map_err(outside)?;
+        let survey = tables.survey().map_err(outside)?;
+        self.given_up = tables.given_up_leaves(task).map_err(outside)?;
         let zapped = tables.stats().zapped.iter().sum();
-        let before = self.leaves.replace((version, leaves));
-        if zapped == self.zapped {
-            self.before = before.map(|(_, leaves)| leaves);
+        let before = self.tree.replace((version, survey));
+        if zapped == self.zapped && self.root == Some(tables.root()) {
+            self.before = before.map(|(_, survey)| survey.leaves);
         }
+        self.root = Some(tables.root());
         self.zapped = zapped;
         Ok(())
     }

@@ -24,6 +24,21 @@ pub(super) fn leaves_show_the_inodes_pages(scene: &Scene<'_>) -> Found {
     Ok(())
 }
 
+/// E11: B4 under roots that were given up and are not empty yet.
+pub(super) fn given_up_leaves_show_the_inodes_pages(scene: &Scene<'_>) -> Found {
+    for placed in scene.placed(&scene.history.given_up) {
+        if placed.folio.map(|folio| folio.frame_of(placed.index)) != Some(placed.leaf.sfn) {
+            let leaf = placed.leaf;
+            return Err(format!(
+                "under a root that was given up, guest frame {:#x} is mapped to {:?}, which is not its page",
+                leaf.gfn.raw(),
+                leaf.sfn
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// B8, of what is mapped.
 pub(super) fn mapped_frames_are_in_use(scene: &Scene<'_>) -> Found {
     let Some(host) = &scene.host else { return Ok(()) };

@@ -12,10 +12,12 @@
 //! Left out: rules of a single call (what an error leaves behind, what a read returns), which the tests named in the table
 //! prove; rules of parts that are not modelled, which the table calls open.
 
+mod entries;
 mod folios;
 mod history;
 mod inodes;
 mod leaves;
+mod logs;
 mod pools;
 mod protocol;
 mod records;

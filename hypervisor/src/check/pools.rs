@@ -59,8 +59,13 @@ pub(super) fn pools_are_conserved(scene: &Scene<'_>) -> Found {
     for size in HugeSize::ALL {
         let of_pool = |source: Source| matches!(source, Source::Pool { size: of, .. } if of == size);
         let whole = |head, units: &gmem::provider::unit::UnitTable| units.unit_of(head).is_none();
-        let folios = host.folios().iter().filter(|f| f.size == size.page_size() && of_pool(f.source));
-        let out = folios.filter(|f| whole(f.head, host.units())).count() as u64;
+        let out = match host.folios().count(size.page_size()) {
+            0 => 0,
+            _ => {
+                let folios = host.folios().iter().filter(|f| f.size == size.page_size() && of_pool(f.source));
+                folios.filter(|f| whole(f.head, host.units())).count() as u64
+            }
+        };
         let split = host.units().iter().filter(|unit| of_pool(unit.2)).count() as u64;
         let stats = host.pool(size).stats();
         if stats.free + out + split != stats.nr {

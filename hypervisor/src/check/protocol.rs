@@ -64,6 +64,9 @@ fn usable(scene: &Scene<'_>, each: &mut dyn FnMut(VcpuId, Cached) -> Found) -> F
 
 /// E5.
 pub(super) fn translations_stand_in_the_tables(scene: &Scene<'_>) -> Found {
+    if scene.tables.as_ref().is_none_or(|tables| tables.is_zapped_shared()) {
+        return Ok(());
+    }
     let leaves = scene.leaves();
     let shown = |gfn: Gfn| -> Option<Sfn> {
         let above = leaves.partition_point(|leaf| leaf.gfn <= gfn);
@@ -124,7 +127,7 @@ pub(super) fn owed_flushes_are_announced(scene: &Scene<'_>) -> Found {
 pub(super) fn walkable_tables_are_in_use(scene: &Scene<'_>) -> Found {
     let Some(host) = &scene.host else { return Ok(()) };
     let mut seen: BTreeMap<Spa, ()> = BTreeMap::new();
-    for &table in &scene.history.reachable {
+    for &table in scene.history.tree().iter().flat_map(|survey| &survey.tables) {
         if host.folios().get(table.frame()).is_none_or(|folio| folio.meta.kind != FolioKind::PageTable) {
             return Err(format!("the table at {table:?} can be walked and is free"));
         }
@@ -137,8 +140,7 @@ pub(super) fn walkable_tables_are_in_use(scene: &Scene<'_>) -> Found {
 
 /// E15.
 pub(super) fn nothing_is_frozen(scene: &Scene<'_>) -> Found {
-    let Some(tables) = &scene.tables else { return Ok(()) };
-    match tables.nr_frozen().map_err(|cause| cause.to_string())? {
+    match scene.history.tree().map_or(0, |survey| survey.frozen) {
         0 => Ok(()),
         frozen => Err(format!("{frozen} entries are frozen and nobody is at work")),
     }

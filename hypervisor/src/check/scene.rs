@@ -69,7 +69,7 @@ impl<'a> Scene<'a> {
 
     /// Every present leaf, ascending; only while `mmu_lock` is free.
     pub(super) fn leaves(&self) -> &'a [LeafView] {
-        self.history.leaves.as_ref().map_or(&[], |(_, leaves)| leaves)
+        self.history.tree().map_or(&[], |survey| &survey.leaves)
     }
 
     /// Whether an invalidation in progress reaches any of these frames, so that nothing is promised about them.
@@ -106,7 +106,12 @@ impl<'a> Scene<'a> {
 
     /// The leaves of guest_memfd that no invalidation reaches and whose slot and inode can be looked at.
     pub(super) fn settled_leaves(&self) -> impl Iterator<Item = Placed<'_>> {
-        let settled = self.leaves().iter().filter(|leaf| !self.is_covered(leaf.gfn, leaf.size.frames()));
+        self.placed(self.leaves())
+    }
+
+    /// The same of `leaves`.
+    pub(super) fn placed<'s>(&'s self, leaves: &'s [LeafView]) -> impl Iterator<Item = Placed<'s>> {
+        let settled = leaves.iter().filter(|leaf| !self.is_covered(leaf.gfn, leaf.size.frames()));
         settled.filter_map(|&leaf| {
             let slot = self.slots.as_ref()?.lookup(leaf.gfn)?;
             let (id, index) = self.served_by_gmem(slot, leaf.gfn)?;

@@ -5,7 +5,7 @@
 //! reverse map of SNP and TDX have lists of their own.
 
 use super::scene::Scene;
-use super::{folios, inodes, leaves, pools, protocol, records};
+use super::{entries, folios, inodes, leaves, logs, pools, protocol, records};
 
 /// When a rule holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,10 +107,8 @@ const INODE: &str = "gmem/tests/history.rs";
 const UNITS: &str = "gmem/src/provider/tests.rs";
 const POOLS: &str = "gmem/src/pool/tests.rs";
 const SHADOW: &str = "no shadow paging beside the nested tables";
-const LOGGING: &str = "nothing looks at dirty logs yet";
-const NX: &str = "nothing looks at NX tables yet";
 const MMIO: &str = "nothing looks at device entries yet";
-const POLICY: &str = "nothing compares bytes under every policy yet";
+const STATES: &str = "hypervisor/tests/state_machine.rs";
 
 invariants! {
     A1 Always Scan(inodes::bindings_are_disjoint) "bindings of one inode are disjoint";
@@ -154,7 +152,7 @@ invariants! {
     C8 MmuLockFree Scan(leaves::leaves_are_what_the_guest_meant) "a leaf installed for private memory is gone before the page is shared, and the other way round";
     C9 Call Test(HISTORY) "the host reaches a page exactly when it is shared and inside the inode";
     C10 Call Test(HISTORY) "an access that means what the page is not leaves to the VMM and installs nothing";
-    C11 Call Open(POLICY) "what becomes of the bytes by conversion is the policy's";
+    C11 Call Test(STATES) "what becomes of the bytes by conversion is the policy's";
     C12 Call Test(HISTORY) "guest and host see the same bytes of shared memory";
     C13 Call Test(ATTRIBUTES) "VM-wide attributes outlive slots";
     C14 Always Test(ATTRIBUTES) "VM-wide and per-inode attributes are never both in force";
@@ -170,7 +168,7 @@ invariants! {
     D8 Always Test(ATTRIBUTES) "the count of what forbids large pages is right and never negative";
     D9 Always Asserted("hypervisor/src/attributes/lpage.rs") "records of large pages are looked up inside the slot only";
     D10 MmuLockFree Scan(leaves::logged_leaves_are_small) "while a slot is logged no leaf above 4K is writable, unless all of its pages count as written";
-    D11 MmuLockFree Open(NX) "with the NX workaround no leaf above 4K is executable";
+    D11 MmuLockFree Scan(entries::huge_leaves_are_not_executable) "with the NX workaround no leaf above 4K is executable";
     D12 MmuLockFree Open("no reverse map") "a private leaf is no larger than the reverse map allows";
     D13 Call Test("gmem/tests/conversions.rs") "after a merge the level is what it was before the split";
     D14 Quiescent Scan(leaves::leaves_are_counted) "the counters of leaves are the leaves";
@@ -182,10 +180,10 @@ invariants! {
     E5 MmuLockFree Scan(protocol::translations_stand_in_the_tables) "after zap and flush no processor uses the translation";
     E6 Always Scan(protocol::translations_show_the_inodes_pages) "no translation outlives the page it shows";
     E7 Always Open(SHADOW) "write access withdrawn for write-tracking is flushed under mmu_lock";
-    E8 Call Test("hypervisor/tests/dirty.rs") "write access withdrawn for logging is flushed before the call returns";
+    E8 MmuLockFree Scan(logs::who_can_write_is_in_the_log) "write access withdrawn for logging is flushed before the call returns";
     E9 Always Scan(protocol::owed_flushes_are_announced) "a processor enters the guest after serving the flushes it owes";
     E10 Call Test(HISTORY) "after a slot is deleted nothing shows it";
-    E11 Call Open("one root") "roots that are invalid and in use are zapped too";
+    E11 MmuLockFree Scan(leaves::given_up_leaves_show_the_inodes_pages) "roots that are invalid and in use are zapped too";
     E12 MmuLockFree Scan(protocol::walkable_tables_are_in_use) "a table that can be walked is not freed";
     E13 MmuLockFree Within(Invariant::E5) "mmu_lock is not dropped with a flush owed";
     E14 Always Asserted("interleave/src/explore.rs") "a fault does not retry for ever while nothing changes";
@@ -211,13 +209,13 @@ invariants! {
     F18 Call Test("gmem/src/numa.rs") "a strict policy is obeyed or the allocation fails";
     F19 Call Open("no cgroups") "charges and uncharges balance";
     I1 Call Test("hypervisor/tests/dirty.rs") "a write to a logged page is in the next harvest";
-    I2 Always Open(LOGGING) "a writable leaf of a logged slot is in the log already";
+    I2 MmuLockFree Scan(logs::writable_leaves_are_in_the_log) "a writable leaf of a logged slot is in the log already";
     I3 Always Asserted("hypervisor/src/tdp/tables.rs") "no dirty flag is lost by a racing change";
-    I4 Call Test("hypervisor/src/dirty/ring.rs") "the dirty ring loses and doubles nothing";
+    I4 Always Scan(logs::rings_keep_their_order) "the dirty ring loses and doubles nothing";
     I5 Always Open(MMIO) "an MMIO entry is used only in its generation";
-    I6 Always Test("hypervisor/src/tdp/leaf.rs") "an entry's writability is one of the four legal states";
+    I6 MmuLockFree Scan(entries::writability_is_a_legal_row) "an entry's writability is one of the four legal states";
     I7 Always Open("no prefetch") "a prefetch marks nothing accessed";
-    I8 Always Open(NX) "the list of NX tables is the tables that stand for huge pages";
+    I8 MmuLockFree Scan(entries::listed_tables_stand_for_huge_leaves) "the list of NX tables is the tables that stand for huge pages";
     J1 MmuLockFree Open(SHADOW) "the reverse map is the leaves";
     J2 MmuLockFree Open(SHADOW) "a synced shadow page says what its guest table says";
     J3 Call Open(SHADOW) "an unsynced page is right after the guest flushes it";

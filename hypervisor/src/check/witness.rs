@@ -21,6 +21,9 @@ pub trait Witness {
     /// Calls `each` for the translations that `vcpu` has cached.
     fn translations(&self, _vcpu: VcpuId, _each: &mut dyn FnMut(Cached)) {}
 
+    /// Calls `each` for the guest frames that `vcpu` can write by what it has cached, without a look at the tables.
+    fn stores(&self, _vcpu: VcpuId, _each: &mut dyn FnMut(Gfn)) {}
+
     /// Whether `vcpu` executes the guest at this moment.
     fn in_guest(&self, _vcpu: VcpuId) -> bool {
         false

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use emu_core::defect::Defect;
 use emu_core::event::Event;
 use emu_core::memory::BusError;
-use emu_core::sync::{MutexGuard, Task};
+use emu_core::sync::{MutexGuard, Point, Task};
 use emu_core::{Gfn, PageSize};
 use gmem::{OutOfMemory, SlotId};
 use thiserror::Error;
@@ -96,10 +97,11 @@ pub enum DirtyLogError {
 
 impl Vm {
     /// Marks a page of a logged slot (`mark_page_dirty_in_slot`): in the ring of the processor that wrote, or in the bitmap.
-    pub(crate) fn mark_dirty(&self, slot: &Slot, gfn: Gfn, ring: Option<&mut DirtyRing>) {
+    pub(crate) fn mark_dirty(&self, slot: &Slot, gfn: Gfn, ring: Option<&mut DirtyRing>, task: &Task<'_>) {
         let Some(log) = slot.log() else { return };
         let page = gfn.raw() - slot.info().first.raw();
         match (ring, &log.bitmap) {
+            (Some(ring), _) if ring.is_one_below_soft_full() && task.has(Defect::RingForgetsLastEntry) => {}
             (Some(ring), _) => {
                 let pushed = ring.push(DirtyGfn { slot: slot.info().id, page });
                 assert!(pushed.is_ok(), "whoever pushes has made sure of room");
@@ -251,13 +253,20 @@ impl Vm {
         let mut harvested = Vec::new();
         let armed = {
             let tables = self.mmu.write(task);
-            bitmap.words().try_for_each(|(word, _)| {
-                let bits = bitmap.clear(word, u64::MAX);
+            let late = task.has(Defect::ClearAfterArming);
+            bitmap.words().try_for_each(|(word, marked)| {
+                let bits = if late { marked } else { bitmap.clear(word, u64::MAX) };
                 harvested.push((word, bits));
-                self.arm_word(&tables, slot.info(), word, bits, &mut owed, task)
+                let armed = self.arm_word(&tables, slot.info(), word, bits, &mut owed, task);
+                if late {
+                    bitmap.clear(word, bits);
+                }
+                armed
             })
         };
-        self.flush(&owed, task);
+        if !task.has(Defect::HarvestWithoutFlush) {
+            self.flush(&owed, task);
+        }
         // What is told is safe to copy only after the flush.
         let nr_dirty = harvested.iter().map(|(_, bits)| u64::from(bits.count_ones())).sum();
         task.report(Event::GetDirtyLog { slot: id.0, nr_dirty });
@@ -339,7 +348,24 @@ impl Vm {
         while rest != 0 {
             let page = word * WORD_PAGES + u64::from(rest.trailing_zeros());
             rest &= rest - 1;
-            tables.arm_range(Gfn::new(info.first.raw() + page), 1, PageSize::Size4K, self.arm(), owed, task)?;
+            self.arm_page(tables, Gfn::new(info.first.raw() + page), owed, task)?;
+        }
+        task.at(Point::D1);
+        Ok(())
+    }
+
+    /// Arms the leaf of one page whose mark was taken. The flush is owed whatever was found: aging takes W, or the
+    /// accessed flag, from a leaf and flushes nothing, so that a processor may still write where the leaf says it may not.
+    fn arm_page(
+        &self,
+        tables: &crate::tdp::Tables,
+        gfn: Gfn,
+        owed: &mut Owed,
+        task: &Task<'_>,
+    ) -> Result<(), DirtyLogError> {
+        tables.arm_range(gfn, 1, PageSize::Size4K, self.arm(), owed, task)?;
+        if !task.has(Defect::FlushOnlyOwed) {
+            owed.range(gfn, 1);
         }
         Ok(())
     }
@@ -385,7 +411,7 @@ impl Vm {
                     slots.by_id(page.slot).filter(|slot| slot.log().is_some() && page.page < slot.info().nr_pages);
                 slot.map_or(Ok(()), |slot| {
                     let gfn = Gfn::new(slot.info().first.raw() + page.page);
-                    tables.arm_range(gfn, 1, PageSize::Size4K, self.arm(), &mut owed, task)
+                    self.arm_page(&tables, gfn, &mut owed, task)
                 })
             })
         };

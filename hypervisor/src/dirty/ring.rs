@@ -110,6 +110,23 @@ impl DirtyRing {
         self.entries.len() >= self.size.soft_limit() as usize
     }
 
+    /// Whether an entry for the page has not been taken back yet.
+    pub(crate) fn holds(&self, slot: SlotId, page: u64) -> bool {
+        self.entries.iter().any(|(entry, _)| *entry == DirtyGfn { slot, page })
+    }
+
+    /// Whether what the VMM has read lies before what it has not, and there is room for all.
+    pub(crate) fn is_in_order(&self) -> bool {
+        let read = self.entries.iter().take_while(|(_, flag)| *flag == Flag::Reset).count();
+        let rest = self.entries.iter().skip(read).all(|(_, flag)| *flag == Flag::Dirty);
+        rest && read == self.fetched && self.entries.len() <= self.size.entries() as usize
+    }
+
+    /// Whether the next push makes it so.
+    pub(crate) fn is_one_below_soft_full(&self) -> bool {
+        self.entries.len() + 1 == self.size.soft_limit() as usize
+    }
+
     /// Entries that can still be pushed.
     pub(crate) fn room(&self) -> usize {
         (self.size.entries() as usize).saturating_sub(self.entries.len())

@@ -84,7 +84,7 @@ impl Vm {
         if map.access == UserAccess::Write
             && let Some(slot) = self.slots.read(task).lookup(map.gfn)
         {
-            self.mark_dirty(slot, map.gfn, None);
+            self.mark_dirty(slot, map.gfn, None, task);
         }
         let mut host = self.host.lock(task);
         let dirty = map.access == UserAccess::Write;

@@ -1,7 +1,7 @@
 //! Aging leaves, with or without accessed flags.
 
 use emu_core::memory::BusError;
-use emu_core::sync::Task;
+use emu_core::sync::{Point, Task};
 use emu_core::{Gfn, PageSize};
 
 use super::leaf::SplitExecute;
@@ -19,6 +19,7 @@ impl Tables {
             if self.format.is_accessed(spte) {
                 young = true;
                 if aging == Aging::Clear {
+                    task.at(Point::FF2);
                     // Who loses leaves the leaf to whoever changed it; what is owed is not paid, see `crate::age`.
                     let _ = self.change(place, spte, self.format.age(spte), &mut Owed::default(), task)?;
                 }

@@ -1,7 +1,7 @@
 //! Arming leaves so that the next write is noticed (`kvm_tdp_mmu_clear_dirty_pt_masked`, `wrprot_gfn_range`).
 
 use emu_core::memory::BusError;
-use emu_core::sync::Task;
+use emu_core::sync::{Point, Task};
 use emu_core::{Gfn, PageSize};
 
 use super::spte::{Entry, Level, Spte};
@@ -50,6 +50,9 @@ impl Tables {
                 }
                 _ => self.format.withhold_write(old),
             };
+            if new != old {
+                task.at(Point::FF2);
+            }
             if new == old || self.change(place, old, new, owed, task)?.is_ok() {
                 return Ok(());
             }

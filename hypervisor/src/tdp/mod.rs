@@ -21,6 +21,7 @@ mod nx;
 mod roots;
 mod split;
 pub mod spte;
+mod survey;
 mod tables;
 mod zap;
 
@@ -33,5 +34,6 @@ pub use mmio::{MMIO_GENERATION_BITS, MmioGeneration, MmioSpte};
 pub(crate) use roots::ZapRoot;
 pub(crate) use split::Split;
 pub use spte::{Entry, Level, Rights, Spte, TdpFormat};
+pub use survey::Survey;
 pub use tables::{LeafView, Tables, TablesStats};
 pub use zap::AdBit;

@@ -6,9 +6,10 @@
 
 use std::collections::VecDeque;
 
+use emu_core::defect::Defect;
 use emu_core::event::Event;
 use emu_core::memory::BusError;
-use emu_core::sync::Task;
+use emu_core::sync::{Point, Task};
 use emu_core::{Gfn, Spa};
 
 use super::spte::{Entry, Spte};
@@ -41,8 +42,22 @@ impl Tables {
         self.kept.lock(task).nx.list.iter().map(|(_, parent)| (parent.gfn, parent.level.frames())).collect()
     }
 
+    /// The first guest frame under a listed table to which the entry above does not lead, or which is listed twice: for
+    /// checks.
+    pub(crate) fn misplaced_nx_table(&self, task: &Task<'_>) -> Result<Option<Gfn>, BusError> {
+        let kept = self.kept.lock(task);
+        for (n, (table, parent)) in kept.nx.list.iter().enumerate() {
+            let leads = self.format.read(self.load(*parent)?, parent.level) == Entry::Table(*table);
+            if !leads || kept.nx.list.iter().skip(n + 1).any(|(other, _)| other == table) {
+                return Ok(Some(parent.gfn));
+            }
+        }
+        Ok(None)
+    }
+
     /// Gives up the oldest `nr` tables that `may_go` (`kvm_recover_nx_huge_pages`); how many went. One is zapped only if
-    /// the entry above still leads to it: another fault may have replaced it since it was listed.
+    /// the entry above still leads to it: a fault that found it on the list no more may have replaced it. `mmu_lock` is
+    /// held, for reading at least, and what is owed is flushed before it is given up.
     pub(crate) fn recover_nx(
         &self,
         nr: usize,
@@ -58,8 +73,9 @@ impl Tables {
                 self.kept.lock(task).nx.list.push_back((table, parent));
                 continue;
             }
+            task.at(Point::N1);
             let spte = self.load(parent)?;
-            let leads = self.format.read(spte, parent.level) == Entry::Table(table);
+            let leads = self.format.read(spte, parent.level) == Entry::Table(table) || task.has(Defect::RecoverBlindly);
             if let (true, Some(below)) = (leads, parent.level.below())
                 && self.change(parent, spte, Spte::ABSENT, owed, task)?.is_ok()
             {

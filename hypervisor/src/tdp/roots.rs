@@ -7,6 +7,7 @@
 
 use std::sync::atomic::Ordering;
 
+use emu_core::defect::Defect;
 use emu_core::memory::BusError;
 use emu_core::sync::Task;
 use emu_core::{Gfn, Spa};
@@ -33,6 +34,7 @@ impl Tables {
     /// Makes the empty table `fresh` the root and gives the old one up. `mmu_lock` is held for writing.
     pub(crate) fn invalidate_root(&self, fresh: Spa, task: &Task<'_>) -> Spa {
         let old = Spa::new(self.current_root.swap(fresh.raw(), Ordering::AcqRel));
+        self.count_change(task);
         self.count_linked(Level::ROOT, task);
         self.forget_mmio_tables();
         self.kept.lock(task).invalid_roots.push(old);
@@ -41,6 +43,9 @@ impl Tables {
 
     /// The current root and those that were given up and are not empty yet.
     pub(super) fn all_roots(&self, task: &Task<'_>) -> Vec<Spa> {
+        if task.has(Defect::ForgetInvalidRoots) {
+            return vec![self.root()];
+        }
         let kept = self.kept.lock(task);
         core::iter::once(self.root()).chain(kept.invalid_roots.iter().copied()).collect()
     }

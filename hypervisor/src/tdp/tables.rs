@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use emu_core::defect::Defect;
 use emu_core::event::{Bits, Event};
 use emu_core::memory::{BusError, SystemMemory};
 use emu_core::sync::{Mutex, Sharded, ShardedLock, Task};
@@ -59,6 +60,8 @@ pub struct LeafView {
     pub size: PageSize,
     /// What it allows.
     pub rights: Rights,
+    /// The entry. Accessed and dirty flags may have changed since.
+    pub spte: Spte,
 }
 
 /// What one lane of tasks added up.
@@ -92,10 +95,21 @@ pub struct Tables {
     pub(super) kept: Mutex<Kept>,
     /// Tables that were made for entries of devices.
     mmio_tables: AtomicU64,
+    /// Who removes with `mmu_lock` held for reading and has not flushed yet.
+    shared_zaps: AtomicU64,
     /// Who walks without `mmu_lock`.
     pub(super) walkers: ShardedLock<()>,
     /// What `mmu_lock`, held for writing, guards besides, in a VM without nested paging.
     pub(crate) shadow: Mutex<Option<Box<ShadowMmu>>>,
+}
+
+/// Somebody removes what processors may have cached, with `mmu_lock` held for reading, and flushes before this goes.
+pub(crate) struct SharedZap<'a>(&'a AtomicU64);
+
+impl Drop for SharedZap<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Tables {
@@ -111,6 +125,7 @@ impl Tables {
             counters: Sharded::default(),
             kept: Mutex::default(),
             mmio_tables: AtomicU64::new(0),
+            shared_zaps: AtomicU64::new(0),
             walkers: ShardedLock::default(),
             shadow: Mutex::default(),
         };
@@ -165,8 +180,25 @@ impl Tables {
         Ok(Spte::from_raw(self.memory.load(place.at)?))
     }
 
+    /// Takes note of a change to the tree that is no change of an entry.
+    pub(super) fn count_change(&self, task: &Task<'_>) {
+        self.counters.lane(task.lane()).changes.fetch_add(1, Ordering::AcqRel);
+    }
+
     pub(super) fn count_linked(&self, level: Level, task: &Task<'_>) {
         self.counters.lane(task.lane()).linked[level.index()].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Announces a removal with `mmu_lock` held for reading: what processors have cached and what the tables say may differ
+    /// until it is flushed.
+    pub(crate) fn shared_zap(&self) -> SharedZap<'_> {
+        self.shared_zaps.fetch_add(1, Ordering::AcqRel);
+        SharedZap(&self.shared_zaps)
+    }
+
+    /// Whether such a removal is under way.
+    pub(crate) fn is_zapped_shared(&self) -> bool {
+        self.shared_zaps.load(Ordering::Acquire) != 0
     }
 
     /// Tables that were made for entries of devices since everything was last zapped.
@@ -243,6 +275,10 @@ impl Tables {
             assert_ne!(before, Entry::Absent, "nothing at {gfn:?} becomes nothing");
         }
         let (mut current, mut target) = (old, new);
+        if task.has(Defect::PlainStore) && matches!((before, after), (Entry::Leaf { .. }, Entry::Leaf { .. })) {
+            self.memory.store(at, new.raw())?;
+            current = new;
+        }
         while let Err(seen) = self.memory.compare_exchange_u64(at, current.raw(), target.raw())? {
             let seen = Spte::from_raw(seen);
             if !self.format.same_but_ad(seen, current) {
@@ -254,7 +290,7 @@ impl Tables {
                 target = self.format.inheriting(new, old, seen);
             }
         }
-        self.counters.lane(task.lane()).changes.fetch_add(1, Ordering::AcqRel);
+        self.count_change(task);
         task.report_with(|| Event::SpteChanged {
             gfn,
             level: level.index() as u8 + 1,
@@ -302,56 +338,6 @@ impl Tables {
             }
             _ => {}
         }
-    }
-
-    /// Every table that a walk can reach, the root first.
-    pub fn reachable(&self) -> Result<Vec<Spa>, BusError> {
-        let mut found = vec![self.root()];
-        self.collect_tables(self.root(), Level::ROOT, &mut found)?;
-        Ok(found)
-    }
-
-    fn collect_tables(&self, table: Spa, level: Level, found: &mut Vec<Spa>) -> Result<(), BusError> {
-        let Some(below) = level.below() else { return Ok(()) };
-        for slot in 0..512 {
-            let place = Place::in_table(table, level, Gfn::new(slot * level.frames()));
-            if let Entry::Table(next) = self.format.read(self.load(place)?, level) {
-                found.push(next);
-                self.collect_tables(next, below, found)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Entries that a walk can reach and that are frozen.
-    pub fn nr_frozen(&self) -> Result<u64, BusError> {
-        let mut frozen = 0;
-        for table in self.reachable()? {
-            for slot in 0..512 {
-                frozen += u64::from(self.memory.load::<u64>(table.wrapping_add(8 * slot))? == Spte::FROZEN.raw());
-            }
-        }
-        Ok(frozen)
-    }
-
-    /// Every present leaf, ascending: for checks and listings.
-    pub fn leaves(&self) -> Result<Vec<LeafView>, BusError> {
-        let mut found = Vec::new();
-        self.collect(self.root(), Level::ROOT, Gfn::new(0), &mut found)?;
-        Ok(found)
-    }
-
-    fn collect(&self, table: Spa, level: Level, base: Gfn, found: &mut Vec<LeafView>) -> Result<(), BusError> {
-        for slot in 0..512 {
-            let gfn = Gfn::new(base.raw() + slot * level.frames());
-            let place = Place::in_table(table, level, gfn);
-            match (self.format.read(self.load(place)?, level), level.leaf_size(), level.below()) {
-                (Entry::Leaf { sfn, rights }, Some(size), _) => found.push(LeafView { gfn, sfn, size, rights }),
-                (Entry::Table(next), _, Some(below)) => self.collect(next, below, gfn, found)?,
-                _ => {}
-            }
-        }
-        Ok(())
     }
 }
 

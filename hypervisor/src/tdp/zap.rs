@@ -30,18 +30,32 @@ impl Tables {
         self.all_roots(task).into_iter().try_for_each(|root| self.zap_under(root, first, nr_pages, owed, task))
     }
 
-    /// The same under the current root alone: for who changes nothing but the mapping (`kvm_tdp_mmu_zap_leafs`).
+    /// The same under the current root alone: for who changes nothing but the mapping (`kvm_tdp_mmu_zap_leafs`). Where
+    /// others should have `mmu_lock` in between it stops, and says from which guest frame on there may be more to do; what
+    /// is owed by then must be flushed before the lock is given up.
     pub(crate) fn zap_valid(
         &self,
         first: Gfn,
         nr_pages: u64,
         owed: &mut Owed,
         task: &Task<'_>,
-    ) -> Result<(), BusError> {
+    ) -> Result<Option<Gfn>, BusError> {
         if let Some(shadow) = self.shadow.lock(task).as_mut() {
             shadow.zap_range(first, nr_pages, owed, task);
         }
-        self.zap_under(self.root(), first, nr_pages, owed, task)
+        if !task.needs_resched() {
+            return self.zap_under(self.root(), first, nr_pages, owed, task).map(|()| None);
+        }
+        let end = first.raw().saturating_add(nr_pages);
+        let mut found = None;
+        self.for_each_leaf(first, nr_pages, &mut |place, _| {
+            found = found.or(Some(place));
+            Ok(())
+        })?;
+        let Some(place) = found else { return Ok(None) };
+        self.zap_under(self.root(), place.gfn, place.level.frames(), owed, task)?;
+        let next = place.gfn.raw() + place.level.frames();
+        Ok((next < end).then(|| Gfn::new(next)))
     }
 
     fn zap_under(

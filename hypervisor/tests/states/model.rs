@@ -299,12 +299,8 @@ impl Model {
                     VmKind::Default => privacy,
                     VmKind::SwProtected => self.attribute(gfn),
                 };
-                let answer = self.fault(gfn, kind, meant);
-                if answer == Answer::Done && kind == AccessKind::Write {
-                    // The page counts as written from here on.
-                    self.written(gfn);
-                }
-                answer
+                // Nothing is written until the instruction is executed again.
+                self.fault(gfn, kind, meant)
             }
             Op::Access { gfn, kind, value, .. } => self.access(gfn, kind, value),
             Op::PreFault { .. } => Answer::Done,
