@@ -182,6 +182,21 @@ defects! {
     /// the write that fills a dirty ring is not pushed.
     RingForgetsLastEntry "ring-forgets-last-entry"
         "the write that fills a dirty ring is left to be found after the exit";
+    /// an inode whose file is gone serves whoever still has it at hand.
+    ReviveFile "revive-file"
+        "an inode whose last file was closed serves whoever still has it at hand";
+    /// a slot deleted while its file goes leaves its binding behind.
+    SkipDyingFile "skip-dying-file"
+        "a slot that is deleted while its file goes leaves its binding behind";
+    /// a slot moves and its binding stays where it was.
+    MoveWithoutUnbind "move-without-unbind"
+        "a slot moves and its binding stays where it was";
+    /// a refused binding keeps its reference on the file.
+    LeakFileOnError "leak-file-on-error"
+        "a refused binding keeps its reference on the file";
+    /// an inode takes its subpool with it although pieces of its huge pages are still held.
+    EndSubpoolWithInode "end-subpool-with-inode"
+        "an inode takes its subpool with it although pieces of its huge pages are still held";
     /// a memory failure neither zaps nor invalidates.
     FailureTellsNobody "failure-tells-nobody"
         "a memory failure neither zaps nor invalidates";

@@ -22,6 +22,7 @@ mod convert;
 mod create;
 mod direct;
 mod fallocate;
+mod file;
 mod generations;
 mod hole;
 mod lock;
@@ -34,6 +35,7 @@ mod view;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bitflags::bitflags;
+use emu_core::defect::Defect;
 use emu_core::event::{Event, Ino};
 use emu_core::page::PAGE_SIZE;
 use emu_core::sync::{Mutex, ReadGuard, Sharded, ShardedLock, Task};
@@ -44,11 +46,13 @@ use crate::host::{Host, Stocked};
 use crate::mm::UserMappings;
 use crate::numa::MemPolicy;
 use crate::policy::{GmemPolicy, SlotSpan};
+use crate::pool::HugeSize;
 use crate::provider::{FolioPolicy, FolioProvider, ProviderError};
 use crate::runs::RunMap;
 use crate::shareability::{Shareability, ShareabilityMap};
 use batch::Batches;
 use bindings::Bindings;
+use file::FileState;
 use reshape::Outlook;
 use tree::{PageCache, Run};
 
@@ -57,6 +61,7 @@ pub use cache::{Backed, GetError};
 pub use convert::{Conversion, ConvertError};
 pub use create::CreateArgs;
 pub use fallocate::{FallocMode, Fallocate, FallocateError};
+pub use file::FilePut;
 pub use hole::HoleError;
 pub use lock::{Exclusive, Shared};
 pub use poison::Failure;
@@ -204,6 +209,8 @@ pub struct GuestMemfd {
     nr_poisoned: AtomicU64,
     /// Who maps it.
     users: UserMappings,
+    /// Who keeps it open.
+    file: FileState,
     /// References that are nobody's.
     pub(crate) batches: Batches,
 }
@@ -251,6 +258,7 @@ impl GuestMemfd {
             has_mem_policies: AtomicBool::new(false),
             nr_poisoned: AtomicU64::new(0),
             users: UserMappings::default(),
+            file: FileState::open(),
             batches: Batches::new(gmem.batches),
         })
     }
@@ -267,6 +275,11 @@ impl GuestMemfd {
         let mut provider = self.provider.lock(task);
         let mut host = host.lock(task);
         provider.unreserve(&mut host);
+        if task.has(Defect::EndSubpoolWithInode)
+            && let Some(Stocked::Pool(subpool)) = self.stock
+        {
+            host.pool_mut(HugeSize::Size2M).0.forget_subpool(subpool);
+        }
         host.report_pool(self.unit, task);
     }
 

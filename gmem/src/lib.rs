@@ -49,8 +49,8 @@ pub use directmap::{DirectMap, DirectMapPolicy};
 pub use host::{FrameRange, Host, HostConfig, HostLayout, HostMemory, OutOfMemory};
 pub use inode::{
     Backed, BindError, Bound, Conversion, ConvertError, CreateArgs, CreateError, CreateInfo, Exclusive, Failure,
-    FallocMode, Fallocate, FallocateError, FolioRun, GetError, GmemFlags, GuestMemfd, HoleError, InodeView, PageIndex,
-    PageRange, Shared, SlotId,
+    FallocMode, Fallocate, FallocateError, FilePut, FolioRun, GetError, GmemFlags, GuestMemfd, HoleError, InodeView,
+    PageIndex, PageRange, Shared, SlotId,
 };
 pub use invalidate::{Invalidation, SeqSample};
 pub use mm::{Kernel, Mm, MmId, MmuNotifier, NoNotifier};

@@ -167,6 +167,24 @@ impl Vm {
         Ok(failure?)
     }
 
+    /// The last reference on a file is gone: it is taken from its memslots, and the inode ends (`kvm_gmem_release`).
+    pub(crate) fn release_file(&self, id: GmemId, inode: &GuestMemfd, task: &Task<'_>) -> Result<(), VmError> {
+        task.at(Point::L1);
+        let _changes = self.slots_lock.lock(task);
+        let mut exclusive = inode.exclusive(task);
+        let all = PageRange { first: PageIndex(0), nr_pages: inode.nr_pages() };
+        let begun = self.invalidate_begin(&exclusive, all, Reach::Pages, task);
+        if begun.is_ok() {
+            self.invalidate_end(&exclusive, all, task);
+        }
+        exclusive.release();
+        drop(exclusive);
+        task.at(Point::I5);
+        self.forget_gmem(id, task);
+        inode.destroy(&self.host, task);
+        begun
+    }
+
     /// Announces, zaps and flushes every guest frame that shows pages of `range` (`kvm_gmem_invalidate_begin`).
     fn invalidate_begin(
         &self,

@@ -31,8 +31,6 @@ pub struct Race {
 const SNP: &str = "needs the reverse map";
 const SHADOW: &str = "needs shadow paging in the explored VM";
 const LOG: &str = "shadow tables are not logged";
-const OWNED: &str = "a type owns what the mistake would leave behind";
-const SPLITS: &str = "no scenario with split folios yet";
 
 macro_rules! races {
     ($($number:literal $title:literal $how:ident($($what:tt)*);)*) => {
@@ -63,15 +61,15 @@ pub const RACES: &[Race] = races! {
         By(SkipFlush "E5", YieldWithoutFlush "E5", HarvestWithoutFlush "E8", FlushOnlyOwed "E8");
     17 "a root that is invalid and cannot be found" By(ForgetInvalidRoots "E11");
     18 "a record of large pages looked up outside of its slot" By(RecoverAroundSlot "panic");
-    19 "a lookup against the last close" Not(OWNED);
-    20 "an inode at the address of the one before" Not(OWNED);
-    21 "a slot deleted while its inode goes, whose binding stays" By(KeepBinding "A2");
-    22 "a slot on guest_memfd that is changed in place" Not("calls refuse it; tests prove that");
+    19 "a lookup against the last close" By(ReviveFile "A8");
+    20 "an inode at the address of the one before" Not("what a fault looks at is locked, and the wait of SRCU is a wait for that lock");
+    21 "a slot deleted while its inode goes, whose binding stays" By(KeepBinding "A2", SkipDyingFile "A2");
+    22 "a slot on guest_memfd that is changed in place" By(MoveWithoutUnbind "A2");
     23 "bindings that change between begin and end" By(UnlockDuringInvalidation "E1");
-    24 "a refused binding that keeps its reference" Not(OWNED);
-    25 "a VM that is closed before its inodes" Not(OWNED);
+    24 "a refused binding that keeps its reference" By(LeakFileOnError "A7");
+    25 "a VM that is closed before its inodes" Not("every call on a file borrows its VM");
     26 "a private page shown at another guest address" Not(SNP);
-    27 "pieces of a huge page that outlive their inode" Not(SPLITS);
+    27 "pieces of a huge page that outlive their inode" By(EndSubpoolWithInode "panic");
     28 "a pin against the check of references" By(CountBeforeUnmap "C4");
     29 "a reference of a batch that makes a conversion fail" By(CountBatches "C5");
     30 "a transient reference that a freeze waits for" By(FreezeGivesUp "C5");
@@ -79,7 +77,7 @@ pub const RACES: &[Race] = races! {
     32 "a VMM that forgot to unmap what it converts" By(ConvertMappedPages "C3");
     33 "a refused conversion that shares private pages" By(RollbackSharesAll "C3");
     34 "a conversion in part that says it succeeded" By(SilentPartial "C6");
-    35 "attributes read while their tree is freed" Not(OWNED);
+    35 "attributes read while their tree is freed" Not("a lock guards the tree, and who reads holds it");
     36 "reserved entries that count as attributes" By(CountReservedEntries "D7");
     37 "a forked process that keeps its mappings" By(UnmapOneProcess "B13");
     38 "a conversion of pages that are not there" Not("holds without a defect of its own: faults-convert-empty");

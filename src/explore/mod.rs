@@ -7,7 +7,7 @@
 //!
 //! - [`world`]: the VM and the invariants; [`processor`]: its processors; [`migration`]: a VMM that copies its memory.
 //! - [`programs`]: faults against changes of backing; [`logging`]: the fast path and logs of writes; [`roots`]: entries
-//!   and roots that go another way; [`records`]: the VM's own attributes; [`references`]: those of the host; [`splits`]:
+//!   and roots that go another way; [`lifetime`]: how files end; [`records`]: the VM's own attributes; [`references`]: those of the host; [`splits`]:
 //!   huge folios; [`user_memory`]: the VMM's address space; [`directed`]: histories of one task.
 //! - [`catalogue`]: the known races and mistakes by number, and which scenario shows each.
 //! - [`words`]: what a step means, for the reader of a timeline.
@@ -16,6 +16,7 @@
 pub mod catalogue;
 pub mod choices;
 mod directed;
+mod lifetime;
 mod logging;
 mod migration;
 mod processor;
@@ -72,6 +73,7 @@ const GROUPS: &[&[Scenario]] = &[
     programs::SCENARIOS,
     logging::SCENARIOS,
     roots::SCENARIOS,
+    lifetime::SCENARIOS,
     records::SCENARIOS,
     references::SCENARIOS,
     splits::SCENARIOS,

@@ -27,6 +27,12 @@ pub enum GetError {
         /// The inode's size.
         nr_pages: u64,
     },
+    /// `EFAULT`: nobody has the file open any more.
+    #[error("page {} is wanted of a guest_memfd that was closed", index.0)]
+    Closed {
+        /// The index.
+        index: PageIndex,
+    },
     /// The host asked for a page that is the guest's alone.
     #[error("page {} of the guest_memfd is private to the guest", index.0)]
     Private {
@@ -80,6 +86,7 @@ impl GetError {
     pub const fn errno(&self) -> Errno {
         match self {
             GetError::BeyondEnd { .. } => Errno::Inval,
+            GetError::Closed { .. } => Errno::Fault,
             GetError::Private { .. } => Errno::Acces,
             GetError::Split { cause: SplitError::Busy { .. }, .. } => Errno::Again,
             GetError::Poisoned { .. } | GetError::Hole { cause: ReuseError::Poisoned { .. }, .. } => Errno::HwPoison,
@@ -127,6 +134,9 @@ impl GuestMemfd {
     fn allocate_at(&self, host: &Host, index: PageIndex, task: &Task<'_>) -> Result<Backed, GetError> {
         if index.0 >= self.nr_pages {
             return Err(GetError::BeyondEnd { index, nr_pages: self.nr_pages });
+        }
+        if self.is_released() {
+            return Err(GetError::Closed { index });
         }
         // One allocation at a time for what one folio may cover: two would need more than was reserved, if only for a
         // moment, and take it from an index that was promised it. Small pages side by side share a lock too, since it is

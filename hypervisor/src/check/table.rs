@@ -114,11 +114,11 @@ invariants! {
     A1 Always Scan(inodes::bindings_are_disjoint) "bindings of one inode are disjoint";
     A2 Always Scan(inodes::bindings_are_the_slots) "an index is bound to a slot exactly where the slot shows it";
     A3 Always Scan(inodes::slots_lie_inside) "a bound slot lies inside its inode";
-    A4 Always Scan(inodes::slots_have_live_inodes) "a slot's inode is open";
+    A4 Always Scan(inodes::slots_have_live_inodes) "a slot's file is open, or was released and taken from it";
     A5 Always Scan(inodes::inodes_stay_what_they_are) "size and flags of an inode never change";
     A6 Call Open("inodes live and die with their VM") "a live inode implies a live VM";
     A7 Call Test("hypervisor/tests/memslots.rs") "slots keep no inode open for ever: closing after the last slot always succeeds";
-    A8 MmuLockFree Within(Invariant::B4) "after an inode is closed no leaf shows its frames";
+    A8 MmuLockFree Scan(leaves::closed_files_are_not_shown) "after a file is released no leaf shows its frames";
     A9 Call Test(HISTORY) "bytes of an index depend on the inode's history, not on slots";
     A10 Call Test(HISTORY) "a refused memslot call leaves nothing behind";
     A11 Always Scan(inodes::slots_change_with_their_generation) "a slot is what it was until it is deleted";

@@ -1,5 +1,6 @@
 //! Stage 3: the memory behind the page, from guest_memfd or from the VMM's address space (`kvm_mmu_faultin_pfn`).
 
+use emu_core::defect::Defect;
 use emu_core::sync::Task;
 use emu_core::{AccessKind, Gfn, PageSize};
 use gmem::mm::{Hold, UserAccess, Wait};
@@ -69,7 +70,12 @@ fn from_gmem<'s>(fault: Admitted<'s>, vm: &'s Vm, task: &'s Task<'s>) -> Result<
     };
     let shared = inode.shared(task);
     if shared.slot_at(index) != Some(slot.info().binding_id()) {
-        return Err(VmError::NotBound { slot: slot.info().id, index }.into());
+        // From the file's release on `slot->gmem.file` is null, and nobody is bound.
+        match inode.is_released() {
+            true if task.has(Defect::ReviveFile) => {}
+            true => return Err(memory_fault(fault.fault().fault().input(), MemoryFaultReason::FileClosed)),
+            false => return Err(VmError::NotBound { slot: slot.info().id, index }.into()),
+        }
     }
     let memory = shared.get_folio(&vm.host, index, task)?;
     let page = HeldPage::new(None, UserAccess::Write, &vm.host, task);
