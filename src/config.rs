@@ -4,11 +4,13 @@
 //! decimal numbers with a binary suffix (`512M`, `2G`), and a bare number is MiB.
 
 mod gmem;
+mod mmu;
 
 use core::fmt;
 use core::str::FromStr;
 
 pub use self::gmem::GmemChoice;
+pub use self::mmu::{MmuChoice, NestedPaging};
 use emu_core::PageSize;
 use emu_core::cpu_model::CpuModel;
 use hypervisor::VmKind;
@@ -50,6 +52,20 @@ pub enum ConfigError {
     /// Not a kind of nested paging.
     #[error("\"{0}\" is not a kind of nested paging")]
     NestedPaging(String),
+    /// A key of the list after the kind of nested paging that does not exist, or a value that it cannot have.
+    #[error("\"{0}\" is not a property of the MMU")]
+    MmuProperty(String),
+    /// A property that means nothing for this kind of nested paging.
+    #[error("--mmu {paging} has no property {property}")]
+    MmuWithout {
+        /// The property.
+        property: &'static str,
+        /// The kind.
+        paging: NestedPaging,
+    },
+    /// The processor logs a page when it sets a dirty flag.
+    #[error("page-modification logging works by the dirty flags of EPT, which are off")]
+    LogsWithoutDirtyFlags,
     /// Not a kind of VM.
     #[error("\"{0}\" is not a kind of VM")]
     VmKind(String),
@@ -104,6 +120,11 @@ impl ConfigError {
             ConfigError::NestedPaging(_) => {
                 "the kinds are npt (AMD), ept (Intel) and shadow (none: the hypervisor shadows the guest's tables)"
             }
+            ConfigError::MmuProperty(_) | ConfigError::MmuWithout { .. } => {
+                "ept has ad=on|off|write-protect and pml=on|off; npt and ept have eager-page-split=on|off, nx-huge-pages=on|off \
+                 and mmio-caching=on|off; every kind has slot-zap=leaves|all"
+            }
+            ConfigError::LogsWithoutDirtyFlags => "say ad=on, or leave pml out",
             ConfigError::TraceFormat(_) => "FILE, FILE:text, FILE:jsonl, FILE:perfetto, or the word digest",
             ConfigError::TraceEvent(_) => {
                 "a list of names like kvm_page_fault or groups vcpu, fault, mmu, invalidate, dirty, gmem, pool, all; -NAME leaves out"
@@ -257,40 +278,6 @@ impl FromStr for CpuKind {
     }
 }
 
-/// The format of the tables that translate guest physical addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum NestedPaging {
-    /// AMD: the format of long-mode tables.
-    #[default]
-    Npt,
-    /// Intel: the extended page tables.
-    Ept,
-    /// None: the hypervisor shadows the guest's tables.
-    Shadow,
-}
-
-impl FromStr for NestedPaging {
-    type Err = ConfigError;
-    fn from_str(text: &str) -> Result<NestedPaging, ConfigError> {
-        match text.to_ascii_lowercase().as_str() {
-            "npt" => Ok(NestedPaging::Npt),
-            "ept" => Ok(NestedPaging::Ept),
-            "shadow" => Ok(NestedPaging::Shadow),
-            _ => Err(ConfigError::NestedPaging(text.to_owned())),
-        }
-    }
-}
-
-impl fmt::Display for NestedPaging {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            NestedPaging::Npt => "npt",
-            NestedPaging::Ept => "ept",
-            NestedPaging::Shadow => "shadow",
-        })
-    }
-}
-
 /// What `--vm` says: a kind, and for a software-protected one how its RAM begins and who resolves memory faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct VmChoice {
@@ -414,12 +401,8 @@ mod tests {
         for text in ["0", "65", "256", "two", ""] {
             assert_eq!(text.parse::<CpuCount>(), Err(ConfigError::CpuCount(text.to_owned())));
         }
-        for kind in [NestedPaging::Npt, NestedPaging::Ept, NestedPaging::Shadow] {
-            assert_eq!(kind.to_string().to_uppercase().parse(), Ok(kind));
-        }
         assert_eq!("Intel".parse(), Ok(CpuKind::Intel));
         assert_eq!("via".parse::<CpuKind>(), Err(ConfigError::CpuModel("via".to_owned())));
-        assert!("tdp".parse::<NestedPaging>().is_err());
         assert_eq!(parse_seed("0x5eed"), Ok(0x5eed));
         assert_eq!(parse_seed("18446744073709551615"), Ok(u64::MAX));
         assert!(parse_seed("18446744073709551616").is_err());

@@ -91,6 +91,16 @@ fn conversions_of_every_size_under_every_page_size_by_one_to_four_processors() {
     }
 }
 
+/// Where the VM and not the inode says who may use a page (`KVM_SET_MEMORY_ATTRIBUTES`), the guest sees the same.
+#[test]
+fn conversions_by_attributes_of_the_vm() {
+    for (cpus, ram) in [("1", "shared"), ("2", "private")] {
+        let vm = format!("sw-protected,ram={ram}");
+        let under = |gmem: &str| conversions(&["--vm", &vm, "--gmem", gmem, "--cpus", cpus, "--memory", "64M"]).text();
+        assert_eq!(under("7.3"), under("next"), "{ram}");
+    }
+}
+
 /// When and how far folios are split is nothing to the guest.
 #[test]
 fn conversions_are_the_same_under_every_way_to_split() {
@@ -175,6 +185,16 @@ fn shadow_2m() {
 #[test]
 fn shadow_1g() {
     passes(&["--mmu", "shadow", "--pages", "1g", "--memory", "2G"]);
+}
+
+/// Processors on host threads of their own, under every kind of paging.
+#[test]
+fn four_processors_at_the_same_time() {
+    let console =
+        |mmu: &str, more: &[&str]| passes(&[&["--memory", "96M", "--cpus", "4", "--mmu", mmu], more].concat()).console;
+    for mmu in ["npt", "ept,pml=on", "shadow"] {
+        assert_eq!(console(mmu, &["--parallel"]), console(mmu, &[]), "{mmu}");
+    }
 }
 
 /// The guest cannot tell how it is translated.

@@ -18,6 +18,8 @@ pub enum Exit {
         /// What the instruction wanted to do there, if the fault was on its own operand and not on a table.
         access: Option<MmioAccess>,
     },
+    /// Page-modification log-full event: empty the log and run again; the instruction starts from its first byte.
+    ModificationLogFull,
     /// On a bare machine: an access to an address where no memory answers.
     Mmio {
         /// Where.

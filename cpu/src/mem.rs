@@ -284,6 +284,7 @@ impl Cpu {
             MmuFault::Guest { gva, code } if self.is_shadowed() => self.page_fault(gva, code),
             MmuFault::Guest { gva, code } => Exception::PageFault { gva, code }.into(),
             MmuFault::Nested(fault) => Exit::NestedPageFault { fault, access: None }.into(),
+            MmuFault::LogFull => Exit::ModificationLogFull.into(),
             // A page table where no memory is reads as all ones on the bus; no system has one on purpose.
             MmuFault::Bus(error) => {
                 let access = MmioAccess { gpa: Gpa::new(error.spa.raw()), len_bytes: 8, data: MmioData::Read };

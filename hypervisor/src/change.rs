@@ -4,6 +4,7 @@
 //! the pages is announced and zapped, processors forget it, the change is made, and the end lets faults through again.
 
 use emu_core::defect::Defect;
+use emu_core::event::{Event, FailureResult};
 use emu_core::page::PAGE_SIZE;
 use emu_core::sync::{Point, Task};
 use emu_core::{Gfn, PageSize};
@@ -163,6 +164,10 @@ impl Vm {
         let failure = exclusive.error(&self.host, index, task);
         if tells {
             self.invalidate_end(&exclusive, range, task);
+        }
+        if let Ok(Some(gmem::Failure { sfn, known })) = failure {
+            let result = if known { FailureResult::Failed } else { FailureResult::Delayed };
+            task.report(Event::MemoryFailure { sfn, result });
         }
         Ok(failure?)
     }

@@ -14,8 +14,9 @@ use gmem::GetError;
 use gmem::mm::{UserAccess, UserFault};
 use thiserror::Error;
 
+use crate::dirty::DirtyRing;
 use crate::follow::PfnError;
-use crate::memslot::{Slot, SlotFlags, SlotState};
+use crate::memslot::{MemSlots, Slot, SlotFlags, SlotState};
 use crate::vm::Vm;
 
 /// Why the host cannot access guest memory there.
@@ -57,23 +58,47 @@ enum Intent {
     LoadRom,
 }
 
+/// What is left of a copy.
+struct Run {
+    start: Gpa,
+    /// Bytes from there that are done, of `total`.
+    done: usize,
+    total: usize,
+    intent: Intent,
+}
+
 /// Copies between a place in system memory and a part of the caller's buffer.
 type Copy<'c> = dyn FnMut(Spa, Range<usize>) -> Result<(), BusError> + 'c;
 
 impl Vm {
     /// Reads guest memory. On an error the buffer holds what came before it.
     pub fn guest_read(&self, gpa: Gpa, into: &mut [u8], task: &Task<'_>) -> Result<(), GuestAccessError> {
-        self.each_run(gpa, into.len(), Intent::Read, &mut |spa, part| self.memory().read(spa, &mut into[part]), task)
+        let total = into.len();
+        let copy = &mut |spa, part| self.memory().read(spa, &mut into[part]);
+        self.each_run(gpa, total, Intent::Read, copy, None, task)
     }
 
     /// Writes guest memory, as DMA does: read-only slots refuse. On an error what came before it is written.
     pub fn guest_write(&self, gpa: Gpa, from: &[u8], task: &Task<'_>) -> Result<(), GuestAccessError> {
-        self.each_run(gpa, from.len(), Intent::Write, &mut |spa, part| self.memory().write(spa, &from[part]), task)
+        self.write_for(gpa, from, None, task)
+    }
+
+    /// The same on behalf of a processor: what it writes is marked in its ring, if it has one.
+    pub(crate) fn write_for(
+        &self,
+        gpa: Gpa,
+        from: &[u8],
+        ring: Option<&mut DirtyRing>,
+        task: &Task<'_>,
+    ) -> Result<(), GuestAccessError> {
+        let copy = &mut |spa, part| self.memory().write(spa, &from[part]);
+        self.each_run(gpa, from.len(), Intent::Write, copy, ring, task)
     }
 
     /// Writes guest memory, read-only slots included: for whoever puts a ROM there.
     pub fn load_rom(&self, gpa: Gpa, from: &[u8], task: &Task<'_>) -> Result<(), GuestAccessError> {
-        self.each_run(gpa, from.len(), Intent::LoadRom, &mut |spa, part| self.memory().write(spa, &from[part]), task)
+        let copy = &mut |spa, part| self.memory().write(spa, &from[part]);
+        self.each_run(gpa, from.len(), Intent::LoadRom, copy, None, task)
     }
 
     fn each_run(
@@ -82,28 +107,37 @@ impl Vm {
         total: usize,
         intent: Intent,
         copy: &mut Copy<'_>,
+        mut ring: Option<&mut DirtyRing>,
         task: &Task<'_>,
     ) -> Result<(), GuestAccessError> {
         let mut done = 0;
         while done < total {
-            done += self.one_run(gpa, done, total, intent, copy, task)?;
+            let (slots, run) = (self.slots.read(task), Run { start: gpa, done, total, intent });
+            let (slot, len_bytes) = self.one_run(&slots, &run, copy, task)?;
+            if intent != Intent::Read && slot.log().is_some() {
+                // Afterwards: who harvests the mark and then reads the page sees the bytes.
+                let first = gpa.wrapping_add(done as u64);
+                let pages = (first.page_offset() + len_bytes).div_ceil(PAGE_SIZE) as u64;
+                for n in 0..pages {
+                    self.mark_dirty(slot, Gfn::new(first.frame().raw() + n), ring.as_deref_mut(), task);
+                }
+            }
+            done += len_bytes;
         }
         Ok(())
     }
 
-    /// Copies from byte `done` of the `total` from `start` up to the end of the folio or slot; how many that were. The
-    /// folio cannot leave the inode meanwhile.
-    fn one_run(
+    /// Copies up to the end of the folio or slot: into which slot, and how many bytes. The folio cannot leave the inode
+    /// meanwhile.
+    fn one_run<'s>(
         &self,
-        start: Gpa,
-        done: usize,
-        total: usize,
-        intent: Intent,
+        slots: &'s MemSlots,
+        run: &Run,
         copy: &mut Copy<'_>,
         task: &Task<'_>,
-    ) -> Result<usize, GuestAccessError> {
+    ) -> Result<(&'s Slot, usize), GuestAccessError> {
+        let Run { start, done, total, intent } = *run;
         let gpa = start.checked_add(done as u64).ok_or(GuestAccessError::NoSlot { gpa: start })?;
-        let slots = self.slots.read(task);
         let slot = slots.lookup(gpa.frame()).filter(|slot| slot.state() == SlotState::Active);
         let slot = slot.ok_or(GuestAccessError::NoSlot { gpa })?;
         let info = slot.info();
@@ -111,7 +145,7 @@ impl Vm {
             return Err(GuestAccessError::ReadOnly { gpa, slot: info.id.0 });
         }
         let Some((inode, index)) = self.own_access_through_gmem(slot, gpa.frame(), task) else {
-            return self.one_user_page(slot, gpa, done..total, intent, copy, task);
+            return Ok((slot, self.one_user_page(slot, gpa, done..total, intent, copy, task)?));
         };
         let shared = inode.shared(task);
         if !self.slot_attribute(slot, gpa.frame(), task).host_may_use() {
@@ -127,12 +161,7 @@ impl Vm {
         let len = folio_left.min(slot_left) * PageSize::Size4K.bytes() - gpa.page_offset() as u64;
         let len_bytes = usize::try_from(len).unwrap_or(PAGE_SIZE).min(total - done);
         copy(backed.sfn.base().wrapping_add(gpa.page_offset() as u64), done..done + len_bytes)?;
-        if intent != Intent::Read && slot.log().is_some() {
-            // Afterwards: who harvests the mark and then reads the page sees the bytes.
-            let pages = (gpa.page_offset() + len_bytes).div_ceil(PAGE_SIZE) as u64;
-            (0..pages).for_each(|n| self.mark_dirty(slot, Gfn::new(gpa.frame().raw() + n), None, task));
-        }
-        Ok(len_bytes)
+        Ok((slot, len_bytes))
     }
 
     /// Copies up to the end of one page of user memory, which is held meanwhile (`__kvm_read_guest_page`).
@@ -156,9 +185,6 @@ impl Vm {
         self.mm.with_page(hva, access, self.kernel(task), &mut |sfn| {
             copy(sfn.base().wrapping_add(offset), part.clone())
         })?;
-        if intent != Intent::Read {
-            self.mark_dirty(slot, gpa.frame(), None, task);
-        }
         Ok(len_bytes)
     }
 }

@@ -12,13 +12,14 @@ use std::sync::atomic::Ordering;
 
 use emu_core::Gfn;
 use emu_core::defect::Defect;
+use emu_core::event::{Bits, Event};
 use emu_core::sync::Task;
 
 use crate::config::VmError;
 use crate::flush::Owed;
 use crate::memslot::{MemSlots, UPDATE_IN_PROGRESS};
 use crate::params::MmioCaching;
-use crate::tdp::{Entry, MMIO_GENERATION_BITS, MmioGeneration, MmioSpte};
+use crate::tdp::{Entry, MMIO_GENERATION_BITS, MmioGeneration, MmioSpte, Rights};
 use crate::vcpu::VcpuMmu;
 use crate::vm::Vm;
 
@@ -69,7 +70,17 @@ impl Vm {
         let same_epoch = self.mmio_epoch.load(Ordering::Acquire) == generation >> MMIO_GENERATION_BITS;
         let of_now = |mmio: MmioSpte| same_epoch && mmio.generation == MmioGeneration::of(generation);
         match entry {
-            Entry::Mmio(mmio) if of_now(mmio) || believes_all => {
+            Entry::Mmio(mmio) => {
+                task.report_with(|| Event::CheckMmioSpte {
+                    spte: Bits(self.format().mmio(mmio).raw()),
+                    kvm_generation: MmioGeneration::of(generation).bits(),
+                    spte_generation: mmio.generation.bits(),
+                });
+                if !of_now(mmio) && !believes_all {
+                    return Ok(MmioFault::Unknown);
+                }
+                let access = Bits(mmio.rights.bits().into());
+                task.report(Event::HandleMmioPageFault { addr: gfn.base(), gfn: mmio.gfn, access });
                 own.mmio = MmioCache(Some((gfn, generation)));
                 own.stats.mmio_cached += 1;
                 Ok(MmioFault::Mmio)
@@ -102,6 +113,11 @@ impl Vm {
         if own.tables.top_up(&self.host, task).is_err() {
             return Ok(());
         }
+        task.report_with(|| Event::MarkMmioSpte {
+            gfn,
+            access: Bits(Rights::all().bits().into()),
+            generation: MmioGeneration::of(generation).bits(),
+        });
         let mut owed = Owed::default();
         self.mmu.read(task).install_mmio(gfn, MmioGeneration::of(generation), &mut own.tables, &mut owed, task)?;
         Ok(())

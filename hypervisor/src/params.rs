@@ -39,7 +39,8 @@ pub enum Pml {
     /// They do not: write protection finds it.
     #[default]
     Off,
-    /// They do. Whoever runs them hands their buffers to [`crate::Vm::flush_pml_buffer`] when they leave the guest.
+    /// They do. Whoever runs them gives each its [`crate::Vm::pml_buffer`], and hands it to
+    /// [`crate::Vm::flush_pml_buffer`] whenever the processor leaves the guest.
     On,
 }
 

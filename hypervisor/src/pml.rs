@@ -15,6 +15,12 @@ use crate::vm::Vm;
 pub const PML_ENTRIES: u16 = 512;
 
 impl Vm {
+    /// The page in which `vcpu` logs what it writes (the PML address), if processors log: where tables are in EPT format
+    /// and the VM was made with [`crate::Pml::On`].
+    pub fn pml_buffer(&self, vcpu: VcpuId) -> Result<Option<Spa>, VmError> {
+        Ok(self.vcpu(vcpu)?.pml)
+    }
+
     /// Marks what a processor logged: entries of the buffer at `page` above `index`, which is where the processor would
     /// write next; 511 when it logged nothing, 65535 when the buffer is full. The processor starts over at 511.
     pub fn flush_pml_buffer(&self, vcpu: VcpuId, page: Spa, index: u16, task: &Task<'_>) -> Result<(), VmError> {

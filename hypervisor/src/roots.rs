@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use emu_core::Gfn;
+use emu_core::event::Event;
 use emu_core::sync::{Point, Task};
 
 use crate::config::VmError;
@@ -24,6 +25,8 @@ impl Vm {
             let fresh = self.host.lock(task).alloc_table()?;
             let tables = self.mmu.write(task);
             let old = tables.invalidate_root(fresh, task);
+            let generation = self.mmu_valid_gen.fetch_xor(1, Ordering::Relaxed) ^ 1;
+            task.report_with(|| Event::ZapAllFast { generation, used_pages: tables.stats().tables.iter().sum() });
             let mut owed = Owed::default();
             owed.all();
             for vcpu in &self.vcpus {
@@ -46,7 +49,9 @@ impl Vm {
     /// What `vcpu` must load into nCR3 or its EPT pointer before it enters the guest, if that changed
     /// (`KVM_REQ_MMU_FREE_OBSOLETE_ROOTS`).
     pub fn take_root(&self, vcpu: VcpuId) -> Result<Option<u64>, VmError> {
-        let obsolete = self.vcpu(vcpu)?.obsolete.swap(false, Ordering::AcqRel);
-        Ok(obsolete.then(|| self.root_register()))
+        let obsolete = &self.vcpu(vcpu)?.obsolete;
+        // Most often it did not, and a machine asks at every entry.
+        let changed = obsolete.load(Ordering::Acquire) && obsolete.swap(false, Ordering::AcqRel);
+        Ok(changed.then(|| self.root_register()))
     }
 }

@@ -86,13 +86,15 @@ pub(crate) struct Vcpu {
     /// Its root was given up, and it has not loaded another.
     pub(crate) obsolete: AtomicBool,
     owed: Mutex<Owed>,
+    /// The page that it logs modified pages in.
+    pub(crate) pml: Option<Spa>,
 }
 
 impl Vcpu {
     /// A processor that owes nothing.
-    pub(crate) fn new(ring: Option<DirtyRingConfig>) -> Vcpu {
-        let ring = ring.map(|config| DirtyRing::new(config.size));
-        Vcpu { mmu: Mutex::new(VcpuMmu { ring, ..VcpuMmu::default() }), ..Vcpu::default() }
+    pub(crate) fn new(id: VcpuId, ring: Option<DirtyRingConfig>, pml: Option<Spa>) -> Vcpu {
+        let ring = ring.map(|config| DirtyRing::new(id, config.size));
+        Vcpu { mmu: Mutex::new(VcpuMmu { ring, ..VcpuMmu::default() }), pml, ..Vcpu::default() }
     }
 
     /// Asks the processor to leave the guest and waits until it has (`kvm_vcpu_kick`).

@@ -8,7 +8,7 @@
 //! which may be read under any lock because reading never waits.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use emu_core::defect::Defect;
 use emu_core::event::Event;
@@ -26,7 +26,7 @@ use crate::flush::{FlushRequest, Owed};
 use crate::follow::{FollowPolicy, UserSignal};
 use crate::kind::VmKind;
 use crate::memslot::{MemSlots, MemslotError, SlotSets};
-use crate::params::{MmuParams, NxHugePages};
+use crate::params::{MmuParams, NxHugePages, Pml};
 use crate::stats::{FaultStats, VmStats};
 use crate::tdp::{AdBit, Tables, TdpFormat};
 use crate::vcpu::{InGuest, Vcpu, VcpuId};
@@ -68,6 +68,8 @@ pub struct Vm {
     pub(crate) nx: AtomicBool,
     /// What the memslots' generation has above the bits that entries for devices keep.
     pub(crate) mmio_epoch: AtomicU64,
+    /// 0 and 1 in turn, another with each root that is given up.
+    pub(crate) mmu_valid_gen: AtomicU8,
     /// Writes that no log could take.
     pub(crate) unlogged: Unlogged,
     flushes: AtomicU64,
@@ -87,6 +89,12 @@ impl Vm {
         }
         let host = Host::new(HostMemory::new(Arc::clone(&memory), &config.host)?);
         let tables = Arc::new(Tables::new(&host, config.format, params.ad, &Task::QUIET)?);
+        let logs = config.format == TdpFormat::Ept && params.pml == Pml::On;
+        let vcpus = (0..config.nr_vcpus.max(1)).map(|n| {
+            let pml = logs.then(|| host.lock(&Task::QUIET).alloc_table()).transpose()?;
+            Ok(Vcpu::new(VcpuId(n), params.dirty_ring, pml))
+        });
+        let vcpus = vcpus.collect::<Result<Vec<Vcpu>, VmError>>()?;
         let last_gfn = Gfn::new((1 << (u32::from(maxphyaddr) - emu_core::page::PAGE_SHIFT)) - 1);
         Ok(Vm {
             host,
@@ -101,7 +109,7 @@ impl Vm {
             tdp: Arc::clone(&tables),
             mmu: ShardedLock::new(tables),
             invalidation: Invalidation::default(),
-            vcpus: (0..config.nr_vcpus.max(1)).map(|_| Vcpu::new(params.dirty_ring)).collect(),
+            vcpus,
             memory,
             pages: config.pages,
             kind: config.kind,
@@ -110,6 +118,7 @@ impl Vm {
             params,
             nx: AtomicBool::new(params.nx_huge_pages == NxHugePages::On),
             mmio_epoch: AtomicU64::new(0),
+            mmu_valid_gen: AtomicU8::new(0),
             unlogged: Unlogged::default(),
             flushes: AtomicU64::new(0),
         })

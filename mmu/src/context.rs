@@ -10,6 +10,7 @@ use crate::format::{Entry, EptFormat, Format, Grants, Legacy, Long, NestedFormat
 use crate::level::Level;
 use crate::nested::{Bare, Effects, GuestMemory, Nested, Reached};
 use crate::paging::{PagingFeatures, PagingMode, PagingState};
+use crate::pml::ModificationLog;
 use crate::rights::{LinearMode, Rules};
 use crate::stage1::{self, Outcome, Request};
 use crate::stage2::{NestedNx, Stage2};
@@ -70,6 +71,8 @@ pub(crate) struct Work<'a> {
     pub(crate) memory: &'a SystemMemory,
     pub(crate) stats: &'a mut MmuStats,
     pub(crate) caches: CacheRefs<'a>,
+    /// Only EPT is logged.
+    pub(crate) log: Option<&'a mut ModificationLog>,
     pub(crate) effects: Effects,
 }
 
@@ -120,7 +123,7 @@ impl Context {
     }
 
     fn nested<'a, F: NestedFormat>(&self, format: F, tree: Tree, gva: Option<Gva>, work: Work<'a>) -> Nested<'a, F> {
-        let Work { memory, stats, caches, effects } = work;
+        let Work { memory, stats, caches, log, effects } = work;
         Nested {
             memory,
             stats,
@@ -131,6 +134,7 @@ impl Context {
             tlb: caches.nested_tlb,
             walk_cache: caches.nested_walk,
             effects,
+            log: if F::LOGS_MODIFICATIONS { log } else { None },
             gva,
         }
     }

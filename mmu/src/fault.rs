@@ -2,7 +2,7 @@
 //!
 //! Source: AMD APM vol. 2, "Page-Fault Error Code" and "Nested versus Guest Page Faults, Fault Ordering"; Intel SDM
 //! vol. 3, "Exit Qualification for EPT Violations". [`MmuFault`] is the door. A guest's page fault goes to the guest, a
-//! nested fault to its hypervisor, and a [`MmuFault::Bus`] is a machine check or a broken table: these never share a
+//! nested fault or a full log to its hypervisor, and a [`MmuFault::Bus`] is a machine check or a broken table: these never share a
 //! variant.
 
 use bitflags::bitflags;
@@ -28,6 +28,9 @@ pub enum MmuFault {
     },
     /// The nested tables refuse: #VMEXIT(NPF), EPT violation or misconfiguration.
     Nested(NestedPageFault),
+    /// An accessed or dirty flag for EPT would have to be set and the page-modification log has no room: a VM exit, before
+    /// anything was changed for this access.
+    LogFull,
     /// A table lies where no memory answers.
     Bus(BusError),
 }

@@ -52,6 +52,30 @@ pub trait GuestTables {
     fn locate(&mut self, slot: Gpa) -> Option<Spa>;
     /// Whether A and D can be stored in the entry at `slot`.
     fn is_writable(&mut self, slot: Gpa) -> bool;
+    /// Told what a walk does, as it does it.
+    fn note(&mut self, _what: WalkNote) {}
+}
+
+/// What a walk made by software does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WalkNote {
+    /// It has read an entry.
+    Entry {
+        /// Level of the table it stands in.
+        level: Level,
+        /// Its value.
+        raw: u64,
+    },
+    /// It has set A, which was clear.
+    Accessed {
+        /// Where the entry stands.
+        slot: Gpa,
+    },
+    /// It has set D, which was clear.
+    Dirtied {
+        /// Where the entry stands.
+        slot: Gpa,
+    },
 }
 
 /// One entry on the way.
@@ -156,6 +180,16 @@ impl TableMemory for Software<'_> {
     }
     fn locate_update(&mut self, slot: Gpa, _level: Level, found: Spa) -> Result<Spa, MmuFault> {
         Ok(if self.tables.is_writable(slot) { found } else { NOWHERE })
+    }
+    fn note_entry(&mut self, level: Level, raw: u64) {
+        self.tables.note(WalkNote::Entry { level, raw });
+    }
+    fn note_accessed(&mut self, slot: Gpa) {
+        self.tables.note(WalkNote::Accessed { slot });
+    }
+    fn note_dirtied(&mut self, slot: Gpa) -> Result<(), MmuFault> {
+        self.tables.note(WalkNote::Dirtied { slot });
+        Ok(())
     }
     fn system(&self) -> &SystemMemory {
         self.memory
@@ -303,7 +337,7 @@ fn refused(fault: MmuFault, memory: &Software<'_>) -> GuestWalkError {
     match fault {
         MmuFault::Guest { code, .. } => GuestWalkError::Fault(code),
         MmuFault::NonCanonical { .. } => GuestWalkError::NonCanonical,
-        MmuFault::Nested(_) | MmuFault::Bus(_) => {
+        MmuFault::Nested(_) | MmuFault::LogFull | MmuFault::Bus(_) => {
             GuestWalkError::NoTable { gpa: memory.missing.unwrap_or(Gpa::new(0)) }
         }
     }

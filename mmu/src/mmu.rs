@@ -13,6 +13,7 @@ use crate::fast::{FastRights, FastTlb};
 use crate::fault::{MmuFault, Stage2Rights};
 use crate::nested::{Effects, Reached};
 use crate::paging::{PagingFeatures, PagingState};
+use crate::pml::ModificationLog;
 use crate::stage1::Outcome;
 use crate::stage2::Stage2;
 use crate::stats::MmuStats;
@@ -33,6 +34,8 @@ pub struct Mmu {
     pub(crate) spaces: Vec<Stage2>,
     pub(crate) caches: CacheStore,
     code: Cursor,
+    /// Absent while page-modification logging is off.
+    log: Option<ModificationLog>,
     pub(crate) stats: MmuStats,
 }
 
@@ -64,6 +67,7 @@ impl Mmu {
             spaces: vec![Stage2::None],
             caches: CacheStore::new(),
             code: Cursor::default(),
+            log: None,
             stats: MmuStats::default(),
         }
     }
@@ -90,6 +94,15 @@ impl Mmu {
     pub fn stage2(&self) -> &Stage2 {
         &self.spaces[self.context.id.index()]
     }
+    /// Where pages are logged whose dirty flag for EPT is set; `None` while page-modification logging is off. Software reads
+    /// it, and puts the index back, while the guest does not run.
+    pub fn modification_log(&mut self) -> Option<&mut ModificationLog> {
+        self.log.as_mut()
+    }
+    /// Sets or clears "enable PML" of a VM entry, with the PML address and index.
+    pub fn set_modification_log(&mut self, log: Option<ModificationLog>) {
+        self.log = log;
+    }
     /// What was done so far.
     pub fn stats(&self) -> MmuStats {
         self.stats
@@ -106,8 +119,13 @@ impl Mmu {
             self.fill_fast(gva, access.privilege, &outcome);
             return Ok(outcome.translation);
         }
-        let work =
-            Work { memory: &self.memory, stats: &mut self.stats, caches: self.caches.refs(), effects: Effects::Live };
+        let work = Work {
+            memory: &self.memory,
+            stats: &mut self.stats,
+            caches: self.caches.refs(),
+            log: self.log.as_mut(),
+            effects: Effects::Live,
+        };
         let outcome = self.context.translate(gva, access, work).inspect_err(|fault| {
             // A page fault invalidates what is cached for its page; the TLB's part went in `look_up`.
             if let MmuFault::Guest { .. } = fault {
@@ -124,8 +142,13 @@ impl Mmu {
     /// Translates a guest physical address by the second stage alone, as a read, write or fetch of the processor's own
     /// (loading PDPTEs, a debugger, the board). Sets A and D of nested tables.
     pub fn translate_gpa(&mut self, gpa: Gpa, kind: AccessKind) -> Result<GpaTranslation, MmuFault> {
-        let work =
-            Work { memory: &self.memory, stats: &mut self.stats, caches: self.caches.refs(), effects: Effects::Live };
+        let work = Work {
+            memory: &self.memory,
+            stats: &mut self.stats,
+            caches: self.caches.refs(),
+            log: self.log.as_mut(),
+            effects: Effects::Live,
+        };
         self.context.reach(gpa, kind, work).map(GpaTranslation::from)
     }
 
@@ -133,15 +156,19 @@ impl Mmu {
     /// are not asked.
     pub fn probe(&self, gva: Gva, access: Access) -> Result<Translation, MmuFault> {
         let mut uncounted = MmuStats::default();
-        let work = Work { memory: &self.memory, stats: &mut uncounted, caches: CacheRefs::NONE, effects: Effects::Dry };
+        let work = self.dry(&mut uncounted);
         self.context.translate(self.context.linear(gva), access, work).map(|outcome| outcome.translation)
     }
 
     /// [`Mmu::translate_gpa`] without any side effect.
     pub fn probe_gpa(&self, gpa: Gpa, kind: AccessKind) -> Result<GpaTranslation, MmuFault> {
         let mut uncounted = MmuStats::default();
-        let work = Work { memory: &self.memory, stats: &mut uncounted, caches: CacheRefs::NONE, effects: Effects::Dry };
+        let work = self.dry(&mut uncounted);
         self.context.reach(gpa, kind, work).map(GpaTranslation::from)
+    }
+
+    fn dry<'a>(&'a self, uncounted: &'a mut MmuStats) -> Work<'a> {
+        Work { memory: &self.memory, stats: uncounted, caches: CacheRefs::NONE, log: None, effects: Effects::Dry }
     }
 
     /// Drops fast write entries of frames that hold translated code by now. Whoever executes calls this before it trusts

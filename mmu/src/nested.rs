@@ -10,6 +10,7 @@ use emu_core::{AccessKind, Gpa, Gva, MemoryType, PageSize, Spa};
 use crate::fault::{MmuFault, NestedFaultKind, NestedPageFault, Stage2Cause, Stage2Rights};
 use crate::format::{Grants, NestedFormat};
 use crate::level::Level;
+use crate::pml::ModificationLog;
 use crate::rights::{LinearMode, needed};
 use crate::stats::MmuStats;
 use crate::tlb::{Space, Tlb, TlbEntry};
@@ -87,6 +88,10 @@ impl GuestMemory for Bare<'_> {
 struct Physical<'a> {
     memory: &'a SystemMemory,
     stats: &'a mut MmuStats,
+    /// Where pages whose D bit is set are logged, if they are.
+    log: Option<&'a mut ModificationLog>,
+    /// The guest physical address that is being translated.
+    gpa: Gpa,
 }
 
 impl TableMemory for Physical<'_> {
@@ -99,6 +104,20 @@ impl TableMemory for Physical<'_> {
     #[inline(always)]
     fn locate_update(&mut self, _slot: Spa, _level: Level, found: Spa) -> Result<Spa, MmuFault> {
         Ok(found)
+    }
+    #[inline]
+    fn before_update(&mut self) -> Result<(), MmuFault> {
+        match &self.log {
+            Some(log) if log.is_full() => Err(MmuFault::LogFull),
+            _ => Ok(()),
+        }
+    }
+    #[inline]
+    fn note_dirtied(&mut self, _slot: Spa) -> Result<(), MmuFault> {
+        match &mut self.log {
+            Some(log) => log.note(self.memory, self.gpa).map_err(MmuFault::Bus),
+            None => Ok(()),
+        }
     }
     #[inline(always)]
     fn system(&self) -> &SystemMemory {
@@ -141,6 +160,8 @@ pub(crate) struct Nested<'a, F> {
     /// Nested table pointers; likewise.
     pub(crate) walk_cache: Option<&'a mut WalkCache<Spa>>,
     pub(crate) effects: Effects,
+    /// Page-modification logging, if it is on.
+    pub(crate) log: Option<&'a mut ModificationLog>,
     /// The linear address being translated, for the fault.
     pub(crate) gva: Option<Gva>,
 }
@@ -191,7 +212,8 @@ impl<F: NestedFormat> Nested<'_, F> {
         loop {
             let root = TablePointer { level: self.top, table: self.root, spa: None, grants: Grants::all() };
             let known = self.walk_cache.as_ref().and_then(|cache| cache.lookup(gpa.raw(), self.space, F::shift));
-            let mut physical = Physical { memory: self.memory, stats: self.stats };
+            let log = self.log.as_deref_mut();
+            let mut physical = Physical { memory: self.memory, stats: self.stats, log, gpa };
             let start = known.unwrap_or(root);
             let mut way = Walk::from(start);
             match walk(&self.format, &mut physical, &mut way, start, gpa.raw()) {

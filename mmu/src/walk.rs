@@ -53,6 +53,22 @@ pub(crate) trait TableMemory {
     fn locate(&mut self, slot: Self::Address, level: Level) -> Result<Spa, MmuFault>;
     /// Where it lies for setting A or D in it; `found` is what [`TableMemory::locate`] said.
     fn locate_update(&mut self, slot: Self::Address, level: Level, found: Spa) -> Result<Spa, MmuFault>;
+    /// Asked before A or D is set in an entry: whether that can be recorded.
+    #[inline(always)]
+    fn before_update(&mut self) -> Result<(), MmuFault> {
+        Ok(())
+    }
+    /// Told when A of the entry at `slot` was clear and has been set.
+    #[inline(always)]
+    fn note_accessed(&mut self, _slot: Self::Address) {}
+    /// Told when D of the leaf at `slot` was clear and has been set.
+    #[inline(always)]
+    fn note_dirtied(&mut self, _slot: Self::Address) -> Result<(), MmuFault> {
+        Ok(())
+    }
+    /// Told of every entry that a walk reads.
+    #[inline(always)]
+    fn note_entry(&mut self, _level: Level, _raw: u64) {}
     /// System memory.
     fn system(&self) -> &SystemMemory;
     /// The counters.
@@ -145,6 +161,7 @@ pub(crate) fn walk<F: Format, M: TableMemory>(
         };
         let raw = load::<F>(memory.system(), spa)?;
         memory.stats().table_loads += 1;
+        memory.note_entry(level, raw);
         let entry = format.classify(raw, level);
         match entry {
             Entry::NotPresent => return Err(Stop::NotPresent(level)),
@@ -187,6 +204,7 @@ pub(crate) fn mark<F: Format, M: TableMemory>(
         if wanted == step.raw {
             continue;
         }
+        memory.before_update()?;
         let spa = memory.locate_update(step.slot, level, step.spa)?;
         let exchanged = if F::ENTRY_BYTES == 4 {
             memory.system().compare_exchange_u32(spa, step.raw as u32, wanted as u32).map(|done| done.is_ok())
@@ -194,7 +212,15 @@ pub(crate) fn mark<F: Format, M: TableMemory>(
             memory.system().compare_exchange_u64(spa, step.raw, wanted).map(|done| done.is_ok())
         };
         match exchanged {
-            Ok(true) => memory.stats().ad_updates += 1,
+            Ok(true) => {
+                memory.stats().ad_updates += 1;
+                if format.accessed(level) & !step.raw != 0 {
+                    memory.note_accessed(step.slot);
+                }
+                if dirty & !step.raw != 0 {
+                    memory.note_dirtied(step.slot)?;
+                }
+            }
             Ok(false) => {
                 memory.stats().restarts += 1;
                 return Ok(Marked::Raced);

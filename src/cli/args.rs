@@ -13,7 +13,7 @@ use super::explore::ExploreArguments;
 use super::page::ReportArguments;
 use super::trace::{TraceArguments, TraceConfig};
 use crate::config::{
-    ConfigError, CpuCount, CpuKind, GmemChoice, MemoryArgument, MemorySize, NestedPaging, VmChoice, parse_page_size,
+    ConfigError, CpuCount, CpuKind, GmemChoice, MemoryArgument, MemorySize, MmuChoice, VmChoice, parse_page_size,
     parse_seed, parse_vmm_random,
 };
 use crate::loader::{BUILTINS, BuiltinGuest};
@@ -74,7 +74,7 @@ pub struct RunArguments {
     /// Largest page that backs guest memory: 4k, 2m or 1g [default: 4k].
     #[arg(long, value_name = "SIZE")]
     pub pages: Option<String>,
-    /// Nested paging: npt or ept [default: npt].
+    /// Nested paging: npt, ept or shadow, which may be followed by properties like ,pml=on or ,slot-zap=all [default: npt].
     #[arg(long, value_name = "KIND")]
     pub mmu: Option<String>,
     /// Kind of VM: default, or sw-protected, which may be followed by ,ram=shared|private and ,fault=convert|stop.
@@ -186,8 +186,8 @@ pub struct RunConfig {
     pub cpus: CpuCount,
     /// Whose processor the guest sees.
     pub cpu: CpuKind,
-    /// The format of nested tables.
-    pub nested: NestedPaging,
+    /// The kind of paging beneath the guest.
+    pub mmu: MmuChoice,
     /// The kind of VM.
     pub vm: VmChoice,
     /// How guest_memfd behaves.
@@ -252,7 +252,7 @@ impl RunArguments {
             pages,
             cpus: value("--cpus", self.cpus.as_deref(), CpuCount::ONE, str::parse)?,
             cpu: value("--cpu", self.cpu.as_deref(), CpuKind::default(), str::parse)?,
-            nested: value("--mmu", self.mmu.as_deref(), NestedPaging::default(), str::parse)?,
+            mmu: value("--mmu", self.mmu.as_deref(), MmuChoice::default(), str::parse)?,
             vm: value("--vm", self.vm.as_deref(), VmChoice::default(), str::parse)?,
             gmem: value("--gmem", self.gmem.as_deref(), GmemChoice::default(), str::parse)?,
             check_every: self.check_invariants,
@@ -282,6 +282,7 @@ impl CheckArguments {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::NestedPaging;
 
     fn resolve(words: &[&str]) -> Result<RunConfig, CliError> {
         let words = ["bifold", "run"].iter().chain(words);
@@ -304,7 +305,7 @@ mod tests {
             (config.image, config.memory, config.cpus),
             (ImageChoice::Builtin("paging"), MemorySize::DEFAULT, CpuCount::ONE)
         );
-        assert_eq!((config.pages, config.nested, config.seed), (PageSize::Size4K, NestedPaging::Npt, Seed(0)));
+        assert_eq!((config.pages, config.mmu, config.seed), (PageSize::Size4K, MmuChoice::default(), Seed(0)));
         assert_eq!((config.report, config.on_reset), (Report::Text, OnReset::Restart));
     }
 
@@ -323,7 +324,7 @@ mod tests {
     fn the_rest_arrives_too() {
         let words = "--pages 2m --mmu ept --cpu intel --seed 0x10 --max-instructions 5 --timeout 3 --json --serial s --no-reboot";
         let config = resolve(&words.split(' ').collect::<Vec<_>>()).unwrap();
-        assert_eq!((config.pages, config.nested, config.seed), (PageSize::Size2M, NestedPaging::Ept, Seed(16)));
+        assert_eq!((config.pages, config.mmu.paging, config.seed), (PageSize::Size2M, NestedPaging::Ept, Seed(16)));
         assert_eq!((config.max_instructions, config.timeout), (Some(5), Some(Duration::from_secs(3))));
         assert_eq!(config.cpu, CpuKind::Intel);
         assert_eq!((config.report, config.on_reset), (Report::Json, OnReset::End));

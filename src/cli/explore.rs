@@ -1,6 +1,8 @@
 //! `bifold explore`: races of the memory pipeline, found by machine.
 
-use std::io::{self, IsTerminal};
+use std::fs::File;
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -14,7 +16,8 @@ use super::{CliError, out};
 use crate::config::parse_seed;
 use crate::explore::catalogue::{RACES, Shown};
 use crate::explore::choices::NotChoices;
-use crate::explore::{Scenario, choices, scenarios};
+use crate::explore::{Scenario, choices, scenarios, words};
+use crate::trace::timeline::Timelines;
 
 /// The flags of `bifold explore`.
 #[derive(Debug, Args)]
@@ -40,6 +43,9 @@ pub struct ExploreArguments {
     /// What decides every choice [default: 0].
     #[arg(long, value_name = "N")]
     pub seed: Option<String>,
+    /// Write what is found here, for ui.perfetto.dev: a track for each task.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
     /// Run one schedule of SCENARIO, as a finding printed it.
     #[arg(long, value_name = "STEPS", requires = "scenario")]
     pub replay: Option<String>,
@@ -116,6 +122,7 @@ pub(super) fn explore(arguments: &ExploreArguments) -> Result<ExitCode, CliError
     // A task that panics is a finding, and is told as one.
     std::panic::set_hook(Box::new(|_| {}));
     let mut broke = false;
+    let mut timelines = Timelines::default();
     for scenario in chosen {
         let finding = match &arguments.replay {
             Some(steps) => {
@@ -133,9 +140,15 @@ pub(super) fn explore(arguments: &ExploreArguments) -> Result<ExitCode, CliError
         if let Some(finding) = finding {
             broke = true;
             tell(scenario, defect, &finding)?;
+            draw(scenario, defects, &finding, &mut timelines);
         }
     }
     drop(std::panic::take_hook());
+    if let Some(path) = &arguments.trace {
+        let refused = |cause| CliError::Write { path: path.clone(), cause };
+        let mut file = BufWriter::new(File::create(path).map_err(refused)?);
+        timelines.write(&mut file).and_then(|()| file.flush()).map_err(refused)?;
+    }
     Ok(if broke { ExitCode::Broke } else { ExitCode::Done })
 }
 
@@ -216,6 +229,15 @@ fn bar(schedules: u64, name: &'static str) -> ProgressBar {
     let bar = ProgressBar::new(schedules).with_message(name).with_style(style);
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
+}
+
+/// Adds a finding to the file of those that are found.
+fn draw(scenario: &Scenario, defects: Defects, finding: &Finding, to: &mut Timelines) {
+    let steps = finding.steps.iter().map(|step| {
+        let what = step.pause.as_ref().map_or("the end", words::of);
+        (usize::from(step.thread.0), what)
+    });
+    to.add(scenario.name, &scenario.tasks(defects), steps, &finding.what);
 }
 
 fn tell(scenario: &Scenario, defect: Option<Defect>, finding: &Finding) -> Result<(), CliError> {

@@ -115,7 +115,7 @@ pub(super) fn begin(config: &RunConfig, image: &str) -> Result<Option<Recording>
         ("cpus", config.cpus.get().to_string()),
         ("memory", config.memory.to_string()),
         ("pages", config.pages.to_string()),
-        ("mmu", config.nested.to_string()),
+        ("mmu", config.mmu.to_string()),
         ("cpu", format!("{:?}", config.cpu).to_lowercase()),
         ("seed", config.seed.0.to_string()),
     ]);

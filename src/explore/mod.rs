@@ -60,11 +60,14 @@ impl Scenario {
         scenarios().find(|scenario| scenario.shows.contains(&defect))
     }
 
+    /// Its tasks' names.
+    pub fn tasks(&self, defects: Defects) -> Vec<&'static str> {
+        self.start(defects).threads.iter().map(|thread| thread.0).collect()
+    }
+
     /// A finding as columns of steps in words, one column a task.
     pub fn picture(&self, defects: Defects, finding: &Finding) -> String {
-        let program = self.start(defects);
-        let names: Vec<&str> = program.threads.iter().map(|thread| thread.0).collect();
-        timeline::render(finding, &names, &|pause| words::of(pause).to_owned())
+        timeline::render(finding, &self.tasks(defects), &|pause| words::of(pause).to_owned())
     }
 }
 

@@ -19,9 +19,9 @@ use hypervisor::plan::LOW_RAM_END;
 use hypervisor::shadow::ShadowConfig;
 use hypervisor::{
     FolioPolicy, GmemFlags, MemSlotSpec, MmioCaching, MmuParams, PagePolicy, RamLayout, Shareability, SlotFlags,
-    SlotId, SystemMemoryPlan, TdpFormat, Vm, VmConfig, VmKind,
+    SlotId, SystemMemoryPlan, TdpFormat, VcpuId, Vm, VmConfig, VmError, VmKind,
 };
-use mmu::{Asid, Ept, EptExecute, Eptp, NestedNx, Npt, SpaceTag, Stage2, Stage2Levels, Vpid};
+use mmu::{Asid, Ept, EptExecute, Eptp, ModificationLog, NestedNx, Npt, SpaceTag, Stage2, Stage2Levels, Vpid};
 
 use super::checks::Checks;
 use super::guest_memory::HostSide;
@@ -48,6 +48,8 @@ pub struct MachineConfig {
     pub pages: PageSize,
     /// Format of the nested tables.
     pub mmu: NestedPaging,
+    /// How the hypervisor's MMU works. Entries for devices need an address bit that does not exist: a model with 52 has none.
+    pub params: MmuParams,
     /// The kind of the VM.
     pub kind: VmKind,
     /// How guest_memfd behaves.
@@ -73,6 +75,7 @@ impl Default for MachineConfig {
             memory_bytes: 1 << 30,
             pages: PageSize::Size4K,
             mmu: NestedPaging::Npt,
+            params: MmuParams::default(),
             kind: VmKind::Default,
             gmem: GmemPolicy::DEFAULT,
             ram: InitialRam::Shared,
@@ -115,6 +118,11 @@ impl Builder {
     /// Nested paging format.
     pub fn mmu(mut self, kind: NestedPaging) -> Builder {
         self.config.mmu = kind;
+        self
+    }
+    /// How the hypervisor's MMU works.
+    pub fn mmu_params(mut self, params: MmuParams) -> Builder {
+        self.config.params = params;
         self
     }
     /// The kind of the VM, and how its RAM begins: [`InitialRam::Private`] needs a kind that has private memory.
@@ -203,8 +211,8 @@ impl Builder {
         lens.task().report(Event::VmCreated { nr_vcpus: config.cpus });
         let params = MmuParams {
             // With 52 address bits NPT has none left that would be reserved.
-            mmio_caching: if config.model.maxphyaddr() < 52 { MmioCaching::On } else { MmioCaching::Off },
-            ..MmuParams::default()
+            mmio_caching: if config.model.maxphyaddr() < 52 { config.params.mmio_caching } else { MmioCaching::Off },
+            ..config.params
         };
         let mut vm = Vm::with_params(memory.clone(), &vm_config, params)?;
         if config.mmu == NestedPaging::Shadow {
@@ -254,7 +262,9 @@ impl Builder {
                     seed: config.seed,
                 };
                 let mut vcpu = Vcpu::new(memory.clone(), &vcpu_config);
-                vcpu.mmu().set_stage2(stage2(&config, vm.root(), n));
+                vcpu.mmu().set_stage2(stage2(&config, vm.root_register(), n));
+                let log = vm.pml_buffer(VcpuId(n))?.map(ModificationLog::new);
+                vcpu.mmu().set_modification_log(log);
                 let activity = if n == 0 {
                     boot::enter(&mut vcpu, &entry);
                     Activity::Running
@@ -264,9 +274,9 @@ impl Builder {
                 if config.mmu == NestedPaging::Shadow {
                     vcpu.intercept_paging();
                 }
-                Processor::new(vcpu, activity)
+                Ok(Processor::new(vcpu, activity))
             })
-            .collect();
+            .collect::<Result<Vec<Processor>, VmError>>()?;
         let (on_memory_fault, seed) = (config.on_memory_fault, config.seed);
         let config_checks = config.check_every;
         let scheduler = config.seed.stream(Consumer::Scheduler);
@@ -315,16 +325,13 @@ fn without_keys(mut model: CpuModel) -> Result<CpuModel, BuildError> {
 }
 
 /// The second stage of processor `n`. Each has an address-space identifier of its own, as KVM gives them.
-fn stage2(config: &MachineConfig, root: Spa, n: u16) -> Stage2 {
+fn stage2(config: &MachineConfig, register: u64, n: u16) -> Stage2 {
     match config.mmu {
         NestedPaging::Npt => {
+            let root = Spa::new(register);
             Stage2::Npt(Npt { root, levels: Stage2Levels::Four, nx: NestedNx::Enabled, asid: Asid(n as u32 + 1) })
         }
         NestedPaging::Shadow => Stage2::Untranslated(SpaceTag::Asid(Asid(n as u32 + 1))),
-        NestedPaging::Ept => Stage2::Ept(Ept {
-            eptp: Eptp::new(root, Stage2Levels::Four, mmu::EptAccessedDirty::Enabled),
-            execute: EptExecute::Single,
-            vpid: Vpid(n + 1),
-        }),
+        NestedPaging::Ept => Stage2::Ept(Ept { eptp: Eptp(register), execute: EptExecute::Single, vpid: Vpid(n + 1) }),
     }
 }

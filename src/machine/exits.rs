@@ -33,6 +33,11 @@ impl Machine {
                 Ok(Ok(BoardEvents::empty()))
             }
             Exit::NestedPageFault { fault, access } => self.nested_fault(n, fault, access),
+            Exit::ModificationLogFull => {
+                // It was emptied as at every exit.
+                self.lens.task().report(Event::PmlFull {});
+                Ok(Ok(BoardEvents::empty()))
+            }
             Exit::PageFault(fault) => self.page_fault(n, fault),
             Exit::PagingWritten { change } => self.paging_written(n, change),
             Exit::Invlpg { gva } => self.shadow_invlpg(n, gva),

@@ -9,6 +9,7 @@
 //! configuration and seed; except with [`Machine::run_parallel`], which gives each processor a host thread.
 
 mod boot;
+mod border;
 mod builder;
 mod checks;
 mod error;

@@ -22,7 +22,7 @@ use hypervisor::{Action, FlushRequest, VcpuId, Vm};
 
 use super::exits::{fault_input, forget};
 use super::seen::{reason, stamp};
-use super::{Limits, Machine, Outcome, RunError};
+use super::{Limits, Machine, Outcome, RunError, border};
 use crate::trace::Lens;
 
 /// Longest time a processor is away from the machine, in units. Others may wait this long for it to forget a translation.
@@ -242,7 +242,7 @@ impl<'m> Shared<'m> {
         let id = VcpuId(n as u16);
         let task = lens.task().on_lane(n as u8);
         loop {
-            if let Err(error) = super::shadow::reload(&self.vm, n, &mut vcpu, &task) {
+            if let Err(error) = border::prepare(&self.vm, n, &mut vcpu, &task) {
                 return (vcpu, Return::Failed(error));
             }
             lens.point_at(|| stamp(n, &vcpu, vcpu.now()));
@@ -255,9 +255,14 @@ impl<'m> Shared<'m> {
                         // Somebody took the root away a moment ago; whoever does so from now on waits.
                         continue;
                     }
-                    let exit = vcpu.run(until);
+                    let ran = border::enter(&self.vm, n, &mut vcpu).map(|()| vcpu.run(until));
+                    // What was logged is told before anybody who waits for the processor goes on.
+                    let ran = ran.and_then(|exit| border::leave(&self.vm, n, &mut vcpu, &task).map(|()| exit));
                     drop(inside);
-                    exit
+                    match ran {
+                        Ok(exit) => exit,
+                        Err(error) => return (vcpu, Return::Failed(error)),
+                    }
                 }
             };
             lens.point_at(|| stamp(n, &vcpu, vcpu.now()));

@@ -6,7 +6,7 @@ use emu_core::time::{Duration, Instant};
 
 use super::guest_memory::HostSide;
 use super::seat::{Activity, Message};
-use super::{Machine, RunError};
+use super::{Machine, RunError, border};
 
 /// Longest turn of a lone processor when nothing is due.
 const LONE_TURN: u64 = 1 << 20;
@@ -190,8 +190,10 @@ impl Machine {
             self.look_at(n);
             self.lens.task().report(emu_core::event::Event::Entry {});
             let vcpu = &mut self.vcpus[n].vcpu;
-            super::shadow::reload(&self.vm, n, vcpu, &self.lens.task())?;
+            border::prepare(&self.vm, n, vcpu, &self.lens.task())?;
+            border::enter(&self.vm, n, vcpu)?;
             let exit = vcpu.run(until);
+            border::leave(&self.vm, n, vcpu, &self.lens.task())?;
             let after = vcpu.now();
             self.vcpus[n].retired += after.saturating_since(self.now).units();
             self.now = self.now.max(after);

@@ -20,6 +20,7 @@ pub(super) fn reason(exit: &Exit) -> ExitReason {
         Exit::InterruptWindow => ExitReason::InterruptWindow,
         Exit::Halt => ExitReason::Halt,
         Exit::NestedPageFault { .. } => ExitReason::NestedPageFault,
+        Exit::ModificationLogFull => ExitReason::ModificationLogFull,
         Exit::Mmio { .. } => ExitReason::Mmio,
         Exit::Io(_) => ExitReason::Io,
         Exit::Msr(_) => ExitReason::Msr,

@@ -77,9 +77,11 @@ impl Machine {
                 let len = usize::from(operand.len_bytes).min(32);
                 match operand.data {
                     LinearData::Read => Ok(None),
-                    LinearData::Write(bytes) => self.vm.emulate_write(gpa, &bytes[..len], task).map(|()| Some([0; 32])),
+                    LinearData::Write(bytes) => {
+                        self.vm.emulate_write(id(n), gpa, &bytes[..len], task).map(|()| Some([0; 32]))
+                    }
                     LinearData::Exchange { old, new } => {
-                        let exchanged = self.vm.emulate_exchange(gpa, &old[..len], &new[..len], task);
+                        let exchanged = self.vm.emulate_exchange(id(n), gpa, &old[..len], &new[..len], task);
                         exchanged.map(|one| (one == Emulated::Done).then_some(old))
                     }
                 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::trace::shared::Shared;
 use crate::trace::writer::Writer;
 use crate::trace::{Choice, Format, Lens, Recorder, Stamp};
 use emu_core::event::{Event, EventKind, FaultOutcome, Ino, NpfCode, Sharing, Stage};
@@ -89,17 +90,6 @@ fn a_page_needs_nothing_from_outside() {
 
 #[test]
 fn a_trace_read_back_gives_the_same_page() {
-    #[derive(Clone, Default)]
-    struct Shared(Arc<Mutex<Vec<u8>>>);
-    impl io::Write for Shared {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
     let file = Shared::default();
     let writer = Writer::new(Format::Jsonl, Box::new(file.clone()));
     let recorder = Arc::new(Recorder::new(Choice::default(), None, vec![Box::new(writer)]));
@@ -110,7 +100,7 @@ fn a_trace_read_back_gives_the_same_page() {
         lens.task().report(event);
     }
     recorder.finish(&[("outcome", "done".to_owned())]).unwrap();
-    let trace = file.0.lock().unwrap().clone();
+    let trace = file.bytes();
     assert_eq!(html(&read(&mut trace.as_slice()).unwrap()), html(&model()));
     // Cut off in its last record, as by a run that was killed.
     let cut = trace.len() - 80;

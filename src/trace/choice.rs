@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(chosen("kvm_page_fault,kvm_exit"), ["kvm_exit", "kvm_page_fault"]);
         assert_eq!(
             chosen("dirty,-kvm_get_dirty_log"),
-            ["kvm_dirty_ring_push", "kvm_dirty_ring_reset", "kvm_dirty_ring_exit"]
+            ["kvm_dirty_ring_push", "kvm_dirty_ring_reset", "kvm_dirty_ring_exit", "kvm_pml_full"]
         );
         assert_eq!(chosen("-kvm_tdp_mmu_spte_changed").len(), EventKind::ALL.len() - 1);
         assert_eq!(chosen("all").len(), EventKind::ALL.len());

@@ -14,7 +14,10 @@
 pub mod choice;
 pub mod jsonl;
 mod perfetto;
+#[cfg(test)]
+pub(crate) mod shared;
 mod text;
+pub mod timeline;
 pub mod writer;
 
 use std::cell::Cell;

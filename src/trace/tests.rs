@@ -1,22 +1,9 @@
 use super::jsonl::{Line, read};
+use super::shared::Shared;
 use super::writer::Writer;
 use super::*;
 use emu_core::event::{Bits, EventKind, ExitReason, FaultOutcome, NpfCode, Stage};
 use emu_core::{AccessKind, Gfn, Gpa, PageSize, Sfn};
-
-/// A file that the test can look into.
-#[derive(Clone, Default)]
-struct Shared(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Shared {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 const STAMP: Stamp =
     Stamp { time: Instant::new(1_000_000_234), vcpu: Some(1), rip: Some(Gva::new(0xffff_ffff_8100_0000)) };
@@ -45,7 +32,7 @@ fn written(format: Format, clock: Option<HostClock>) -> (String, Recorded) {
     lens.point_at(|| STAMP);
     fault().into_iter().for_each(|event| lens.task().report(event));
     recorder.finish(&[("outcome", "done".to_owned())]).unwrap();
-    let text = String::from_utf8(file.0.lock().unwrap().clone()).unwrap();
+    let text = String::from_utf8(file.bytes()).unwrap();
     (text, recorder.recorded())
 }
 

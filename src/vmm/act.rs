@@ -104,6 +104,7 @@ pub fn perform(vm: &Vm, what: &What, held: &mut Holdings, task: &Task<'_>) -> Re
             Ok(range.0.len_bytes)
         }
         What::ZapAll(_) => Ok(vm.zap_all(task).map(|()| 0)?),
+        What::ZapAllFast(_) => Ok(vm.zap_all_fast(task).map(|()| 0)?),
         What::Age(range) => age(vm, range.0, task),
         What::Pin(range) => pin(vm, *range, held, task),
         What::Unpin(range) => unpin(vm, *range, held, task),

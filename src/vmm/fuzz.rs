@@ -93,7 +93,7 @@ impl World {
         let [op, slot, first, len] = step;
         let (range, indices) = Self::range(slot, first, len);
         let at = Range::Gpa(range);
-        let what = match op % 12 {
+        let what = match op % 13 {
             0 => What::Punch(at),
             1 => What::Allocate(at),
             2 => What::Convert(Convert { range: at, to: Shareability::PRIVATE }),
@@ -105,7 +105,8 @@ impl World {
             8 => return self.touch(range, indices, op, task),
             9 => What::ZapAll(Nothing {}),
             10 => return self.migrate(task),
-            _ => What::Replug(SlotText::from(SlotId(0))),
+            11 => What::Replug(SlotText::from(SlotId(0))),
+            _ => What::ZapAllFast(Nothing {}),
         };
         let done = perform(&self.vm, &what, &mut self.held, task);
         assert!(done.is_ok(), "{what}: {done:?}");
@@ -130,6 +131,8 @@ impl World {
 
     /// Every page of the range is faulted in as a guest would, and gets a word of its own.
     fn touch(&mut self, range: GpaRange, indices: core::ops::Range<usize>, salt: u8, task: &Task<'_>) {
+        // The processor loads the root that it has not loaded yet.
+        let _ = self.vm.take_root(VcpuId(0));
         for (n, index) in (0..).zip(indices) {
             let gpa = Gpa::new(range.gpa.raw() + n * PAGE);
             let answer = self.vm.handle_fault(VcpuId(0), FaultInput::new(gpa, AccessKind::Write), task);

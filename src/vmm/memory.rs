@@ -116,6 +116,8 @@ pub fn convert(vm: &Vm, range: GpaRange, to: Shareability, task: &Task<'_>) -> R
         return Err(MemoryError::NoPrivateMemory);
     }
     if vm.supported_memory_attributes() != 0 {
+        // KVM keeps attributes of frames that are no memory too; a VMM converts memory.
+        parts(vm, range, task)?;
         let attributes = if to.is_private() { MEMORY_ATTRIBUTE_PRIVATE } else { 0 };
         let wanted = MemoryAttributes { address: range.gpa.raw(), size: range.len_bytes, attributes, flags: 0 };
         return Ok(vm.set_memory_attributes(&wanted, task)?);

@@ -113,6 +113,8 @@ kinds! {
     Zap zap "zap" 4;
     /// All entries go.
     ZapAll zap_all "zap-all" 1;
+    /// All entries go with their root, and processors load a new one.
+    ZapAllFast zap_all_fast "zap-all-fast" 1;
     /// Accessed flags of a range are read and cleared.
     Age age "age" 2;
     /// A memslot is deleted and comes back.
@@ -151,6 +153,7 @@ impl RandomActor {
             Kind::Toggle => What::Toggle(Range::Gpa(self.range(&ram)?)),
             Kind::Zap => What::Zap(GpaText(self.range(&ram)?)),
             Kind::ZapAll => What::ZapAll(Nothing {}),
+            Kind::ZapAllFast => What::ZapAllFast(Nothing {}),
             Kind::Age => What::Age(GpaText(self.range(&ram)?)),
             Kind::Migrate => match &mut self.rounds {
                 None => {
@@ -234,7 +237,8 @@ mod tests {
             assert_ne!(actor.kind(true), Some(Kind::Zap));
             assert!(!matches!(actor.kind(false), Some(Kind::Zap | Kind::Toggle)));
         }
-        let none = Weights { balloon: 0, toggle: 1, zap: 0, zap_all: 0, age: 0, replug: 0, migrate: 0 };
+        let none =
+            Weights { balloon: 0, toggle: 1, zap: 0, zap_all: 0, zap_all_fast: 0, age: 0, replug: 0, migrate: 0 };
         assert_eq!(self::actor(1, none).kind(false), None);
         assert_eq!(self::actor(1, none).kind(true), Some(Kind::Toggle));
     }

@@ -153,6 +153,8 @@ pub enum What {
     Zap(GpaText),
     /// Every nested-table entry goes.
     ZapAll(Nothing),
+    /// The same by giving the root up: processors load a new one.
+    ZapAllFast(Nothing),
     /// Accessed flags are read and cleared.
     Age(GpaText),
     /// The host takes a reference to each page, as for DMA: they cannot become private.
@@ -374,6 +376,7 @@ impl fmt::Display for What {
             What::Toggle(range) => write!(f, "toggle {range}"),
             What::Zap(range) => write!(f, "zap {}", gpa(range)),
             What::ZapAll(Nothing {}) => write!(f, "zap-all"),
+            What::ZapAllFast(Nothing {}) => write!(f, "zap-all-fast"),
             What::Age(range) => write!(f, "age {}", gpa(range)),
             What::Pin(range) => write!(f, "pin {range}"),
             What::Unpin(range) => write!(f, "unpin {range}"),

@@ -400,6 +400,9 @@ events! {
         ring: u16,
     }
 
+    /// A processor has left the guest because its page-modification log has no room.
+    PmlFull: Linux "kvm_pml_full" in Dirty {}
+
     /// The VMM fetched a memslot's dirty bitmap: one round of a migration.
     GetDirtyLog: Bifold "kvm_get_dirty_log" in Dirty {
         /// The memslot.

@@ -110,6 +110,8 @@ words! {
         Halt = "hlt",
         /// A nested page fault (NPF, EPT violation or misconfiguration).
         NestedPageFault = "npf",
+        /// The page-modification log is full.
+        ModificationLogFull = "pml_full",
         /// Memory that a device answers.
         Mmio = "mmio",
         /// A port.

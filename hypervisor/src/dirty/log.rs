@@ -81,12 +81,6 @@ pub enum DirtyLogError {
         /// How many.
         nr_pages: u64,
     },
-    /// `EOPNOTSUPP`: leaves of shadow tables are not logged.
-    #[error("memslot {} cannot be logged: the VM shadows its guest's tables", slot.0)]
-    Shadowing {
-        /// Its number.
-        slot: SlotId,
-    },
     /// No frame for a table that a split needs. What was split stays split.
     #[error("no memory to split huge leaves: {0}")]
     Table(#[from] OutOfMemory),
@@ -103,8 +97,9 @@ impl Vm {
         match (ring, &log.bitmap) {
             (Some(ring), _) if ring.is_one_below_soft_full() && task.has(Defect::RingForgetsLastEntry) => {}
             (Some(ring), _) => {
-                let pushed = ring.push(DirtyGfn { slot: slot.info().id, page });
-                assert!(pushed.is_ok(), "whoever pushes has made sure of room");
+                let page = DirtyGfn { slot: slot.info().id, page };
+                assert!(ring.push(page).is_ok(), "whoever pushes has made sure of room");
+                task.report_with(|| ring.pushed(page));
             }
             (None, Some(bitmap)) => bitmap.mark(page),
             (None, None) => self.unlogged.count(),
@@ -140,7 +135,6 @@ impl Vm {
         task: &Task<'_>,
     ) -> Result<(), DirtyLogError> {
         match (logging, slot.log().is_some()) {
-            (DirtyLogging::On, _) if self.is_shadowing() => Err(DirtyLogError::Shadowing { slot: slot.info().id }),
             (DirtyLogging::On, true) | (DirtyLogging::Off, false) => Ok(()),
             (DirtyLogging::On, false) => self.start_log(slot, changes, task),
             (DirtyLogging::Off, true) => {
@@ -172,7 +166,11 @@ impl Vm {
         let armed =
             self.mmu.write(task).arm_range(info.first, info.nr_pages, PageSize::Size4K, self.arm(), &mut owed, task);
         // The whole slot, whatever was owed: somebody may have armed a leaf and not flushed yet.
-        owed.range(info.first, info.nr_pages);
+        match self.is_shadowing() {
+            // What leads to a frame is found there by its system frame, and those of a slot lie anywhere.
+            true => owed.all(),
+            false => owed.range(info.first, info.nr_pages),
+        }
         self.flush(&owed, task);
         Ok(armed?)
     }
@@ -223,7 +221,15 @@ impl Vm {
             self.flush(&owed, task);
             recovered
         };
-        self.mmu.write(task).bury(&self.host, task);
+        {
+            let tables = self.mmu.write(task);
+            if let Some(pages) = tables.shadow.lock(task).as_mut() {
+                let mut owed = Owed::default();
+                pages.drop_collapsible(info.first, info.nr_pages, &mut owed, task);
+                self.flush(&owed, task);
+            }
+            tables.bury(&self.host, task);
+        }
         recovered?;
         Ok(())
     }
@@ -372,7 +378,11 @@ impl Vm {
 
     /// Whether `vcpu` must leave to the VMM before it enters the guest (`KVM_EXIT_DIRTY_RING_FULL`).
     pub fn is_dirty_ring_full(&self, vcpu: VcpuId, task: &Task<'_>) -> Result<bool, VmError> {
-        Ok(self.vcpu(vcpu)?.mmu.lock(task).ring.as_ref().is_some_and(DirtyRing::is_soft_full))
+        let full = self.vcpu(vcpu)?.mmu.lock(task).ring.as_ref().is_some_and(DirtyRing::is_soft_full);
+        if full {
+            task.report(Event::DirtyRingExit { ring: vcpu.0 });
+        }
+        Ok(full)
     }
 
     /// What a VMM does with the ring of `vcpu` that it has mapped: reads up to `most` entries and marks them for reset.
@@ -396,7 +406,13 @@ impl Vm {
         let slots = self.slots.read(task);
         let mut taken: Vec<DirtyGfn> = Vec::new();
         for vcpu in &self.vcpus {
-            taken.extend(vcpu.mmu.lock(task).ring.iter_mut().flat_map(DirtyRing::reset));
+            if let Some(ring) = &mut vcpu.mmu.lock(task).ring {
+                let before = taken.len();
+                taken.extend(ring.reset());
+                if taken.len() > before {
+                    task.report_with(|| ring.was_reset());
+                }
+            }
         }
         let reset = taken.len() as u64;
         taken.sort_unstable();

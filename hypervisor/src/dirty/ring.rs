@@ -9,10 +9,12 @@
 
 use std::collections::VecDeque;
 
+use emu_core::event::Event;
 use gmem::SlotId;
 use thiserror::Error;
 
 use crate::pml::PML_ENTRIES;
+use crate::vcpu::VcpuId;
 
 /// `sizeof(struct kvm_dirty_gfn)`.
 pub const ENTRY_BYTES: u64 = 16;
@@ -84,7 +86,12 @@ enum Flag {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct DirtyRing {
+    /// Whose it is.
+    vcpu: VcpuId,
     size: RingSize,
+    /// Entries pushed and taken back so far, as wrapping counts.
+    dirty_index: u32,
+    reset_index: u32,
     /// From the reset index to the dirty index.
     entries: VecDeque<(DirtyGfn, Flag)>,
     /// How many of them the VMM has read.
@@ -96,13 +103,25 @@ pub(crate) struct DirtyRing {
 pub(crate) struct Overrun;
 
 impl DirtyRing {
-    pub(crate) fn new(size: RingSize) -> DirtyRing {
-        DirtyRing { size, entries: VecDeque::new(), fetched: 0 }
+    pub(crate) fn new(vcpu: VcpuId, size: RingSize) -> DirtyRing {
+        DirtyRing { vcpu, size, dirty_index: 0, reset_index: 0, entries: VecDeque::new(), fetched: 0 }
     }
 
     #[cfg(test)]
     pub(crate) fn used(&self) -> usize {
         self.entries.len()
+    }
+
+    /// What is told when `page` has been pushed.
+    pub(crate) fn pushed(&self, page: DirtyGfn) -> Event {
+        let &DirtyRing { vcpu, dirty_index, reset_index, .. } = self;
+        Event::DirtyRingPush { ring: vcpu.0, dirty_index, reset_index, slot: page.slot.0.into(), offset: page.page }
+    }
+
+    /// What is told when entries have been taken back.
+    pub(crate) fn was_reset(&self) -> Event {
+        let &DirtyRing { vcpu, dirty_index, reset_index, .. } = self;
+        Event::DirtyRingReset { ring: vcpu.0, dirty_index, reset_index }
     }
 
     /// Whether the processor must leave to the VMM before it enters the guest again (`kvm_dirty_ring_soft_full`).
@@ -138,6 +157,7 @@ impl DirtyRing {
             return Err(Overrun);
         }
         self.entries.push_back((page, Flag::Dirty));
+        self.dirty_index = self.dirty_index.wrapping_add(1);
         Ok(())
     }
 
@@ -155,6 +175,7 @@ impl DirtyRing {
     pub(crate) fn reset(&mut self) -> impl Iterator<Item = DirtyGfn> {
         let marked = self.entries.iter().take_while(|(_, flag)| *flag == Flag::Reset).count();
         self.fetched -= marked;
+        self.reset_index = self.reset_index.wrapping_add(marked as u32);
         self.entries.drain(..marked).map(|(page, _)| page)
     }
 }
@@ -181,7 +202,7 @@ mod tests {
         fn entries_come_out_once_and_in_order_and_never_more_than_the_size(
             steps in prop::collection::vec((0_u8..4, 0_usize..600), 1..80),
         ) {
-            let mut ring = DirtyRing::new(RingSize::of_bytes(16384).unwrap());
+            let mut ring = DirtyRing::new(VcpuId(0), RingSize::of_bytes(16384).unwrap());
             let (mut pushed, mut collected, mut taken_back) = (0_u64, Vec::new(), 0_u64);
             for (what, many) in steps {
                 match what {

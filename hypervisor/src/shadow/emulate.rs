@@ -4,11 +4,24 @@
 use emu_core::memory::BusError;
 use emu_core::sync::Task;
 use emu_core::{Gfn, Gpa, Spa};
+use thiserror::Error;
 
 use crate::config::VmError;
 use crate::flush::Owed;
 use crate::io::GuestAccessError;
+use crate::vcpu::VcpuId;
 use crate::vm::Vm;
+
+/// Why a write cannot be made for the guest.
+#[derive(Debug, Error)]
+pub enum EmulationError {
+    /// Guest memory cannot be accessed there.
+    #[error(transparent)]
+    Access(#[from] GuestAccessError),
+    /// The hypervisor refuses.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+}
 
 /// What became of an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,8 +34,10 @@ pub enum Emulated {
 
 impl Vm {
     /// Writes `bytes` at `gpa` for the guest, and drops what was made from them.
-    pub fn emulate_write(&self, gpa: Gpa, bytes: &[u8], task: &Task<'_>) -> Result<(), GuestAccessError> {
-        self.guest_write(gpa, bytes, task)?;
+    pub fn emulate_write(&self, vcpu: VcpuId, gpa: Gpa, bytes: &[u8], task: &Task<'_>) -> Result<(), EmulationError> {
+        let mut own = self.vcpu(vcpu)?.mmu.lock(task);
+        self.write_for(gpa, bytes, own.ring.as_mut(), task)?;
+        drop(own);
         self.track_write(gpa, bytes.len() as u64, task);
         Ok(())
     }
@@ -30,16 +45,24 @@ impl Vm {
     /// Writes `new` at `gpa` if `old` is there, in one step for 4 and 8 bytes that are aligned.
     pub fn emulate_exchange(
         &self,
+        vcpu: VcpuId,
         gpa: Gpa,
         old: &[u8],
         new: &[u8],
         task: &Task<'_>,
-    ) -> Result<Emulated, GuestAccessError> {
+    ) -> Result<Emulated, EmulationError> {
+        let mut own = self.vcpu(vcpu)?.mmu.lock(task);
         let slots = self.slots.read(task);
         let at = self.table_frame(&slots, gpa.frame(), task).ok_or(GuestAccessError::NoSlot { gpa })?;
         let spa = at.base().wrapping_add(gpa.page_offset() as u64);
-        let exchanged = self.exchange_at(spa, old, new)?;
+        let exchanged = self.exchange_at(spa, old, new).map_err(GuestAccessError::from)?;
+        if exchanged == Emulated::Done
+            && let Some(slot) = slots.lookup(gpa.frame())
+        {
+            self.mark_dirty(slot, gpa.frame(), own.ring.as_mut(), task);
+        }
         drop(slots);
+        drop(own);
         if exchanged == Emulated::Done {
             self.track_write(gpa, new.len() as u64, task);
         }

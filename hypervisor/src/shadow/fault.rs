@@ -1,32 +1,34 @@
 //! A page fault of a processor that walks shadow tables, from its exit to its answer (`paging64_page_fault` and its
 //! kin): the guest's own walk first, then the stages of [`crate::fault`] for the guest frame, then the shadow leaf.
 
-use emu_core::event::Event;
+use emu_core::event::{Bits, Event, NpfCode};
 use emu_core::regs::Cr4;
 use emu_core::sync::{Point, Task};
-use emu_core::{Access, AccessKind, Gfn, Gpa, Gva, PageFaultCode, Sfn, Spa};
+use emu_core::{Access, AccessKind, Gfn, Gpa, Gva, PageFaultCode, PageSize, Sfn, Spa};
 use gmem::Shareability;
 use gmem::mm::UserAccess;
-use mmu::{GuestPaging, GuestRights, GuestTables, GuestWalk, GuestWalkError, Level};
+use mmu::{GuestPaging, GuestRights, GuestTables, GuestWalk, GuestWalkError, Level, WalkNote};
 
+use super::Role;
 use super::fetch::{Fetched, Means, Neighbour, Plan};
 use super::pages::{Standing, Target};
 use super::role::RoleControls;
 use super::spte::HostWrite;
 use super::sync::{Wanted, wanted};
 use super::vcpus::VcpuShadow;
-use super::{Role, ShadowVm};
 use crate::config::VmError;
 use crate::fault::{Action, EntryState, FaultInput, Resumed, Stop, Unresolved, admit, back, level, resolve};
 use crate::flush::Owed;
 use crate::memslot::{MemSlots, SlotFlags, SlotState};
-use crate::tdp::Rights;
-use crate::vcpu::VcpuId;
+use crate::tdp::{Logged, Rights};
+use crate::vcpu::{VcpuId, VcpuMmu};
 use crate::vm::Vm;
 
 const RETRY: Stop = Stop::Answer(Action::Resume(Resumed::Retry));
 /// Frames for shadow pages that one fault can need, and one more than five levels.
 const TABLES: usize = 6;
+/// Marks that one fault can need: its page, and a guest table at each of five levels.
+const MARKS: usize = 6;
 /// PTEs looked at around a faulting one (`PTE_PREFETCH_NUM`).
 const WINDOW: u64 = 8;
 
@@ -59,6 +61,8 @@ pub enum ShadowAnswer {
 struct Finder<'v> {
     vm: &'v Vm,
     slots: &'v MemSlots,
+    /// Guest tables in which A or D was set.
+    written: [Option<Gfn>; MARKS],
     task: &'v Task<'v>,
 }
 
@@ -69,6 +73,31 @@ impl GuestTables for Finder<'_> {
     }
     fn is_writable(&mut self, slot: Gpa) -> bool {
         self.slots.lookup(slot.frame()).is_some_and(|slot| !slot.info().flags.contains(SlotFlags::READONLY))
+    }
+    fn note(&mut self, what: WalkNote) {
+        match what {
+            WalkNote::Entry { level, raw } => {
+                self.task.report(Event::PagingElement { pte: Bits(raw), level: level.number() });
+            }
+            WalkNote::Accessed { slot } => {
+                self.wrote(slot.frame());
+                self.task.report(Event::SetAccessedBit { gpa: slot });
+            }
+            WalkNote::Dirtied { slot } => {
+                self.wrote(slot.frame());
+                self.task.report(Event::SetDirtyBit { gpa: slot });
+            }
+        }
+    }
+}
+
+impl Finder<'_> {
+    fn wrote(&mut self, table: Gfn) {
+        if !self.written.contains(&Some(table))
+            && let Some(place) = self.written.iter_mut().find(|place| place.is_none())
+        {
+            *place = Some(table);
+        }
     }
 }
 
@@ -107,7 +136,10 @@ impl Vm {
         let mut state = shadow.vcpu(vcpu)?.lock(task);
         own.stats.taken += 1;
         own.stats.denied += u64::from(fault.code.contains(PageFaultCode::P));
-        let answer = match self.shadow_fault(shadow, &mut state, fault, task) {
+        if own.ring.as_ref().is_some_and(|ring| ring.room() < MARKS) {
+            return Err(VmError::DirtyRingFull);
+        }
+        let answer = match self.shadow_fault(&mut own, &mut state, fault, task) {
             Ok(answer) => answer,
             Err(Stop::Answer(action)) => ShadowAnswer::Host(action),
             Err(Stop::Failed(error)) => return Err(error),
@@ -120,7 +152,7 @@ impl Vm {
 
     fn shadow_fault(
         &self,
-        shadow: &ShadowVm,
+        own: &mut VcpuMmu,
         state: &mut VcpuShadow,
         fault: ShadowFault,
         task: &Task<'_>,
@@ -131,10 +163,25 @@ impl Vm {
         // Before the guest's tables are read: what they say is as old as this.
         let before = self.invalidation.sample();
         let walk = {
-            let mut finder = Finder { vm: self, slots: &slots, task };
-            match state.paging.walk(self.memory(), &mut finder, gva, access) {
+            task.report_with(|| Event::PagetableWalk {
+                addr: Bits(gva.raw()),
+                error_code: NpfCode::from_bits_retain(fault.code.bits().into()),
+            });
+            let mut finder = Finder { vm: self, slots: &slots, written: [None; MARKS], task };
+            let walked = state.paging.walk(self.memory(), &mut finder, gva, access);
+            for table in finder.written.into_iter().flatten() {
+                if let Some(slot) = slots.lookup(table) {
+                    self.mark_dirty(slot, table, own.ring.as_mut(), task);
+                }
+            }
+            match walked {
                 Ok(walk) => walk,
-                Err(GuestWalkError::Fault(code)) => return Ok(self.reflect(code, task)),
+                Err(GuestWalkError::Fault(code)) => {
+                    task.report_with(|| Event::WalkerError {
+                        error_code: NpfCode::from_bits_retain(code.bits().into()),
+                    });
+                    return Ok(self.reflect(code, task));
+                }
                 Err(GuestWalkError::NoTable { .. } | GuestWalkError::NonCanonical) => {
                     return Ok(self.reflect(access_code(&state.paging, access), task));
                 }
@@ -173,7 +220,9 @@ impl Vm {
         if is_stale() {
             return Err(RETRY);
         }
+        let logged = if in_slot.slot().log().is_some() { Logged::Yes } else { Logged::No };
         let sized = level::choose(backed, self, task);
+        let sized = if logged == Logged::Yes { sized.capped(PageSize::Size4K) } else { sized };
         let (sfn, size) = (sized.sfn(), sized.size());
         let host = match sized.rights().contains(Rights::WRITE) {
             true => HostWrite::Allowed,
@@ -194,10 +243,16 @@ impl Vm {
             sfn,
             size,
             host,
+            logged,
             write: access.kind == AccessKind::Write,
             neighbours: &neighbours,
         };
         let flush = |owed: &Owed| self.flush(owed, task);
+        let mut mark = |gfn: Gfn| {
+            if let Some(slot) = slots.lookup(gfn) {
+                self.mark_dirty(slot, gfn, own.ring.as_mut(), task);
+            }
+        };
         let fetched = pages.fetch(
             state.root,
             &plan,
@@ -206,6 +261,7 @@ impl Vm {
                 tables: &mut state.tables,
                 flush: &flush,
                 is_stale: &gfns_stale,
+                mark: &mut mark,
                 owed: &mut owed,
                 task,
             },
@@ -217,7 +273,6 @@ impl Vm {
         drop(tables);
         drop(slots);
         task.at(Point::F8);
-        let _ = shadow;
         Ok(match fetched {
             Fetched::Fixed(size) => ShadowAnswer::Host(Action::Resume(Resumed::Fixed { size })),
             Fetched::Spurious => ShadowAnswer::Host(Action::Resume(Resumed::Spurious)),
@@ -267,8 +322,13 @@ impl Vm {
             }
             let Some((backed, origin)) = back::present(self, slot, gfn, task) else { continue };
             // What the VMM lets be written of its memory is asked when the guest writes.
-            let readonly = slot.info().flags.contains(SlotFlags::READONLY) || origin == back::Origin::UserMemory;
-            let host = if readonly { HostWrite::Refused } else { HostWrite::Allowed };
+            // So it is where writes are logged: the mark comes with the right.
+            let asked = origin == back::Origin::UserMemory || slot.log().is_some();
+            let host = if asked || slot.info().flags.contains(SlotFlags::READONLY) {
+                HostWrite::Refused
+            } else {
+                HostWrite::Allowed
+            };
             *place = Some(Neighbour { at, raw, sfn: backed.sfn, host });
         }
     }

@@ -1,5 +1,6 @@
 //! From a walked guest address to a shadow leaf (`FNAME(fetch)`, `mmu_set_spte`, `FNAME(pte_prefetch)`).
 
+use emu_core::event::{Bits, Event, TableOrigin};
 use emu_core::sync::Task;
 use emu_core::{Gfn, Gva, PageSize, Sfn, Spa};
 use mmu::{GuestPaging, GuestRights, GuestStep, GuestWalk};
@@ -10,6 +11,7 @@ use super::spte::{HostWrite, ShadowEntry, leaf_size};
 use super::sync::{Asking, Wanted, wanted};
 use super::vcpus::Root;
 use crate::flush::Owed;
+use crate::tdp::Logged;
 
 /// A and D of a guest's entry: other processors set them at any time.
 const AD: u64 = 1 << 5 | 1 << 6;
@@ -38,6 +40,8 @@ pub(super) struct Plan<'p> {
     /// The largest leaf that the host allows.
     pub(super) size: PageSize,
     pub(super) host: HostWrite,
+    /// Whether what may be written is to be marked.
+    pub(super) logged: Logged,
     pub(super) write: bool,
     pub(super) neighbours: &'p [Neighbour],
 }
@@ -50,6 +54,8 @@ pub(super) struct Means<'m> {
     pub(super) flush: &'m dyn Fn(&Owed),
     /// Whether a change of backing since the fault began, or one in progress, reaches a guest frame.
     pub(super) is_stale: &'m dyn Fn(Gfn) -> bool,
+    /// Marks a page of a logged memslot.
+    pub(super) mark: &'m mut dyn FnMut(Gfn),
     pub(super) owed: &'m mut Owed,
     pub(super) task: &'m Task<'m>,
 }
@@ -65,6 +71,10 @@ pub(super) enum Fetched {
     Retry,
     /// The page is mapped, but writing it is the hypervisor's business: it is a guest table.
     WriteProtected,
+}
+
+fn report_page(gfn: Gfn, role: Role, origin: TableOrigin, task: &Task<'_>) {
+    task.report(Event::GetPage { gfn, role: Bits(role.word().into()), origin });
 }
 
 impl ShadowMmu {
@@ -97,8 +107,10 @@ impl ShadowMmu {
             }
             debug_assert_eq!(self.page(id).source, source, "a guest table moved without a zap");
             self.page_mut(id).flooding = 0;
+            report_page(gfn, role, TableOrigin::Existing, with.task);
             return id;
         }
+        report_page(gfn, role, TableOrigin::New, with.task);
         let Some(table) = with.tables.pop() else { unreachable!("a fetch needs no more tables than it topped up") };
         self.add_page(table, gfn, role, source, with.owed, with.task)
     }
@@ -211,7 +223,16 @@ impl ShadowMmu {
             ShadowEntry::Absent => {}
             _ => self.drop_entry(slot, with.owed, with.task),
         }
-        let (leaf, protected) = self.make_leaf((sfn, level), target, plan.host, had_write, Asking::Fault);
+        let (mut leaf, protected) =
+            self.make_leaf((sfn, level), target, plan.host, had_write, Asking::Fault, with.task);
+        if plan.logged == Logged::Yes {
+            if !leaf.is_writable() {
+                leaf = leaf.host_write_withheld();
+            } else if !had_write {
+                // Whether or not this access writes, the next one may without being noticed.
+                (with.mark)(target.gfn);
+            }
+        }
         let old = self.load(slot);
         let spurious = old.is_present() && old.same_but_ad(leaf);
         if !spurious {
@@ -248,7 +269,8 @@ impl ShadowMmu {
             if !same || self.load(slot).is_present() || (with.is_stale)(target.gfn) {
                 continue;
             }
-            let (leaf, _) = self.make_leaf((neighbour.sfn, 1), target, neighbour.host, false, Asking::Prefetch);
+            let (leaf, _) =
+                self.make_leaf((neighbour.sfn, 1), target, neighbour.host, false, Asking::Prefetch, with.task);
             let entries = self.put_leaf(slot, target, leaf, with.owed, with.task);
             self.stats.prefetched += 1;
             if ShadowMmu::is_too_many(entries) {

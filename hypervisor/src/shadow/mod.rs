@@ -15,12 +15,13 @@
 //! behind its guest table changes.
 //!
 //! Left out: guests in 5-level paging on a processor without it, protection keys (the guest's processor has none, as in
-//! KVM), dirty logging, MMIO entries (an access to a device is found by its guest walk), nested guests.
+//! KVM), MMIO entries (an access to a device is found by its guest walk), nested guests.
 
 pub mod check;
 mod emulate;
 mod fault;
 mod fetch;
+mod log;
 mod pages;
 mod registers;
 mod rmap;
@@ -37,7 +38,7 @@ use std::sync::Arc;
 use emu_core::sync::{Mutex, Task};
 use mmu::PagingFeatures;
 
-pub use emulate::Emulated;
+pub use emulate::{Emulated, EmulationError};
 pub use fault::{ShadowAnswer, ShadowFault};
 pub use pages::{Following, Page, PageId, ShadowMmu, Slot, Standing, Target};
 pub use role::{Origin, Role, RoleControls, TableFormat};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use emu_core::event::Event;
+use emu_core::event::{Bits, Event};
 use emu_core::memory::SystemMemory;
 use emu_core::sync::Task;
 use emu_core::{Gfn, Sfn, Spa};
@@ -254,7 +254,7 @@ impl ShadowMmu {
     ///
     /// # Panics
     /// When a present leaf would change its frame: whoever remaps drops first.
-    fn change(&mut self, slot: Slot, new: ShadowPte, owed: &mut Owed, task: &Task<'_>) -> ShadowPte {
+    pub(super) fn change(&mut self, slot: Slot, new: ShadowPte, owed: &mut Owed, task: &Task<'_>) -> ShadowPte {
         let level = self.page(slot.page).role.level;
         let at = self.place(slot);
         let mut old = self.load(slot);
@@ -473,12 +473,13 @@ impl ShadowMmu {
 
     /// Lets a page go its own way until the guest flushes (`kvm_unsync_page`). The mark comes before the entry that
     /// makes the guest's table writable: who finds no mark finds no newer table either.
-    pub(super) fn mark_unsync(&mut self, id: PageId) {
+    pub(super) fn mark_unsync(&mut self, id: PageId, task: &Task<'_>) {
         let page = self.page_mut(id);
         if page.following == Following::Unsync {
             return;
         }
         page.following = Following::Unsync;
+        task.report(Event::UnsyncPage { gfn: page.gfn, role: Bits(page.role.word().into()) });
         self.stats.unsync += 1;
         for slot in self.page(id).parents.clone() {
             self.set_unsync_child(slot);

@@ -217,11 +217,20 @@ impl Vm {
                 pages.stats.roots_loaded += 1;
                 pages.make_room(frames.len(), &mut owed, task);
                 let is_stale = |_| true;
+                // A root has no leaves.
+                let mut mark = |_| {};
                 let mut found = [None; 4];
                 for (place, frame) in found.iter_mut().zip(&frames) {
                     *place = frame.map(|(spec, source)| {
-                        let mut means =
-                            Means { paging, tables: cache, flush: &flush, is_stale: &is_stale, owed: &mut owed, task };
+                        let mut means = Means {
+                            paging,
+                            tables: cache,
+                            flush: &flush,
+                            is_stale: &is_stale,
+                            mark: &mut mark,
+                            owed: &mut owed,
+                            task,
+                        };
                         let page = pages.get_page(spec.gfn, spec.role, source, &mut means);
                         pages.take_root(page);
                         page

@@ -9,6 +9,7 @@
 //! | writable | 1 | 1 | 1 |
 //! | write-protected for a shadowed table | 0 | 0 | 1 |
 //! | the guest or the host does not allow writes | 0 | 0 | as the host |
+//! | the next write is to be logged | 0 | 0 | 0 |
 
 use emu_core::{PageSize, Sfn, Spa};
 use mmu::GuestRights;
@@ -116,6 +117,16 @@ impl ShadowPte {
         ShadowPte(self.0 & !(W | MMU_WRITABLE))
     }
 
+    /// The entry as if the host did not let the guest write: what a page of a logged memslot has until it is marked.
+    pub const fn host_write_withheld(self) -> ShadowPte {
+        ShadowPte(self.0 & !(W | MMU_WRITABLE | HOST_WRITABLE))
+    }
+
+    /// The entry with the accessed flag clear.
+    pub const fn unaccessed(self) -> ShadowPte {
+        ShadowPte(self.0 & !A)
+    }
+
     /// Whether the accessed flag is set.
     pub const fn is_accessed(self) -> bool {
         self.0 & A != 0
@@ -169,6 +180,10 @@ mod tests {
                     rights.remove(GuestRights::WRITE);
                     assert_eq!(leaf.write_protected().read(level), ShadowEntry::Leaf { sfn, rights });
                     assert_eq!(leaf.write_protected().host_write(), leaf.host_write());
+                    let withheld = leaf.host_write_withheld();
+                    assert_eq!(withheld.read(level), ShadowEntry::Leaf { sfn, rights });
+                    assert_eq!(withheld.host_write(), HostWrite::Refused);
+                    assert!(leaf.is_accessed() && !leaf.unaccessed().is_accessed());
                 }
             }
         }

@@ -4,6 +4,7 @@
 //! its TLB, as the architecture allows a TLB to be. Whatever stands for a flush (CR3, INVLPG, INVPCID, a change of CR4)
 //! synchronises. A table above the lowest level never goes unsync.
 
+use emu_core::event::{Bits, Event};
 use emu_core::sync::Task;
 use emu_core::{Gfn, Gva};
 use mmu::{GuestEntry, GuestPaging, GuestRights, Level};
@@ -50,7 +51,7 @@ pub(super) fn wanted(paging: &GuestPaging, role: Role, raw: u64) -> Wanted {
 impl ShadowMmu {
     /// Whether `gfn` may become writable; lets pages that shadow it go unsync for that, where `asking` allows it
     /// (`mmu_try_to_unsync_pages`).
-    pub(super) fn allow_writes(&mut self, gfn: Gfn, asking: Asking) -> bool {
+    pub(super) fn allow_writes(&mut self, gfn: Gfn, asking: Asking, task: &Task<'_>) -> bool {
         if !self.shadowed.contains_key(&gfn) {
             return true;
         }
@@ -66,7 +67,7 @@ impl ShadowMmu {
         if !following.is_empty() && asking != Asking::Fault {
             return false;
         }
-        following.into_iter().for_each(|id| self.mark_unsync(id));
+        following.into_iter().for_each(|id| self.mark_unsync(id, task));
         true
     }
 
@@ -78,6 +79,7 @@ impl ShadowMmu {
         host: HostWrite,
         had_write: bool,
         asking: Asking,
+        task: &Task<'_>,
     ) -> (ShadowPte, bool) {
         let (sfn, level) = fresh;
         let Some(size) = leaf_size(level) else { unreachable!("a leaf stands at one of the three lowest levels") };
@@ -86,7 +88,7 @@ impl ShadowMmu {
         if rights.contains(GuestRights::WRITE) {
             if host == HostWrite::Refused {
                 rights.remove(GuestRights::WRITE);
-            } else if !had_write && !self.allow_writes(target.gfn, asking) {
+            } else if !had_write && !self.allow_writes(target.gfn, asking, task) {
                 rights.remove(GuestRights::WRITE);
                 protected = true;
             }
@@ -130,6 +132,7 @@ impl ShadowMmu {
             }
         }
         self.stats.synced += 1;
+        task.report(Event::SyncPage { gfn: self.page(id).gfn, role: Bits(role.word().into()) });
         true
     }
 
@@ -144,7 +147,7 @@ impl ShadowMmu {
                 if target.access != had.access {
                     let had_write = rights.contains(GuestRights::WRITE);
                     let (leaf, _) =
-                        self.make_leaf((sfn, role.level), target, spte.host_write(), had_write, Asking::Sync);
+                        self.make_leaf((sfn, role.level), target, spte.host_write(), had_write, Asking::Sync, task);
                     self.put_leaf(slot, target, leaf, owed, task);
                 }
             }

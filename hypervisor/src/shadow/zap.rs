@@ -1,6 +1,7 @@
 //! Pages that go: zapped one by one, by guest frames, by age, or all at once.
 
 use emu_core::Gfn;
+use emu_core::event::{Bits, Event};
 use emu_core::sync::Task;
 
 use super::pages::{Following, PageId, ShadowMmu, Slot, Standing};
@@ -14,6 +15,8 @@ impl ShadowMmu {
         if self.page(id).standing == Standing::Invalid {
             return;
         }
+        let page = self.page(id);
+        task.report(Event::PrepareZapPage { gfn: page.gfn, role: Bits(page.role.word().into()) });
         let mut below = Vec::new();
         self.unsync_under(id, &mut below);
         self.retire(id);
@@ -70,6 +73,8 @@ impl ShadowMmu {
     /// Starts a new generation, in which no page of the old one is found, and zaps those (`kvm_mmu_zap_all_fast`).
     pub(crate) fn zap_all(&mut self, owed: &mut Owed, task: &Task<'_>) {
         self.generation ^= 1;
+        let (generation, used_pages) = (self.generation, self.nr_pages() as u64);
+        task.report(Event::ZapAllFast { generation, used_pages });
         self.reloads.ask();
         let obsolete: Vec<PageId> =
             self.pages().filter(|(_, page)| page.generation != self.generation).map(|(id, _)| id).collect();

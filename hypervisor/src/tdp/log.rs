@@ -30,6 +30,9 @@ impl Tables {
         owed: &mut Owed,
         task: &Task<'_>,
     ) -> Result<(), BusError> {
+        if let Some(shadow) = self.shadow.lock(task).as_mut() {
+            shadow.arm_range(first, nr_pages, owed, task);
+        }
         let smallest = Level::of_leaf(smallest);
         self.for_each_leaf(first, nr_pages, &mut |place, spte| match place.level >= smallest {
             true => self.arm(place, spte, arm, owed, task),

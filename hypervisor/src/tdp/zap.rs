@@ -82,7 +82,8 @@ impl Tables {
     }
 
     /// Clears a flag of every leaf in the range and calls `found` for those that had it. The flush is owed: until it
-    /// happens, processors may set nothing because they still hold the flag.
+    /// happens, processors may set nothing because they still hold the flag. Leaves of shadow tables have no dirty flag that
+    /// means anything: it is set with the right to write.
     pub(crate) fn harvest(
         &self,
         first: Gfn,
@@ -92,6 +93,11 @@ impl Tables {
         owed: &mut Owed,
         task: &Task<'_>,
     ) -> Result<(), BusError> {
+        if let Some(shadow) = self.shadow.lock(task).as_mut()
+            && bit == AdBit::Accessed
+        {
+            shadow.harvest_accessed(first, nr_pages, found, owed, task);
+        }
         let flag = match bit {
             AdBit::Accessed => self.format.accessed(),
             AdBit::Dirty => self.format.dirty(),

@@ -108,6 +108,8 @@ const fn is_pat_only(memory_type: MemoryType) -> bool {
 }
 
 impl NestedFormat for EptFormat {
+    const LOGS_MODIFICATIONS: bool = true;
+
     #[inline(always)]
     fn rights(&self, grants: Grants) -> Stage2Rights {
         let mut rights = Stage2Rights::from_bits_truncate(grants.bits() & 0b111);

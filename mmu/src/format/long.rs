@@ -87,6 +87,8 @@ impl Format for Long {
 }
 
 impl NestedFormat for Long {
+    const LOGS_MODIFICATIONS: bool = false;
+
     /// Every nested access is a user access, so that U/S clear on the way refuses all of them.
     #[inline(always)]
     fn rights(&self, grants: Grants) -> Stage2Rights {

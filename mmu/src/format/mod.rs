@@ -115,6 +115,9 @@ pub(crate) trait Format {
 
 /// A format that serves as the second stage.
 pub(crate) trait NestedFormat: Format {
+    /// Whether page-modification logging exists for it.
+    const LOGS_MODIFICATIONS: bool;
+
     /// How folded grants read as nested rights.
     fn rights(&self, grants: Grants) -> Stage2Rights;
     /// Whether reading a guest table entry counts as writing it.

@@ -169,7 +169,7 @@ impl Harness {
                 }
                 _ => Answer::NestedPageFault { gpa: fault.gpa.raw(), exitinfo1: fault.exitinfo1() },
             },
-            Err(MmuFault::Bus(error)) => panic!("{error}"),
+            Err(fault @ (MmuFault::LogFull | MmuFault::Bus(_))) => panic!("{fault:?}"),
         }
     }
 }
