@@ -16,11 +16,12 @@ use thiserror::Error;
 
 use super::lock::Exclusive;
 use super::reshape::{Books, CutFailed, Outlook};
-use super::tree::{Place, Run, Unit};
+use super::tree::{PageCache, Place, Run, Unit};
 use super::{PageIndex, PageRange};
 use crate::Host;
 use crate::directmap::Refused;
-use crate::policy::{BusyPages, Content, Generation, Quirks, SplitPolicy};
+use crate::host::HostMemory;
+use crate::policy::{BusyPages, Content, Generation, HostMapping, Quirks, SplitPolicy};
 use crate::provider::SplitError;
 use crate::shareability::{Holders, Shareability, transition};
 
@@ -122,32 +123,31 @@ impl Conversion {
     }
 }
 
+/// The first index of `[first, end)` in a folio that somebody beside the page cache holds.
+pub(super) fn first_held(cache: &PageCache, host: &HostMemory, first: u64, end: u64) -> Option<u64> {
+    let found =
+        cache.runs(first, end, |Run { first: at, nr_pages, sfn, .. }| match host.folios().first_held(sfn, nr_pages) {
+            Some(head) => ControlFlow::Break((at + (head.raw() - sfn.raw())).max(first)),
+            None => ControlFlow::Continue(()),
+        });
+    found.break_value()
+}
+
+/// The same of folios that have more references than the page cache and the mappings of processes account for.
+fn first_referenced(cache: &PageCache, host: &HostMemory, first: u64, end: u64) -> Option<u64> {
+    let found = cache.runs(first, end, |Run { first: at, nr_pages, sfn, size }| {
+        for n in (0..nr_pages).step_by(size.frames() as usize) {
+            let folio = host.folios().get(Sfn::new(sfn.raw() + n));
+            if folio.is_some_and(|folio| folio.meta.refs > folio.cache_refs() + folio.meta.maps || folio.pins > 0) {
+                return ControlFlow::Break((at + n).max(first));
+            }
+        }
+        ControlFlow::Continue(())
+    });
+    found.break_value()
+}
+
 impl Books<'_> {
-    /// The first index of `[first, end)` in a folio that somebody beside the page cache holds.
-    pub(super) fn first_held(&self, first: u64, end: u64) -> Option<u64> {
-        let found = self.cache.runs(first, end, |Run { first: at, nr_pages, sfn, .. }| {
-            match self.host.folios().first_held(sfn, nr_pages) {
-                Some(head) => ControlFlow::Break((at + (head.raw() - sfn.raw())).max(first)),
-                None => ControlFlow::Continue(()),
-            }
-        });
-        found.break_value()
-    }
-
-    /// The first index of `[first, end)` in a folio with more references than the page cache and users' mappings have.
-    fn first_referenced(&self, first: u64, end: u64) -> Option<u64> {
-        let found = self.cache.runs(first, end, |Run { first: at, nr_pages, sfn, size }| {
-            for n in (0..nr_pages).step_by(size.frames() as usize) {
-                let folio = self.host.folios().get(Sfn::new(sfn.raw() + n));
-                if folio.is_some_and(|folio| folio.meta.refs > folio.cache_refs() + folio.meta.maps || folio.pins > 0) {
-                    return ControlFlow::Break((at + n).max(first));
-                }
-            }
-            ControlFlow::Continue(())
-        });
-        found.break_value()
-    }
-
     /// Whether a unit is one folio.
     pub(super) fn is_whole(&self, unit: Unit) -> bool {
         matches!(self.cache.at(unit.base), Place::Folio(backed) if backed.size == unit.size)
@@ -176,7 +176,7 @@ impl Exclusive<'_> {
             return Err(error);
         }
         let range = self.listed(host, range, to, task)?;
-        self.inode.host_map_takes(&self.inode.books(host, task), (range.first.0, range.end().0))?;
+        self.inode.host_map_takes(host, (range.first.0, range.end().0), task)?;
         Ok(Some(Conversion { range, to, zap: self.reach(host, range, task) }))
     }
 
@@ -240,13 +240,13 @@ impl Exclusive<'_> {
     /// The first page of `range` in a folio that cannot become private.
     fn first_busy(&self, host: &Host, range: PageRange, task: &Task<'_>) -> Option<PageIndex> {
         let attributes = self.inode.attributes(task);
-        let books = self.inode.books(host, task);
+        let (cache, host) = (self.inode.cache.read(task), host.lock(task));
         let (first, end) = (range.first.0, range.end().0);
         let shared = attributes.runs_in(first, end).filter(|run| run.2.host_may_use());
         for (at, nr_pages, state) in shared {
             let held = match task.has(Defect::CountBeforeUnmap) {
-                true => books.first_referenced(at, at + nr_pages),
-                false => books.first_held(at, at + nr_pages),
+                true => first_referenced(&cache, &host, at, at + nr_pages),
+                false => first_held(&cache, &host, at, at + nr_pages),
             };
             if let Some(index) = held
                 && transition::to_private(state, Holders::Others).is_err()
@@ -332,9 +332,10 @@ impl Exclusive<'_> {
                 });
             }
         }
-        let mut books = self.inode.books(host, task);
-        self.inode.host_map_changes(&mut books, (range.first.0, range.end().0), to);
-        drop(books);
+        if self.inode.policy.host_mapping != HostMapping::Untouched {
+            let mut books = self.inode.books(host, task);
+            self.inode.host_map_changes(&mut books, (range.first.0, range.end().0), to);
+        }
         self.inode.attributes.write(task).set(range.first.0, range.nr_pages, to);
         let (ino, index) = (self.inode.ino, range.first.0);
         task.report(Event::Converted { ino, index, nr_pages: range.nr_pages, to: to.into() });
