@@ -199,7 +199,8 @@ impl Vm {
         let &MemSlot { space, id, .. } = old.info();
         self.slots.publish(Publication::Remove(space, id), changes, task);
         let dying = old.inode().is_some_and(GuestMemfd::is_dying);
-        if !task.has(Defect::KeepBinding) && !(dying && task.has(Defect::SkipDyingFile)) {
+        let forgotten = task.has(Defect::KeepBinding) || dying && task.has(Defect::SkipDyingFile);
+        if !forgotten {
             self.unbind(old, task);
         }
         report(&MemSlot { flags: SlotFlags::empty(), ..*old.info() }, Happened::Delete, task);
