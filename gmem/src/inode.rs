@@ -27,6 +27,7 @@ mod generations;
 mod hole;
 mod lock;
 mod poison;
+mod populate;
 mod reshape;
 mod speculate;
 mod tree;

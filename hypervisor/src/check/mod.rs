@@ -22,6 +22,7 @@ mod pools;
 mod protocol;
 mod records;
 mod scene;
+mod shadowed;
 pub mod table;
 mod witness;
 
