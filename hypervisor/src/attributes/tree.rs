@@ -122,7 +122,7 @@ mod tests {
         let mut tree = AttributeTree::new(1024);
         tree.set(3, 1, Shareability::PRIVATE);
         assert_eq!(tree.reserve(8..128, NodeMemory::None), Err(NoNode { at: 64 }));
-        assert_eq!(tree.reserved, [8..64]);
+        assert_eq!(tree.reserved.as_slice(), core::slice::from_ref(&(8..64)));
         tree.set(3, 1, Shareability::SHARED);
         assert!(tree.is_uniform(0, 512, QUIET), "nothing is stored");
         let task = &QUIET.with(Defects::only(Defect::CountReservedEntries));
