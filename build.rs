@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The guests, each a folder of `guests/` and the name of its image.
-const GUESTS: [&str; 2] = ["builtin", "conversions"];
+const GUESTS: [&str; 3] = ["builtin", "conversions", "touch"];
 
 fn main() {
     let guests = PathBuf::from(variable("CARGO_MANIFEST_DIR")).join("guests");

@@ -8,6 +8,7 @@
 //! Always true: the frames of the layout are those free in the page allocator, held by the vmemmap, in the pools, in the
 //! contiguous areas, in the folio table, waiting in split units, occupied by the rest of the host, or retired.
 
+mod put;
 mod shared;
 
 use std::collections::BTreeSet;
@@ -512,13 +513,19 @@ impl HostMemory {
 
     /// Takes a block with no references out of the table and makes it read as zero again.
     pub(crate) fn end_use(&mut self, head: Sfn) -> Folio {
+        let folio = self.take_out(head);
+        if !folio.meta.flags.contains(FolioFlags::KNOWN_ZERO) {
+            self.clear(folio.head, folio.size.frames());
+        }
+        folio
+    }
+
+    /// The same, but the bytes are left.
+    fn take_out(&mut self, head: Sfn) -> Folio {
         let folio = self.folios.remove(head);
         assert_eq!(folio.meta.refs, 0, "{head:?} still has users");
         if let Some(map) = &mut self.direct_map {
             map.release(folio.head, folio.size.frames());
-        }
-        if !folio.meta.flags.contains(FolioFlags::KNOWN_ZERO) {
-            self.clear(folio.head, folio.size.frames());
         }
         folio
     }

@@ -9,6 +9,7 @@
 //! The height grows with the largest page number used; it never shrinks.
 
 use core::marker::PhantomData;
+use core::ops::ControlFlow;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use emu_core::PageSize;
@@ -268,27 +269,42 @@ impl<T: Packed> PageMap<T> {
         }
     }
 
-    fn find(&self, page: u64) -> Option<(u32, u8, T)> {
+    /// The entry that covers `page`: its node, level and value; or the level at which there is none.
+    fn descend(&self, page: u64) -> Result<(u32, u8, T), u8> {
         if !self.reaches(page) {
-            return None;
+            return Err(self.top + 1);
         }
         let mut node = self.root;
         let mut level = self.top;
         loop {
             match self.load(node, slot_of(page, level)) {
-                Entry::Empty => return None,
-                Entry::Leaf(value) => return Some((node, level, value)),
+                Entry::Empty => return Err(level),
+                Entry::Leaf(value) => return Ok((node, level, value)),
                 Entry::Node(below) => node = below,
             }
             level -= 1;
         }
     }
 
+    fn find(&self, page: u64) -> Option<(u32, u8, T)> {
+        self.descend(page).ok()
+    }
+
+    /// The entry that covers `page`; where there is none, the largest size whose naturally aligned pages around it are all
+    /// free.
+    pub fn look(&self, page: u64) -> Result<Hit<T>, PageSize> {
+        match self.descend(page) {
+            Ok((_, level, value)) => {
+                let size = size_of_level(level);
+                Ok(Hit { base: page & !(size.frames() - 1), size, value })
+            }
+            Err(level) => Err(size_of_level(level.min(HUGEST))),
+        }
+    }
+
     /// The entry that covers `page`.
     pub fn get(&self, page: u64) -> Option<Hit<T>> {
-        let (_, level, value) = self.find(page)?;
-        let size = size_of_level(level);
-        Some(Hit { base: page & !(size.frames() - 1), size, value })
+        self.look(page).ok()
     }
 
     /// Changes the value of the entry that covers `page`, and tells what `change` says; `None` where there is none.
@@ -416,18 +432,38 @@ impl<T: Packed> PageMap<T> {
 
     /// The largest size whose naturally aligned pages around `page` are all free; `None` if `page` itself is taken.
     pub fn vacancy(&self, page: u64) -> Option<PageSize> {
-        if !self.reaches(page) {
-            return Some(PageSize::Size1G);
+        self.look(page).err()
+    }
+
+    /// Visits the entries that reach into `[from, to)`, ascending.
+    pub fn visit<B>(&self, from: u64, to: u64, visit: &mut impl FnMut(Hit<T>) -> ControlFlow<B>) -> ControlFlow<B> {
+        if from >= to || !self.reaches(from) {
+            return ControlFlow::Continue(());
         }
-        let mut node = self.root;
-        for level in (0..=self.top).rev() {
-            match self.load(node, slot_of(page, level)) {
-                Entry::Empty => return Some(size_of_level(level.min(HUGEST))),
-                Entry::Leaf(_) => return None,
-                Entry::Node(below) => node = below,
+        self.visit_in((self.root, self.top), 0, (from, to), visit)
+    }
+
+    fn visit_in<B>(
+        &self,
+        (node, level): (u32, u8),
+        node_base: u64,
+        (from, to): (u64, u64),
+        visit: &mut impl FnMut(Hit<T>) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        let span_shift = BITS * level as u32;
+        let first = if from <= node_base { 0 } else { slot_of(from, level) };
+        for slot in first..FANOUT {
+            let base = node_base + ((slot as u64) << span_shift);
+            if base >= to {
+                break;
+            }
+            match self.load(node, slot) {
+                Entry::Empty => {}
+                Entry::Leaf(value) => visit(Hit { base, size: size_of_level(level), value })?,
+                Entry::Node(below) => self.visit_in((below, level - 1), base, (from.max(base), to), visit)?,
             }
         }
-        None
+        ControlFlow::Continue(())
     }
 }
 
@@ -543,6 +579,15 @@ mod tests {
                 prop_assert_eq!(map.get(page).map(|h| (h.base, h.size, h.value)), covering);
                 let next = model.iter().filter(|&&(b, s, _)| b + s.frames() > page).min_by_key(|e| e.0).copied();
                 prop_assert_eq!(map.next_from(page).map(|h| (h.base, h.size, h.value)), next);
+                let to = page + 3 * M2 / 2;
+                let mut reach: Vec<_> = model.iter().filter(|&&(b, s, _)| b < to && b + s.frames() > page).copied().collect();
+                reach.sort_by_key(|entry| entry.0);
+                let mut seen = Vec::new();
+                let all = map.visit(page, to, &mut |h| {
+                    seen.push((h.base, h.size, h.value));
+                    ControlFlow::<()>::Continue(())
+                });
+                prop_assert!(all.is_continue() && seen == reach);
                 for size in PageSize::ALL {
                     prop_assert_eq!(map.count(size), model.iter().filter(|e| e.1 == size).count() as u64);
                 }

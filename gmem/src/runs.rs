@@ -12,26 +12,40 @@ pub struct RunMap<T> {
     runs: BTreeMap<u64, T>,
     nr_pages: u64,
     initial: T,
+    /// The value of all, while there is one run.
+    only: Option<T>,
 }
 
 impl<T: Copy + PartialEq> RunMap<T> {
     /// All of `nr_pages` indices in one state.
     pub fn new(nr_pages: u64, initial: T) -> RunMap<T> {
-        RunMap { runs: BTreeMap::from([(0, initial)]), nr_pages, initial }
+        RunMap { runs: BTreeMap::from([(0, initial)]), nr_pages, initial, only: Some(initial) }
     }
 
     /// The state of `index`; indices behind the end share the last run's, as no folio is ever there.
+    #[inline]
     pub fn get(&self, index: u64) -> T {
+        match self.only {
+            Some(value) => value,
+            None => self.find(index),
+        }
+    }
+
+    fn find(&self, index: u64) -> T {
         self.runs.range(..=index).next_back().map_or(self.initial, |(_, &state)| state)
     }
 
     /// Whether `[first, first + nr_pages)` is in one state throughout.
     pub fn is_uniform(&self, first: u64, nr_pages: u64) -> bool {
-        self.runs.range(first.saturating_add(1)..first.saturating_add(nr_pages.max(1))).next().is_none()
+        self.only.is_some()
+            || self.runs.range(first.saturating_add(1)..first.saturating_add(nr_pages.max(1))).next().is_none()
     }
 
     /// Whether any of `[first, first + nr_pages)` is in `state`.
     pub fn contains(&self, first: u64, nr_pages: u64, state: T) -> bool {
+        if let Some(value) = self.only {
+            return nr_pages > 0 && value == state;
+        }
         let end = first.saturating_add(nr_pages);
         nr_pages > 0 && (self.get(first) == state || self.runs.range(first..end).any(|(_, &at_run)| at_run == state))
     }
@@ -57,6 +71,7 @@ impl<T: Copy + PartialEq> RunMap<T> {
                 self.runs.insert(end, after);
             }
         }
+        self.only = if self.runs.len() == 1 { Some(self.find(0)) } else { None };
         true
     }
 

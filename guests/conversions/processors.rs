@@ -81,7 +81,7 @@ pub fn outcome(n: u64) -> Result<u64, Failure> {
 }
 
 fn work(n: u64) {
-    let outcome = steps::all(Area::small(BASE.load(SeqCst) + n * Area::BYTES), PRIVATE.load(SeqCst) != 0);
+    let outcome = steps::all(Area::of(n, BASE.load(SeqCst)), PRIVATE.load(SeqCst) != 0);
     // SAFETY: the place is this processor's.
     unsafe { (*OUTCOMES.0.get())[n as usize] = outcome };
     DONE.fetch_add(1, SeqCst);

@@ -75,6 +75,11 @@ impl Area {
         Area { base, bytes: Area::BYTES, stride: PAGE, ranges: &SMALL }
     }
 
+    /// The area of processor `n` when they begin at `base`.
+    pub const fn of(n: u64, base: u64) -> Area {
+        Area::small(base + n * Area::BYTES)
+    }
+
     /// A GiB of which one page in 513 is looked at: another one in each large page.
     pub const fn gib(base: u64) -> Area {
         Area { base, bytes: 1 << 30, stride: M2 + PAGE, ranges: &GIB }

@@ -1,4 +1,4 @@
-//! The guests that need no file: `guests/`, kernels that check the memory under them.
+//! The guests that need no file: `guests/`, kernels that check, or only use, the memory under them.
 
 use super::Image;
 
@@ -15,7 +15,7 @@ pub struct BuiltinGuest {
 }
 
 /// Every one of them; the first runs when nothing else is said.
-pub const BUILTINS: [BuiltinGuest; 2] = [
+pub const BUILTINS: [BuiltinGuest; 3] = [
     BuiltinGuest {
         name: "paging",
         about: "builds page tables of every kind and checks translation, rights and flushing",
@@ -25,6 +25,11 @@ pub const BUILTINS: [BuiltinGuest; 2] = [
         name: "conversions",
         about: "converts, punches and allocates ranges of every size and verifies them from inside",
         image: Image { name: "conversions", bytes: include_bytes!(concat!(env!("OUT_DIR"), "/conversions.elf")) },
+    },
+    BuiltinGuest {
+        name: "touch",
+        about: "writes a word into every page of RAM, by all processors at once",
+        image: Image { name: "touch", bytes: include_bytes!(concat!(env!("OUT_DIR"), "/touch.elf")) },
     },
 ];
 

@@ -49,6 +49,12 @@ impl PageAllocator {
         self.nodes.iter().position(|buddy| buddy.contains(sfn)).map(NodeId::at)
     }
 
+    /// Frames from `sfn` to the end of the node it lies in; none outside of them.
+    pub fn nr_from(&self, sfn: Sfn) -> u64 {
+        let node = self.nodes.iter().find(|buddy| buddy.contains(sfn));
+        node.map_or(0, |buddy| buddy.first().raw() + buddy.nr_frames() - sfn.raw())
+    }
+
     /// Free frames of all nodes.
     pub fn free_frames(&self) -> u64 {
         self.nodes.iter().map(Buddy::free_frames).sum()

@@ -15,11 +15,12 @@ use thiserror::Error;
 
 use super::lock::Exclusive;
 use super::reshape::{Books, CutFailed, Outlook};
-use super::tree::{Place, Run, Unit};
+use super::tree::{PageCache, Place, Run, Unit};
 use super::{PageIndex, PageRange};
 use crate::Host;
 use crate::directmap::Refused;
-use crate::policy::{BusyPages, Content, Generation, Quirks, SplitPolicy};
+use crate::host::HostMemory;
+use crate::policy::{BusyPages, Content, Generation, HostMapping, Quirks, SplitPolicy};
 use crate::provider::SplitError;
 use crate::shareability::{Holders, Shareability, transition};
 
@@ -118,18 +119,17 @@ impl Conversion {
     }
 }
 
-impl Books<'_> {
-    /// The first index of `[first, end)` in a folio that somebody beside the page cache holds.
-    pub(super) fn first_held(&self, first: u64, end: u64) -> Option<u64> {
-        let found = self.cache.runs(first, end, |Run { first: at, nr_pages, sfn, .. }| {
-            match self.host.folios().first_held(sfn, nr_pages) {
-                Some(head) => ControlFlow::Break((at + (head.raw() - sfn.raw())).max(first)),
-                None => ControlFlow::Continue(()),
-            }
+/// The first index of `[first, end)` in a folio that somebody beside the page cache holds.
+pub(super) fn first_held(cache: &PageCache, host: &HostMemory, first: u64, end: u64) -> Option<u64> {
+    let found =
+        cache.runs(first, end, |Run { first: at, nr_pages, sfn, .. }| match host.folios().first_held(sfn, nr_pages) {
+            Some(head) => ControlFlow::Break((at + (head.raw() - sfn.raw())).max(first)),
+            None => ControlFlow::Continue(()),
         });
-        found.break_value()
-    }
+    found.break_value()
+}
 
+impl Books<'_> {
     /// Whether a unit is one folio.
     pub(super) fn is_whole(&self, unit: Unit) -> bool {
         matches!(self.cache.at(unit.base), Place::Folio(backed) if backed.size == unit.size)
@@ -158,7 +158,7 @@ impl Exclusive<'_> {
             return Err(error);
         }
         let range = self.listed(host, range, to, task)?;
-        self.inode.host_map_takes(&self.inode.books(host, task), (range.first.0, range.end().0))?;
+        self.inode.host_map_takes(host, (range.first.0, range.end().0), task)?;
         Ok(Some(Conversion { range, to, zap: self.reach(host, range, task) }))
     }
 
@@ -217,11 +217,11 @@ impl Exclusive<'_> {
     /// The first page of `range` in a folio that cannot become private.
     fn first_busy(&self, host: &Host, range: PageRange, task: &Task<'_>) -> Option<PageIndex> {
         let attributes = self.inode.attributes(task);
-        let books = self.inode.books(host, task);
+        let (cache, host) = (self.inode.cache.read(task), host.lock(task));
         let (first, end) = (range.first.0, range.end().0);
         let shared = attributes.runs_in(first, end).filter(|run| run.2.host_may_use());
         for (at, nr_pages, state) in shared {
-            if let Some(index) = books.first_held(at, at + nr_pages)
+            if let Some(index) = first_held(&cache, &host, at, at + nr_pages)
                 && transition::to_private(state, Holders::Others).is_err()
             {
                 return Some(PageIndex(index));
@@ -294,9 +294,10 @@ impl Exclusive<'_> {
                 });
             }
         }
-        let mut books = self.inode.books(host, task);
-        self.inode.host_map_changes(&mut books, (range.first.0, range.end().0), to);
-        drop(books);
+        if self.inode.policy.host_mapping != HostMapping::Untouched {
+            let mut books = self.inode.books(host, task);
+            self.inode.host_map_changes(&mut books, (range.first.0, range.end().0), to);
+        }
         self.inode.attributes.write(task).set(range.first.0, range.nr_pages, to);
         let (ino, index) = (self.inode.ino, range.first.0);
         task.report(Event::Converted { ino, index, nr_pages: range.nr_pages, to: to.into() });

@@ -5,11 +5,13 @@
 //! own, in [`crate::provider::unit`] and [`crate::host`]. A policy that does not split refuses conversions of less than
 //! 2M before anything is changed.
 
+use emu_core::sync::Task;
 use emu_core::{PageSize, Sfn};
 
 use super::GuestMemfd;
 use super::reshape::Books;
 use super::tree::Run;
+use crate::Host;
 use crate::directmap::{DirectMapPolicy, Event, Refused};
 use crate::host::HostMemory;
 use crate::policy::HostMapping;
@@ -31,13 +33,14 @@ impl HostMemory {
 
 impl GuestMemfd {
     /// Whether the host takes a conversion of `[first, end)`.
-    pub(super) fn host_map_takes(&self, books: &Books<'_>, (first, end): (u64, u64)) -> Result<(), Refused> {
-        let Some(map) = books.host.direct_map() else { return Ok(()) };
+    pub(super) fn host_map_takes(&self, host: &Host, (first, end): (u64, u64), task: &Task<'_>) -> Result<(), Refused> {
         if self.policy.host_mapping == HostMapping::Untouched || first.is_multiple_of(M2) && end.is_multiple_of(M2) {
             return Ok(());
         }
+        let (cache, host) = (self.cache.read(task), host.lock(task));
+        let Some(map) = host.direct_map() else { return Ok(()) };
         let mut refused = Ok(());
-        books.cache.each_run(first, end, |run| refused = refused.and(map.takes(run.sfn, PageSize::Size4K)));
+        cache.each_run(first, end, |run| refused = refused.and(map.takes(run.sfn, PageSize::Size4K)));
         refused
     }
 

@@ -10,12 +10,16 @@ use emu_core::sync::Task;
 use emu_core::{Errno, PageSize, Sfn};
 use thiserror::Error;
 
+use super::convert::first_held;
 use super::lock::Exclusive;
 use super::reshape::Books;
 use super::tree::{Run, Unit};
 use super::{GuestMemfd, PageIndex, PageRange};
 use crate::Host;
 use crate::policy::{Generation, PunchPolicy, Quirks};
+
+/// Units that are removed before others may look at the page cache and the host's memory.
+const PORTION: u32 = 512;
 
 /// Why there is no hole; nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -64,7 +68,8 @@ impl Exclusive<'_> {
                 at = unit.end();
                 if range.first.0 <= unit.base
                     && unit.end() <= range.end().0
-                    && let Some(index) = books.first_held(unit.base, unit.end()).filter(|_| !books.is_whole(unit))
+                    && let Some(index) =
+                        first_held(&books.cache, &books.host, unit.base, unit.end()).filter(|_| !books.is_whole(unit))
                 {
                     return Err(HoleError::Busy { index: PageIndex(index) });
                 }
@@ -86,16 +91,29 @@ impl GuestMemfd {
     pub(super) fn remove_range(&self, host: &Host, range: PageRange, task: &Task<'_>) {
         let (first, end) = (range.first.0, range.end().0);
         let mut at = first;
-        loop {
+        let mut runs = Vec::new();
+        while at < end {
             let mut books = self.books(host, task);
-            let Some(unit) = books.cache.unit_from(at).filter(|unit| unit.base < end) else { break };
-            at = unit.end();
-            if first <= unit.base && unit.end() <= end {
-                books.remove_unit(unit);
-            } else {
-                let part = (first.max(unit.base), end.min(unit.end()));
-                self.remove_part(&mut books, unit, part, task);
+            // In portions, so that others get at the books too.
+            let mut left = PORTION;
+            loop {
+                let Some(unit) = books.cache.unit_from(at).filter(|unit| unit.base < end) else {
+                    at = end;
+                    break;
+                };
+                at = unit.end();
+                if first <= unit.base && unit.end() <= end {
+                    books.take_unit(unit, &mut runs);
+                } else {
+                    let part = (first.max(unit.base), end.min(unit.end()));
+                    self.remove_part(&mut books, unit, part, task);
+                }
+                left -= 1;
+                if left == 0 {
+                    break;
+                }
             }
+            runs.drain(..).for_each(|run| books.put_run(run));
         }
     }
 

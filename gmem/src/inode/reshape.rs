@@ -232,24 +232,34 @@ impl Books<'_> {
     /// Takes a unit out of the page cache. What is split is made whole first if nobody holds a piece, so that it goes
     /// back as one; otherwise its pieces go one by one and the unit when the last is back.
     pub(super) fn remove_unit(&mut self, unit: Unit) {
-        let whole = self.is_folio(unit.base, unit.size) || self.merge_block(unit, unit.base, unit.size);
         let mut runs = Vec::new();
+        self.take_unit(unit, &mut runs);
+        runs.into_iter().for_each(|run| self.put_run(run));
+    }
+
+    /// The same, but the references remain: they are to be dropped on `runs`, to which the folios are added.
+    pub(super) fn take_unit(&mut self, unit: Unit, runs: &mut Vec<Run>) {
+        let whole = self.is_folio(unit.base, unit.size) || self.merge_block(unit, unit.base, unit.size);
         if whole {
-            runs.push(Run { first: unit.base, nr_pages: unit.size.frames(), sfn: unit.head, size: unit.size });
+            let run = Run { first: unit.base, nr_pages: unit.size.frames(), sfn: unit.head, size: unit.size };
+            match runs.last_mut() {
+                Some(last) if last.is_followed_by(&run) => last.nr_pages += run.nr_pages,
+                _ => runs.push(run),
+            }
         } else {
             self.cache.each_run(unit.base, unit.end(), |run| runs.push(run));
         }
         self.cache.remove_unit(unit);
-        runs.into_iter().for_each(|run| self.put_run(run));
     }
 
     /// Drops the page cache's references on folios that it no longer has.
     pub(super) fn put_run(&mut self, run: Run) {
-        let step = run.size.frames();
-        for sfn in (run.sfn.raw()..run.sfn.raw() + run.nr_pages).step_by(step as usize) {
-            self.host.put_page(Sfn::new(sfn), step as u32);
-            let index = run.first + (sfn - run.sfn.raw());
-            self.task.report(Event::FolioRemoved { ino: self.ino, index, sfn: Sfn::new(sfn), size: run.size });
+        self.host.put_run(run.sfn, run.nr_pages, run.size);
+        if self.task.is_reporting() {
+            for n in (0..run.nr_pages).step_by(run.size.frames() as usize) {
+                let (index, sfn) = (run.first + n, Sfn::new(run.sfn.raw() + n));
+                self.task.report(Event::FolioRemoved { ino: self.ino, index, sfn, size: run.size });
+            }
         }
         self.host.report_pool(run.size, &self.task);
     }

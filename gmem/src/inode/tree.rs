@@ -101,6 +101,14 @@ pub(super) struct Run {
     pub(super) size: PageSize,
 }
 
+impl Run {
+    /// Whether `next` goes on where this one ends, in indices and frames.
+    pub(super) fn is_followed_by(&self, next: &Run) -> bool {
+        let (index, frame) = (self.first + self.nr_pages, self.sfn.raw() + self.nr_pages);
+        (index, frame, self.size) == (next.first, next.sfn.raw(), next.size)
+    }
+}
+
 /// What was allocated as one, by the indices that it covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Unit {
@@ -171,8 +179,9 @@ impl PageCache {
     /// What lies at `index`.
     #[inline]
     pub(super) fn at(&self, index: u64) -> Place {
-        let Some(hit) = self.map.get(index) else {
-            return Place::Vacant(self.map.vacancy(index).unwrap_or(PageSize::Size4K));
+        let hit = match self.map.look(index) {
+            Ok(hit) => hit,
+            Err(vacancy) => return Place::Vacant(vacancy),
         };
         let sfn = Sfn::new(hit.value.head.raw() + (index - hit.base));
         match hit.value.shape() {
@@ -216,9 +225,7 @@ impl PageCache {
 
     /// Visits the folios that reach into `[first, end)`, ascending, as few runs.
     pub(super) fn runs<B>(&self, first: u64, end: u64, mut visit: impl FnMut(Run) -> ControlFlow<B>) -> ControlFlow<B> {
-        let mut at = first;
-        while let Some(hit) = self.map.next_from(at).filter(|hit| hit.base < end) {
-            at = hit.end();
+        self.map.visit(first, end, &mut |hit| {
             let run = |from: u64, to: u64, size| Run {
                 first: from,
                 nr_pages: to - from,
@@ -247,8 +254,8 @@ impl PageCache {
                     }
                 }
             }
-        }
-        ControlFlow::Continue(())
+            ControlFlow::Continue(())
+        })
     }
 
     /// The same, for visits that look at everything.
@@ -286,16 +293,14 @@ impl PageCache {
     pub(super) fn is_complete(&self, base: u64, size: PageSize) -> bool {
         let end = base + size.frames();
         let mut at = base;
-        while at < end {
-            match self.map.get(at) {
-                Some(hit) if hit.value.unit >= size => match hit.value.shape() {
-                    Shape::Some(_) => return false,
-                    Shape::Folios(_) => at = hit.end(),
-                },
-                _ => return false,
+        let all = self.map.visit(base, end, &mut |hit| {
+            if hit.base > at || hit.value.unit < size || hit.value.bitmap != NO_BITMAP {
+                return ControlFlow::Break(());
             }
-        }
-        true
+            at = hit.end();
+            ControlFlow::Continue(())
+        });
+        all.is_continue() && at >= end
     }
 
     /// The pieces of the complete block of `size` at `base` became one folio.
@@ -315,6 +320,11 @@ impl PageCache {
 
     /// Forgets a unit, whatever is left of it.
     pub(super) fn remove_unit(&mut self, unit: Unit) {
+        if unit.size == PageSize::Size4K {
+            let removed = self.map.remove(unit.base).is_some();
+            self.sub(unit.size, u64::from(removed));
+            return;
+        }
         let mut gone = [0; 3];
         self.each_run(unit.base, unit.end(), |run| gone[run.size.index()] += run.nr_pages / run.size.frames());
         PageSize::ALL.into_iter().zip(gone).for_each(|(size, nr)| self.sub(size, nr));

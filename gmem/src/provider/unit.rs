@@ -322,7 +322,12 @@ impl HostMemory {
     /// # Panics
     /// When it still has references.
     pub fn free_folio(&mut self, head: Sfn) {
-        let Folio { size, source, .. } = self.end_use(head);
+        let folio = self.end_use(head);
+        self.give_back(folio);
+    }
+
+    /// Gives a folio back that is out of use and whose bytes are zero, or will be before anybody gets it.
+    pub(crate) fn give_back(&mut self, Folio { head, size, source, .. }: Folio) {
         let Some((unit_head, unit)) = self.units.around_mut(head) else {
             return self.return_unit(head, size, source, Hvo::Whole);
         };

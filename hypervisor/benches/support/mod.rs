@@ -6,8 +6,8 @@ use emu_core::sync::Task;
 use emu_core::{AccessKind, Gpa, PageSize};
 use gmem::GmemPolicy;
 use hypervisor::{
-    Action, FaultInput, FolioPolicy, GmemId, PagePolicy, RamLayout, Resumed, Shareability, SlotId, SystemMemoryPlan,
-    VcpuId, Vm, VmConfig,
+    Action, FaultInput, FolioPolicy, GmemId, MmuParams, PagePolicy, RamLayout, Resumed, Shareability, SlotId,
+    SystemMemoryPlan, TdpFormat, VcpuId, Vm, VmConfig,
 };
 
 /// The task of everything that is set up or measured by one thread.
@@ -26,12 +26,23 @@ pub struct Setup {
     pub gmem: GmemPolicy,
     /// Processors.
     pub nr_vcpus: u16,
+    /// Format of the nested tables.
+    pub format: TdpFormat,
+    /// How the MMU works.
+    pub params: MmuParams,
 }
 
 impl Setup {
     /// A large guest over folios of `page`, as the machine has it.
     pub fn of(page: PageSize) -> Setup {
-        Setup { memory_bytes: 128 << 30, pages: PagePolicy::of(page), gmem: GmemPolicy::DEFAULT, nr_vcpus: 2 }
+        Setup {
+            memory_bytes: 128 << 30,
+            pages: PagePolicy::of(page),
+            gmem: GmemPolicy::DEFAULT,
+            nr_vcpus: 2,
+            format: TdpFormat::Npt,
+            params: MmuParams::default(),
+        }
     }
 
     /// The same over `folios`.
@@ -50,8 +61,9 @@ impl Setup {
     pub fn build_with(&self, layout: &RamLayout) -> (Vm, GmemId) {
         let plan = SystemMemoryPlan::for_guest(layout.inode_bytes, self.pages);
         let memory = SystemMemory::flat(plan.arena_bytes).expect("address space");
-        let config = VmConfig { nr_vcpus: self.nr_vcpus, gmem: self.gmem, ..VmConfig::new(self.pages, plan.host) };
-        let vm = Vm::new(memory, &config).expect("a sound plan");
+        let Setup { nr_vcpus, gmem, format, params, .. } = *self;
+        let config = VmConfig { nr_vcpus, gmem, format, ..VmConfig::new(self.pages, plan.host) };
+        let vm = Vm::with_params(memory, &config, params).expect("a sound plan");
         let gmem = vm.add_ram(layout, SlotId(0), QUIET).expect("the plan has room");
         (vm, gmem)
     }
