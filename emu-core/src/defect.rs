@@ -128,6 +128,9 @@ defects! {
     /// who takes a page away does not look under roots that were given up.
     ForgetInvalidRoots "forget-invalid-roots"
         "who takes a page away does not look under roots that were given up";
+    /// who protects a guest table flushes only if the leaf still says that it can be written.
+    FlushByHardwareWrite "flush-by-hardware-write"
+        "protecting a guest table flushes only where the processor's own bit says that it can be written";
     /// recovery empties the entry that led to a table without looking at it again.
     RecoverBlindly "recover-blindly"
         "NX recovery empties an entry that no longer leads to its table";

@@ -29,9 +29,7 @@ pub struct Race {
 }
 
 const SNP: &str = "needs the reverse map";
-const SHADOW: &str = "needs shadow paging in the explored VM";
 const NOTIFIER: &str = "no scenario with the VMM's address space yet";
-const LOG: &str = "shadow tables are not logged";
 const OWNED: &str = "a type owns what the mistake would leave behind";
 const RECORDS: &str = "no scenario with VM-wide attributes yet";
 const SPLITS: &str = "no scenario with split folios yet";
@@ -60,7 +58,7 @@ pub const RACES: &[Race] = races! {
     11 "a prefetch during an invalidation" By(PrefetchStale "B4");
     12 "a prefault that keeps a slot from going" By(PrefaultWaitsForSlot "E14");
     13 "a fast page fault that answers for the other side of memory" By(FastPathIgnoresPrivacy "E14");
-    14 "a fast page fault whose entry went and came back for another page" Not(SHADOW);
+    14 "a fast page fault whose entry went and came back for another page" Not("shadow tables have no fast path");
     15 "a dirty flag or a mark lost to a plain store" By(PlainStore "I1", ClearAfterArming "I2");
     16 "entries that go without a flush"
         By(SkipFlush "E5", YieldWithoutFlush "E5", HarvestWithoutFlush "E8", FlushOnlyOwed "E8");
@@ -109,7 +107,7 @@ pub const RACES: &[Race] = races! {
     59 "a long mapping of a driver's page" Not(REFS);
     60 "an unsynced page marked too late" By(UnsyncAfterWritable "J3");
     61 "a write to a guest table against its first shadow" By(CountBeforeWrite "J2");
-    62 "write protection that finds its work done and skips the flush" Not(LOG);
+    62 "write protection that finds its work done and skips the flush" By(FlushByHardwareWrite "E7");
     63 "recovery of an NX table that was replaced" By(RecoverBlindly "panic");
     64 "aging against a change of the reverse map" Not(OWNED);
     65 "a device entry of an old generation" By(IgnoreMmioGeneration "I5");

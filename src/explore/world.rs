@@ -22,6 +22,7 @@ use hypervisor::{
     Resumed, Shareability, SlotFlags, SlotId, SlotState, VcpuId, Vm, VmConfig, VmError,
 };
 use interleave::{Body, Program, Progress};
+use mmu::GuestRights;
 
 use super::migration::Migration;
 use super::processor::{Access, Attempt, Processor, Translation};
@@ -46,6 +47,8 @@ pub(super) struct World {
     mapped_as: RefCell<BTreeMap<u64, Shareability>>,
     history: RefCell<CheckHistory>,
     pub(super) migration: Migration,
+    /// Over shadow tables: what each processor has cached, by linear page.
+    pub(super) linear: [RefCell<BTreeMap<u64, (Sfn, GuestRights)>>; 2],
     /// What a task has seen that may not be.
     seen: RefCell<Option<String>>,
 }
@@ -62,6 +65,11 @@ impl Witness for World {
         tlb.iter()
             .filter(|(_, cached)| cached.rights.contains(Rights::WRITE))
             .for_each(|(&gfn, _)| each(Gfn::new(gfn)));
+    }
+
+    fn writable_frames(&self, vcpu: VcpuId, each: &mut dyn FnMut(Sfn)) {
+        let tlb = self.linear[usize::from(vcpu.0)].borrow();
+        tlb.values().filter(|(_, rights)| rights.contains(GuestRights::WRITE)).for_each(|(sfn, _)| each(*sfn));
     }
 
     fn in_guest(&self, vcpu: VcpuId) -> bool {
@@ -163,6 +171,7 @@ impl Setup {
             mapped_as: RefCell::default(),
             history: RefCell::default(),
             migration: Migration::default(),
+            linear: Default::default(),
             seen: RefCell::default(),
         }))
     }

@@ -106,8 +106,6 @@ const HISTORY: &str = "hypervisor/tests/history.rs";
 const INODE: &str = "gmem/tests/history.rs";
 const UNITS: &str = "gmem/src/provider/tests.rs";
 const POOLS: &str = "gmem/src/pool/tests.rs";
-const SHADOW: &str = "no shadow paging beside the nested tables";
-const MMIO: &str = "nothing looks at device entries yet";
 const STATES: &str = "hypervisor/tests/state_machine.rs";
 const USER_MEMORY: &str = "hypervisor/tests/user_memory.rs";
 
@@ -180,7 +178,7 @@ invariants! {
     E4 MmuLockFree Within(Invariant::B4) "an entry is written only if nothing it was decided on was invalidated";
     E5 MmuLockFree Scan(protocol::translations_stand_in_the_tables) "after zap and flush no processor uses the translation";
     E6 Always Scan(protocol::translations_show_the_inodes_pages) "no translation outlives the page it shows";
-    E7 Always Open(SHADOW) "write access withdrawn for write-tracking is flushed under mmu_lock";
+    E7 MmuLockFree Scan(shadowed::followed_tables_are_not_cached_writable) "write access withdrawn for write-tracking is flushed under mmu_lock";
     E8 MmuLockFree Scan(logs::who_can_write_is_in_the_log) "write access withdrawn for logging is flushed before the call returns";
     E9 Always Scan(protocol::owed_flushes_are_announced) "a processor enters the guest after serving the flushes it owes";
     E10 Call Test(HISTORY) "after a slot is deleted nothing shows it";
@@ -213,9 +211,9 @@ invariants! {
     I2 MmuLockFree Scan(logs::writable_leaves_are_in_the_log) "a writable leaf of a logged slot is in the log already";
     I3 Always Asserted("hypervisor/src/tdp/tables.rs") "no dirty flag is lost by a racing change";
     I4 Always Scan(logs::rings_keep_their_order) "the dirty ring loses and doubles nothing";
-    I5 Always Open(MMIO) "an MMIO entry is used only in its generation";
+    I5 Always Asserted("src/explore/world.rs") "an MMIO entry is used only in its generation";
     I6 MmuLockFree Scan(entries::writability_is_a_legal_row) "an entry's writability is one of the four legal states";
-    I7 Always Open("no prefetch") "a prefetch marks nothing accessed";
+    I7 Always Test("hypervisor/src/tdp/leaf.rs") "a prefetch marks nothing accessed";
     I8 MmuLockFree Scan(entries::listed_tables_stand_for_huge_leaves) "the list of NX tables is the tables that stand for huge pages";
     J1 MmuLockFree Scan(shadowed::the_reverse_map_is_the_leaves) "the reverse map is the leaves";
     J2 MmuLockFree Scan(shadowed::synced_pages_follow) "a synced shadow page says what its guest table says";
@@ -230,7 +228,7 @@ invariants! {
     K1 Call Test("gmem/tests/generations.rs") "calls are refused with the kernel's errno";
     K2 Call Test("hypervisor/tests/pipeline.rs") "a memory-fault exit says so";
     K3 Call Test(HISTORY) "a fault that the VMM did not resolve comes again";
-    K4 Call Open("no prefault call") "a prefault's progress is what it returns";
+    K4 Call Test("hypervisor/tests/leaves.rs") "a prefault's progress is what it returns";
     K5 Call Test("hypervisor/tests/memslots.rs") "native and emulated accesses agree";
     K6 Call Open("no conversion hypercall") "a conversion exit is well formed";
     K7 Always Open("the emulator is the processor") "private faults never reach the emulator";

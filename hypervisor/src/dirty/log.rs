@@ -269,6 +269,7 @@ impl Vm {
                 armed
             })
         };
+        task.at(Point::Z1);
         if !task.has(Defect::HarvestWithoutFlush) {
             self.flush(&owed, task);
         }
