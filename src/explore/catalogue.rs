@@ -29,11 +29,7 @@ pub struct Race {
 }
 
 const SNP: &str = "needs the reverse map";
-const NOTIFIER: &str = "no scenario with the VMM's address space yet";
 const OWNED: &str = "a type owns what the mistake would leave behind";
-const RECORDS: &str = "no scenario with VM-wide attributes yet";
-const SPLITS: &str = "no scenario with split folios yet";
-const REFS: &str = "no scenario with references of the host yet";
 
 macro_rules! races {
     ($($number:literal $title:literal $how:ident($($what:tt)*);)*) => {
@@ -48,13 +44,13 @@ pub const RACES: &[Race] = races! {
     1 "a fault against a hole" By(SkipStaleCheck "B4", SampleAfterLookup "B4");
     2 "a fault against a hole that is still in progress" By(IgnoreRangeInProgress "E6");
     3 "two holes at once, of which the second resets the range" By(ResetRangeOnBegin "E2");
-    4 "a user fault against the removal of a huge folio" Not(NOTIFIER);
+    4 "a user fault against the removal of a huge folio" By(MapAfterUnlock "C9");
     5 "a neighbour's huge leaf over attributes that change" By(NarrowConversion "D1");
-    6 "records of mixed attributes read before they are recomputed" Not(RECORDS);
+    6 "records of mixed attributes read before they are recomputed" By(RecordMixedAfterEnd "D1");
     7 "a conversion that stores its attribute after the end of its invalidation" By(StoreAttributeAfterEnd "C8");
     8 "a storm of faults against conversions" Not("holds without a defect of its own: faults-convert-empty");
-    9 "an MMU notifier on the user address of a guest_memfd slot" Not(NOTIFIER);
-    10 "an MMU notifier against an exchange of memslots" Not(NOTIFIER);
+    9 "an MMU notifier on the user address of a guest_memfd slot" Not("holds without a defect of its own: unmap-behind-slot");
+    10 "an MMU notifier against an exchange of memslots" By(ExchangeDuringNotification "E1");
     11 "a prefetch during an invalidation" By(PrefetchStale "B4");
     12 "a prefault that keeps a slot from going" By(PrefaultWaitsForSlot "E14");
     13 "a fast page fault that answers for the other side of memory" By(FastPathIgnoresPrivacy "E14");
@@ -63,38 +59,38 @@ pub const RACES: &[Race] = races! {
     16 "entries that go without a flush"
         By(SkipFlush "E5", YieldWithoutFlush "E5", HarvestWithoutFlush "E8", FlushOnlyOwed "E8");
     17 "a root that is invalid and cannot be found" By(ForgetInvalidRoots "E11");
-    18 "a record of large pages looked up outside of its slot" Not(RECORDS);
-    19 "a lookup against the last close" Not(OWNED);
-    20 "an inode at the address of the one before" Not(OWNED);
-    21 "a slot deleted while its inode goes, whose binding stays" By(KeepBinding "A2");
-    22 "a slot on guest_memfd that is changed in place" Not("calls refuse it; tests prove that");
+    18 "a record of large pages looked up outside of its slot" By(RecoverAroundSlot "panic");
+    19 "a lookup against the last close" By(ReviveFile "A8");
+    20 "an inode at the address of the one before" Not("what a fault looks at is locked, and the wait of SRCU is a wait for that lock");
+    21 "a slot deleted while its inode goes, whose binding stays" By(KeepBinding "A2", SkipDyingFile "A2");
+    22 "a slot on guest_memfd that is changed in place" By(MoveWithoutUnbind "A2");
     23 "bindings that change between begin and end" By(UnlockDuringInvalidation "E1");
-    24 "a refused binding that keeps its reference" Not(OWNED);
-    25 "a VM that is closed before its inodes" Not(OWNED);
+    24 "a refused binding that keeps its reference" By(LeakFileOnError "A7");
+    25 "a VM that is closed before its inodes" Not("every call on a file borrows its VM");
     26 "a private page shown at another guest address" Not(SNP);
-    27 "pieces of a huge page that outlive their inode" Not(SPLITS);
-    28 "a pin against the check of references" Not(REFS);
-    29 "a reference of a batch that makes a conversion fail" Not("no batches of the LRU");
-    30 "a transient reference that a freeze waits for" Not(REFS);
-    31 "a reference that never goes" Not(REFS);
-    32 "a VMM that forgot to unmap what it converts" Not(NOTIFIER);
+    27 "pieces of a huge page that outlive their inode" By(EndSubpoolWithInode "panic");
+    28 "a pin against the check of references" By(CountBeforeUnmap "C4");
+    29 "a reference of a batch that makes a conversion fail" By(CountBatches "C5");
+    30 "a transient reference that a freeze waits for" By(FreezeGivesUp "C5");
+    31 "a reference that never goes" By(WaitForPins "E14");
+    32 "a VMM that forgot to unmap what it converts" By(ConvertMappedPages "C3");
     33 "a refused conversion that shares private pages" By(RollbackSharesAll "C3");
     34 "a conversion in part that says it succeeded" By(SilentPartial "C6");
-    35 "attributes read while their tree is freed" Not(OWNED);
-    36 "reserved entries that count as attributes" Not(RECORDS);
-    37 "a forked process that keeps its mappings" Not(NOTIFIER);
+    35 "attributes read while their tree is freed" Not("a lock guards the tree, and who reads holds it");
+    36 "reserved entries that count as attributes" By(CountReservedEntries "D7");
+    37 "a forked process that keeps its mappings" By(UnmapOneProcess "B13");
     38 "a conversion of pages that are not there" Not("holds without a defect of its own: faults-convert-empty");
-    39 "a folio split under a huge leaf" Not(SPLITS);
+    39 "a folio split under a huge leaf" By(SplitBeforeZap "D2");
     40 "two faults that allocate one huge page" By(AllocateTwice "panic");
-    41 "a fresh folio seen before it is split" Not(SPLITS);
+    41 "a fresh folio seen before it is split" By(PublishBeforeSplit "panic");
     42 "a hole in a part of a huge page that clears its neighbours" By(HoleClearsHugePage "B12", HoleClearsFromHead "B12");
     43 "populating a part of a huge page that populates nothing" By(AllocationRoundsDown "B16");
     44 "a fresh huge page of which only the first 4K is cleared" By(ClearFirst4K "B9");
-    45 "descriptions that cannot be restored in the middle of a conversion" Not("proved by tests of the inode");
+    45 "descriptions that cannot be restored in the middle of a conversion" By(LeaveSplitOnError "F12");
     46 "a huge page that is never merged again" By(MergeInsideRangeOnly "F13");
     47 "a slot out of step with huge pages" By(OrderWithoutCongruence "B4");
-    48 "a reservation on the wrong node" Not("a strict policy may fail; tests of the pools prove it");
-    49 "a memory failure in a piece of a huge folio" Not("proved by tests of the inode");
+    48 "a reservation on the wrong node" By(ReservationOverridesPolicy "F18");
+    49 "a memory failure in a piece of a huge folio" By(ForgetPoisonInSplit "B18");
     50 "a memory failure against a fault" By(FailureTellsNobody "B18");
     51 "populating a launch image against a user fault, each with the other's lock" By(PopulateUnderLock "deadlock");
     52 "populating a launch image against holes" By(PopulateUnlocked "B8");
@@ -102,9 +98,9 @@ pub const RACES: &[Race] = races! {
     54 "two PSMASH at once" Not(SNP);
     55 "a host write beside a page that becomes private" Not(SNP);
     56 "a scanner that reads private pages" Not(SNP);
-    57 "a reference on a page that counts none" Not(REFS);
-    58 "a page used after its reference was dropped" Not(REFS);
-    59 "a long mapping of a driver's page" Not(REFS);
+    57 "a reference on a page that counts none" By(ReferenceDevicePages "B8");
+    58 "a page used after its reference was dropped" By(MarkAfterRelease "panic");
+    59 "a long mapping of a driver's page" By(MapDeviceForLong "B8");
     60 "an unsynced page marked too late" By(UnsyncAfterWritable "J3");
     61 "a write to a guest table against its first shadow" By(CountBeforeWrite "J2");
     62 "write protection that finds its work done and skips the flush" By(FlushByHardwareWrite "E7");
@@ -112,7 +108,7 @@ pub const RACES: &[Race] = races! {
     64 "aging against a change of the reverse map" Not(OWNED);
     65 "a device entry of an old generation" By(IgnoreMmioGeneration "I5");
     66 "a dirty ring full at its last entry" By(RingForgetsLastEntry "I2");
-    67 "native and emulated accesses that see different bytes" Not(NOTIFIER);
+    67 "native and emulated accesses that see different bytes" By(OwnAccessToUserMemory "K5");
     68 "a launch that finishes beside a running processor" Not(SNP);
     71 "a deletion that zaps private memory of other slots" Not(SNP);
 };

@@ -5,7 +5,7 @@
 //! reverse map of SNP and TDX have lists of their own.
 
 use super::scene::Scene;
-use super::{entries, folios, inodes, leaves, logs, pools, protocol, shadowed};
+use super::{entries, folios, inodes, leaves, logs, pools, protocol, records, shadowed};
 
 /// When a rule holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,17 +107,16 @@ const INODE: &str = "gmem/tests/history.rs";
 const UNITS: &str = "gmem/src/provider/tests.rs";
 const POOLS: &str = "gmem/src/pool/tests.rs";
 const STATES: &str = "hypervisor/tests/state_machine.rs";
-const USER_MEMORY: &str = "hypervisor/tests/user_memory.rs";
 
 invariants! {
     A1 Always Scan(inodes::bindings_are_disjoint) "bindings of one inode are disjoint";
     A2 Always Scan(inodes::bindings_are_the_slots) "an index is bound to a slot exactly where the slot shows it";
     A3 Always Scan(inodes::slots_lie_inside) "a bound slot lies inside its inode";
-    A4 Always Scan(inodes::slots_have_live_inodes) "a slot's inode is open";
+    A4 Always Scan(inodes::slots_have_live_inodes) "a slot's file is open, or was released and taken from it";
     A5 Always Scan(inodes::inodes_stay_what_they_are) "size and flags of an inode never change";
     A6 Call Open("inodes live and die with their VM") "a live inode implies a live VM";
     A7 Call Test("hypervisor/tests/memslots.rs") "slots keep no inode open for ever: closing after the last slot always succeeds";
-    A8 MmuLockFree Within(Invariant::B4) "after an inode is closed no leaf shows its frames";
+    A8 MmuLockFree Scan(leaves::closed_files_are_not_shown) "after a file is released no leaf shows its frames";
     A9 Call Test(HISTORY) "bytes of an index depend on the inode's history, not on slots";
     A10 Call Test(HISTORY) "a refused memslot call leaves nothing behind";
     A11 Always Scan(inodes::slots_change_with_their_generation) "a slot is what it was until it is deleted";
@@ -143,8 +142,8 @@ invariants! {
     B19 Call Test(INODE) "references block conversion to private and merging, and nothing else";
     C1 Always Scan(inodes::attributes_cover_every_page) "every index has one attribute, in maximal runs";
     C2 Call Test(HISTORY) "a hole changes no attribute";
-    C3 Always Test(USER_MEMORY) "no user PTE maps a private page";
-    C4 Call Test(INODE) "a page that became private is held by the page cache alone";
+    C3 Always Scan(folios::private_folios_are_not_mapped) "no user PTE maps a private page";
+    C4 Always Scan(folios::private_folios_are_not_pinned) "a page that became private is held by the page cache alone";
     C5 Call Test(INODE) "making private fails exactly when somebody holds a folio of the range, and says which";
     C6 Call Test(INODE) "a refused conversion changes no attribute";
     C7 Call Test(HISTORY) "a conversion to what is there zaps, flushes and invalidates nothing";
@@ -163,9 +162,9 @@ invariants! {
     D4 MmuLockFree Scan(leaves::leaves_are_congruent) "guest and system frames of a leaf are multiples of its size";
     D5 Call Test("gmem/src/policy/order.rs") "a folio's order is told only where it lies in the slot and is congruent";
     D6 Call Test("gmem/src/policy/order.rs") "the rule of containment allows whatever the rule of all or nothing does";
-    D7 Always Test(ATTRIBUTES) "a block is marked mixed exactly when its attributes differ";
+    D7 Always Scan(records::mixed_pages_are_marked) "a block is marked mixed exactly when its attributes differ";
     D8 Always Test(ATTRIBUTES) "the count of what forbids large pages is right and never negative";
-    D9 Always Test(ATTRIBUTES) "records of large pages are looked up inside the slot only";
+    D9 Always Asserted("hypervisor/src/attributes/lpage.rs") "records of large pages are looked up inside the slot only";
     D10 MmuLockFree Scan(leaves::logged_leaves_are_small) "while a slot is logged no leaf above 4K is writable, unless all of its pages count as written";
     D11 MmuLockFree Scan(entries::huge_leaves_are_not_executable) "with the NX workaround no leaf above 4K is executable";
     D12 MmuLockFree Open("no reverse map") "a private leaf is no larger than the reverse map allows";
