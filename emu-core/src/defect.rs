@@ -89,6 +89,21 @@ defects! {
     /// only huge pages that lie in the converted range as a whole are merged.
     MergeInsideRangeOnly "merge-inside-range-only"
         "only huge pages that lie in the converted range as a whole are merged";
+    /// the neighbours of a fault are mapped whatever became of them since they were looked up.
+    PrefetchStale "prefetch-stale"
+        "neighbours of a fault are mapped whatever became of them since they were looked up";
+    /// a page of a launch image is read with the inode locked.
+    PopulateUnderLock "populate-under-lock"
+        "the source of a launch image is faulted in with the inode locked";
+    /// the inode is unlocked between the lookup of a folio and the copy to it.
+    PopulateUnlocked "populate-unlocked"
+        "a launch image is copied to a folio after the inode was unlocked";
+    /// a guest table becomes writable before anybody can know that its shadow does not follow.
+    UnsyncAfterWritable "unsync-after-writable"
+        "a guest table becomes writable before its shadow is known not to follow it";
+    /// an emulated write asks whether tables are shadowed before it writes.
+    CountBeforeWrite "count-before-write"
+        "an emulated write asks whether any table is shadowed before it writes";
     /// mapping ahead tries again where a slot is going, whose deletion waits for it.
     PrefaultWaitsForSlot "prefault-waits-for-slot"
         "mapping ahead tries again while a slot goes, and the slot waits for it";

@@ -25,6 +25,7 @@ mod generations;
 mod hole;
 mod lock;
 mod poison;
+mod populate;
 mod reshape;
 mod tree;
 mod view;

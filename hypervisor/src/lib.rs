@@ -14,6 +14,7 @@
 //! - [`tdp`] is the tables, in NPT or EPT format, in system memory. Every entry changes through one function.
 //! - [`shadow`] is what takes their place for a processor without nested paging.
 //! - [`dirty`] finds what the guest writes; [`mmio`] remembers where no memory is. [`MmuParams`] says how all this works.
+//! - [`Vm::populate`] fills private memory before the guest runs.
 //! - [`plan`] lays out guest RAM and the system memory that a guest of some size needs.
 //!
 //! Always true: an entry holds no reference to its frame; what keeps it legal is that backing changes only between the
@@ -42,6 +43,7 @@ mod nx;
 mod params;
 pub mod plan;
 mod pml;
+mod populate;
 mod prefault;
 mod region;
 mod roots;
@@ -65,6 +67,7 @@ pub use memslot::{
 pub use params::{DirtyRingConfig, EagerPageSplit, ManualProtect, MmioCaching, MmuParams, NxHugePages, Pml, SlotZap};
 pub use plan::{RamLayout, RamRange, SystemMemoryPlan};
 pub use pml::PML_ENTRIES;
+pub use populate::{LaunchPage, Populate, PopulateError, PostPopulate, SourceUse};
 pub use prefault::{PreFault, PreFaultError};
 pub use stats::{FaultStats, VmStats};
 pub use tdp::TdpFormat;

@@ -57,7 +57,7 @@ pub const RACES: &[Race] = races! {
     8 "a storm of faults against conversions" Not("holds without a defect of its own: faults-convert-empty");
     9 "an MMU notifier on the user address of a guest_memfd slot" Not(NOTIFIER);
     10 "an MMU notifier against an exchange of memslots" Not(NOTIFIER);
-    11 "a prefetch during an invalidation" Not("faults do not map their neighbours");
+    11 "a prefetch during an invalidation" By(PrefetchStale "B4");
     12 "a prefault that keeps a slot from going" By(PrefaultWaitsForSlot "E14");
     13 "a fast page fault that answers for the other side of memory" By(FastPathIgnoresPrivacy "E14");
     14 "a fast page fault whose entry went and came back for another page" Not(SHADOW);
@@ -98,8 +98,8 @@ pub const RACES: &[Race] = races! {
     48 "a reservation on the wrong node" Not("a strict policy may fail; tests of the pools prove it");
     49 "a memory failure in a piece of a huge folio" Not("proved by tests of the inode");
     50 "a memory failure against a fault" By(FailureTellsNobody "B18");
-    51 "populating a launch image against a user fault, each with the other's lock" Not("no launch images");
-    52 "populating a launch image against holes" Not("no launch images");
+    51 "populating a launch image against a user fault, each with the other's lock" By(PopulateUnderLock "deadlock");
+    52 "populating a launch image against holes" By(PopulateUnlocked "B8");
     53 "a hole over a VMSA" Not(SNP);
     54 "two PSMASH at once" Not(SNP);
     55 "a host write beside a page that becomes private" Not(SNP);
@@ -107,11 +107,11 @@ pub const RACES: &[Race] = races! {
     57 "a reference on a page that counts none" Not(REFS);
     58 "a page used after its reference was dropped" Not(REFS);
     59 "a long mapping of a driver's page" Not(REFS);
-    60 "an unsynced page marked too late" Not(SHADOW);
-    61 "a write to a guest table against its first shadow" Not(SHADOW);
+    60 "an unsynced page marked too late" By(UnsyncAfterWritable "J3");
+    61 "a write to a guest table against its first shadow" By(CountBeforeWrite "J2");
     62 "write protection that finds its work done and skips the flush" Not(LOG);
     63 "recovery of an NX table that was replaced" By(RecoverBlindly "panic");
-    64 "aging against a change of the reverse map" Not(SHADOW);
+    64 "aging against a change of the reverse map" Not(OWNED);
     65 "a device entry of an old generation" By(IgnoreMmioGeneration "I5");
     66 "a dirty ring full at its last entry" By(RingForgetsLastEntry "I2");
     67 "native and emulated accesses that see different bytes" Not(NOTIFIER);

@@ -7,7 +7,8 @@
 //!
 //! - [`world`]: the VM and the invariants; [`processor`]: its processors; [`migration`]: a VMM that copies its memory.
 //! - [`programs`]: faults against changes of backing; [`logging`]: the fast path and logs of writes; [`roots`]: entries
-//!   and roots that go another way; [`directed`]: histories of one task.
+//!   and roots that go another way; [`shadowed`]: guests over shadow tables; [`launch`]: launch images; [`directed`]:
+//!   histories of one task.
 //! - [`catalogue`]: the known races and mistakes by number, and which scenario shows each.
 //! - [`words`]: what a step means, for the reader of a timeline.
 //! - [`choices`]: an interleaving as a line of text.
@@ -15,11 +16,13 @@
 pub mod catalogue;
 pub mod choices;
 mod directed;
+mod launch;
 mod logging;
 mod migration;
 mod processor;
 mod programs;
 mod roots;
+mod shadowed;
 pub mod words;
 mod world;
 
@@ -66,7 +69,14 @@ impl Scenario {
 }
 
 /// The scenarios of each module, in the order in which they are told.
-const GROUPS: &[&[Scenario]] = &[programs::SCENARIOS, logging::SCENARIOS, roots::SCENARIOS, directed::SCENARIOS];
+const GROUPS: &[&[Scenario]] = &[
+    programs::SCENARIOS,
+    logging::SCENARIOS,
+    roots::SCENARIOS,
+    shadowed::SCENARIOS,
+    launch::SCENARIOS,
+    directed::SCENARIOS,
+];
 
 /// Every scenario.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {

@@ -48,7 +48,7 @@ const fn at(point: Point) -> &'static str {
         Point::D1 => "D1 marks taken, leaves armed",
         Point::N1 => "N1 table taken from the list",
         Point::Z1 => "Z1 mmu_lock released in between",
-        Point::P1 => "P1 source page held",
+        Point::P1 => "P1 about to lock the inode",
         Point::P2 => "P2 folio found",
         Point::P3 => "P3 page copied",
         Point::S1 => "S1 shadow page unsync",

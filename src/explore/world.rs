@@ -15,6 +15,7 @@ use emu_core::sync::{Schedule, Task};
 use emu_core::{AccessKind, Gfn, Gpa, PageSize, Sfn};
 use gmem::GetError;
 use hypervisor::check::{Cached, CheckHistory, Moment, Witness};
+use hypervisor::shadow::ShadowConfig;
 use hypervisor::tdp::{Rights, TdpFormat};
 use hypervisor::{
     Action, FaultInput, GmemFlags, GmemId, HostConfig, HugeSize, MemSlotSpec, MmuParams, PML_ENTRIES, PagePolicy, Pml,
@@ -102,6 +103,8 @@ pub(super) struct Setup {
     pub(super) adjust: fn(&mut VmConfig),
     /// How its MMU works.
     pub(super) params: MmuParams,
+    /// Whether the guest's tables are shadowed.
+    pub(super) shadow: Option<ShadowConfig>,
 }
 
 impl Setup {
@@ -109,7 +112,7 @@ impl Setup {
     pub(super) fn of(defects: Defects) -> Setup {
         let (initial, page) = (Shareability::SHARED, PageSize::Size4K);
         let params = MmuParams::default();
-        Setup { defects, initial, page, inode_pages: TOUCHED, adjust: |_| {}, params }
+        Setup { defects, initial, page, inode_pages: TOUCHED, adjust: |_| {}, params, shadow: None }
     }
 
     /// A shared 2M page for each inode, reserved in a pool.
@@ -124,7 +127,7 @@ impl Setup {
     }
 
     fn try_build(self) -> Result<Rc<World>, BuildError> {
-        let Setup { defects, initial, page, inode_pages, adjust, params } = self;
+        let Setup { defects, initial, page, inode_pages, adjust, params, shadow } = self;
         let pages = PagePolicy::of(page);
         let nr_frames = 64 + 4 * page.frames();
         let memory = SystemMemory::flat(nr_frames * PAGE)?;
@@ -132,7 +135,10 @@ impl Setup {
         let host = HostConfig { first: Sfn::new(1), nr_frames: nr_frames - 1, pools };
         let mut config = VmConfig { maxphyaddr: 36, nr_vcpus: 2, ..VmConfig::new(pages, host) };
         adjust(&mut config);
-        let vm = Vm::with_params(memory, &config, params)?;
+        let mut vm = Vm::with_params(memory, &config, params)?;
+        if let Some(shadow) = &shadow {
+            vm = vm.shadowing(shadow)?;
+        }
         let flags = if initial.is_private() { GmemFlags::empty() } else { GmemFlags::INIT_SHARED };
         let show = |id: u16, first: u64| -> Result<GmemId, VmError> {
             let gmem = vm.create_guest_memfd(inode_pages * PAGE, flags.bits(), QUIET)?;

@@ -72,7 +72,7 @@ pub enum Point {
     N1,
     /// A long zap has let go of `mmu_lock` and has more to do.
     Z1,
-    /// Populating a launch image holds the source page.
+    /// Populating a launch image is about to lock the inode.
     P1,
     /// The folio for a page of a launch image is found.
     P2,

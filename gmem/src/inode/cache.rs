@@ -117,7 +117,7 @@ impl GuestMemfd {
 
     /// Finds the folio at `index` or puts one there.
     #[inline]
-    fn find_or_allocate(&self, host: &Host, index: PageIndex, task: &Task<'_>) -> Result<Backed, GetError> {
+    pub(super) fn find_or_allocate(&self, host: &Host, index: PageIndex, task: &Task<'_>) -> Result<Backed, GetError> {
         match self.peek(index, task) {
             Some(found) => Ok(found),
             None => self.allocate_at(host, index, task),

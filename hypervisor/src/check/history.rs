@@ -27,6 +27,11 @@ pub struct CheckHistory {
     pub(super) tree: Option<(u64, Survey)>,
     /// The leaves that were left under roots that were given up by then.
     pub(super) given_up: Vec<LeafView>,
+    /// What shadow pages map, and what had been changed in them by then.
+    pub(super) shadow_leaves: Vec<LeafView>,
+    shadow_changes: Option<u64>,
+    /// Whether that was since the look before.
+    pub(super) shadow_changed: bool,
     /// The root then.
     root: Option<Spa>,
     /// The leaves before, while nothing has been removed and no root given up since.
@@ -52,7 +57,12 @@ impl CheckHistory {
     /// Reads the tables again if they changed.
     pub(super) fn look(&mut self, vm: &Vm, task: &Task<'_>) -> Result<(), Violation> {
         self.before = None;
+        self.shadow_changed = false;
         let Some(tables) = vm.try_tables(task) else { return Ok(()) };
+        if let Some((changes, leaves)) = tables.try_shadow(task, |pages| pages.survey(self.shadow_changes)).flatten() {
+            (self.shadow_changes, self.shadow_leaves) = (Some(changes), leaves);
+            self.shadow_changed = true;
+        }
         let version = tables.version();
         if self.tree.as_ref().is_some_and(|(seen, _)| *seen == version) {
             return Ok(());

@@ -82,7 +82,8 @@ pub(super) fn writable_leaves_are_in_the_log(scene: &Scene<'_>) -> Found {
     if !logs_agree(scene) {
         return Ok(());
     }
-    for leaf in scene.leaves().iter().filter(|leaf| leaf.rights.contains(Rights::WRITE)) {
+    let leaves = scene.leaves().iter().chain(&scene.history.shadow_leaves);
+    for leaf in leaves.filter(|leaf| leaf.rights.contains(Rights::WRITE)) {
         if let Some(slot) = unmarked(scene, leaf.gfn) {
             let slot = slot.info().id.0;
             return Err(format!("guest frame {:#x} is writable and not in the log of memslot {slot}", leaf.gfn.raw()));

@@ -21,6 +21,7 @@ mod logs;
 mod pools;
 mod protocol;
 mod scene;
+mod shadowed;
 pub mod table;
 mod witness;
 

@@ -96,7 +96,7 @@ impl<'a> Scene<'a> {
 
     /// The leaves of guest_memfd that no invalidation reaches and whose slot and inode can be looked at.
     pub(super) fn settled_leaves(&self) -> impl Iterator<Item = Placed<'_>> {
-        self.placed(self.leaves())
+        self.placed(self.leaves()).chain(self.placed(&self.history.shadow_leaves))
     }
 
     /// The same of `leaves`.

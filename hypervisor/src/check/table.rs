@@ -5,7 +5,7 @@
 //! reverse map of SNP and TDX have lists of their own.
 
 use super::scene::Scene;
-use super::{entries, folios, inodes, leaves, logs, pools, protocol};
+use super::{entries, folios, inodes, leaves, logs, pools, protocol, shadowed};
 
 /// When a rule holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,16 +217,16 @@ invariants! {
     I6 MmuLockFree Scan(entries::writability_is_a_legal_row) "an entry's writability is one of the four legal states";
     I7 Always Open("no prefetch") "a prefetch marks nothing accessed";
     I8 MmuLockFree Scan(entries::listed_tables_stand_for_huge_leaves) "the list of NX tables is the tables that stand for huge pages";
-    J1 MmuLockFree Open(SHADOW) "the reverse map is the leaves";
-    J2 MmuLockFree Open(SHADOW) "a synced shadow page says what its guest table says";
-    J3 Call Open(SHADOW) "an unsynced page is right after the guest flushes it";
-    J4 MmuLockFree Open(SHADOW) "an upper guest table is never writable";
-    J5 MmuLockFree Open(SHADOW) "counts of unsynced children are right";
-    J6 MmuLockFree Open(SHADOW) "the count of indirect pages is right";
-    J7 MmuLockFree Open(SHADOW) "a guest table has one valid shadow page a role";
-    J8 MmuLockFree Open(SHADOW) "obsolete pages cannot be reached after a reload";
-    J9 MmuLockFree Open(SHADOW) "no huge leaf covers a shadowed table";
-    J10 MmuLockFree Open(SHADOW) "a shadow translation allows what guest and host both allow";
+    J1 MmuLockFree Scan(shadowed::the_reverse_map_is_the_leaves) "the reverse map is the leaves";
+    J2 MmuLockFree Scan(shadowed::synced_pages_follow) "a synced shadow page says what its guest table says";
+    J3 Call Test("hypervisor/tests/shadow.rs") "an unsynced page is right after the guest flushes it";
+    J4 MmuLockFree Scan(shadowed::upper_tables_are_never_writable) "an upper guest table is never writable";
+    J5 MmuLockFree Scan(shadowed::unsync_marks_lead_to_unsync_pages) "counts of unsynced children are right";
+    J6 MmuLockFree Scan(shadowed::guest_tables_are_counted) "the count of indirect pages is right";
+    J7 MmuLockFree Scan(shadowed::a_key_has_one_page) "a guest table has one valid shadow page a role";
+    J8 MmuLockFree Scan(shadowed::obsolete_pages_are_unreachable) "obsolete pages cannot be reached after a reload";
+    J9 MmuLockFree Scan(shadowed::huge_leaves_cover_no_guest_table) "no huge leaf covers a shadowed table";
+    J10 MmuLockFree Scan(shadowed::leaves_allow_what_both_allow) "a shadow translation allows what guest and host both allow";
     K1 Call Test("gmem/tests/generations.rs") "calls are refused with the kernel's errno";
     K2 Call Test("hypervisor/tests/pipeline.rs") "a memory-fault exit says so";
     K3 Call Test(HISTORY) "a fault that the VMM did not resolve comes again";

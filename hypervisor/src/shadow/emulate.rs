@@ -1,6 +1,9 @@
 //! Writes that the hypervisor makes in place of an instruction, because they go to guest tables
 //! (`emulator_write_emulated`, `emulator_cmpxchg_emulated`).
 
+use std::sync::atomic::Ordering;
+
+use emu_core::defect::Defect;
 use emu_core::memory::BusError;
 use emu_core::sync::Task;
 use emu_core::{Gfn, Gpa, Spa};
@@ -35,11 +38,11 @@ pub enum Emulated {
 impl Vm {
     /// Writes `bytes` at `gpa` for the guest, and drops what was made from them.
     pub fn emulate_write(&self, vcpu: VcpuId, gpa: Gpa, bytes: &[u8], task: &Task<'_>) -> Result<(), EmulationError> {
-        let mut own = self.vcpu(vcpu)?.mmu.lock(task);
-        self.write_for(gpa, bytes, own.ring.as_mut(), task)?;
-        drop(own);
-        self.track_write(gpa, bytes.len() as u64, task);
-        Ok(())
+        let write = || {
+            let mut own = self.vcpu(vcpu)?.mmu.lock(task);
+            Ok(self.write_for(gpa, bytes, own.ring.as_mut(), task)?)
+        };
+        self.emulating(task, write, |()| Some((gpa, bytes.len() as u64)))
     }
 
     /// Writes `new` at `gpa` if `old` is there, in one step for 4 and 8 bytes that are aligned.
@@ -55,18 +58,17 @@ impl Vm {
         let slots = self.slots.read(task);
         let at = self.table_frame(&slots, gpa.frame(), task).ok_or(GuestAccessError::NoSlot { gpa })?;
         let spa = at.base().wrapping_add(gpa.page_offset() as u64);
-        let exchanged = self.exchange_at(spa, old, new).map_err(GuestAccessError::from)?;
-        if exchanged == Emulated::Done
-            && let Some(slot) = slots.lookup(gpa.frame())
-        {
-            self.mark_dirty(slot, gpa.frame(), own.ring.as_mut(), task);
-        }
-        drop(slots);
-        drop(own);
-        if exchanged == Emulated::Done {
-            self.track_write(gpa, new.len() as u64, task);
-        }
-        Ok(exchanged)
+        let exchange = || {
+            let exchanged = self.exchange_at(spa, old, new).map_err(GuestAccessError::from)?;
+            if exchanged == Emulated::Done
+                && let Some(slot) = slots.lookup(gpa.frame())
+            {
+                self.mark_dirty(slot, gpa.frame(), own.ring.as_mut(), task);
+            }
+            Ok(exchanged)
+        };
+        let done = |exchanged: &Emulated| (*exchanged == Emulated::Done).then_some((gpa, new.len() as u64));
+        self.emulating(task, exchange, done)
     }
 
     fn exchange_at(&self, spa: Spa, old: &[u8], new: &[u8]) -> Result<Emulated, BusError> {
@@ -95,8 +97,29 @@ impl Vm {
         Ok(if done { Emulated::Done } else { Emulated::Changed })
     }
 
-    /// Tells the shadow MMU of a write to guest memory. The write comes first: whoever begins to shadow the table
-    /// afterwards counts it, takes its writers away, and then reads it.
+    /// Writes guest memory by `write` and tells the shadow MMU what `wrote` says. The write comes first: whoever begins to
+    /// shadow the table afterwards counts it, takes its writers away, and then reads it (the barriers in
+    /// `kvm_mmu_track_write` and `account_shadowed`).
+    fn emulating<T>(
+        &self,
+        task: &Task<'_>,
+        write: impl FnOnce() -> Result<T, EmulationError>,
+        wrote: impl FnOnce(&T) -> Option<(Gpa, u64)>,
+    ) -> Result<T, EmulationError> {
+        let Some(shadow) = &self.shadow else { return write() };
+        let too_early = task.has(Defect::CountBeforeWrite).then(|| shadow.known.any_indirect());
+        shadow.emulating.fetch_add(1, Ordering::AcqRel);
+        let written = write();
+        if let Ok(written) = &written
+            && let Some((gpa, len)) = wrote(written)
+            && too_early.unwrap_or_else(|| shadow.known.any_indirect())
+        {
+            self.track_write(gpa, len, task);
+        }
+        shadow.emulating.fetch_sub(1, Ordering::AcqRel);
+        written
+    }
+
     fn track_write(&self, gpa: Gpa, len: u64, task: &Task<'_>) {
         let tables = self.mmu.write(task);
         let mut pages = tables.shadow.lock(task);

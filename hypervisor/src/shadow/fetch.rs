@@ -1,5 +1,6 @@
 //! From a walked guest address to a shadow leaf (`FNAME(fetch)`, `mmu_set_spte`, `FNAME(pte_prefetch)`).
 
+use emu_core::defect::Defect;
 use emu_core::event::{Bits, Event, TableOrigin};
 use emu_core::sync::Task;
 use emu_core::{Gfn, Gva, PageSize, Sfn, Spa};
@@ -266,7 +267,8 @@ impl ShadowMmu {
                 _ => self.memory.load::<u64>(neighbour.at),
             } == Ok(neighbour.raw);
             let Wanted::Leaf(target) = wanted(with.paging, role, neighbour.raw) else { continue };
-            if !same || self.load(slot).is_present() || (with.is_stale)(target.gfn) {
+            let stale = (with.is_stale)(target.gfn) && !with.task.has(Defect::PrefetchStale);
+            if !same || self.load(slot).is_present() || stale {
                 continue;
             }
             let (leaf, _) =

@@ -28,12 +28,14 @@ mod rmap;
 mod role;
 mod spte;
 mod stats;
+mod survey;
 mod sync;
 mod track;
 mod vcpus;
 mod zap;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use emu_core::sync::{Mutex, Task};
 use mmu::PagingFeatures;
@@ -48,7 +50,7 @@ pub use stats::ShadowStats;
 use crate::config::VmError;
 use crate::vcpu::VcpuId;
 use crate::vm::Vm;
-use vcpus::{Reloads, VcpuShadow};
+use vcpus::{Known, Reloads, VcpuShadow};
 
 /// What shadowing needs to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +77,9 @@ impl ShadowConfig {
 pub(crate) struct ShadowVm {
     pub(crate) features: PagingFeatures,
     pub(crate) reloads: Arc<Reloads>,
+    known: Arc<Known>,
+    /// Emulated writes that have changed bytes and not told the shadow MMU yet.
+    emulating: AtomicU64,
     vcpus: Vec<Mutex<VcpuShadow>>,
 }
 
@@ -92,14 +97,23 @@ impl Vm {
         let nr_vcpus = self.vcpus.len();
         let reloads = Arc::new(Reloads::new(nr_vcpus));
         let max_pages = config.max_pages.max(ShadowConfig::LEAST_PAGES);
-        let pages = ShadowMmu::new(Arc::clone(self.memory()), dummy, max_pages, Arc::clone(&reloads));
+        let known = Arc::new(Known::default());
+        let mut pages = ShadowMmu::new(Arc::clone(self.memory()), dummy, max_pages, Arc::clone(&reloads));
+        pages.known = Arc::clone(&known);
         *self.mmu.write(task).shadow.lock(task) = Some(Box::new(pages));
         self.shadow = Some(ShadowVm {
             features: config.features,
             reloads,
+            known,
+            emulating: AtomicU64::new(0),
             vcpus: (0..nr_vcpus).map(|_| Mutex::new(VcpuShadow::new(&config.features))).collect(),
         });
         Ok(self)
+    }
+
+    /// Whether an emulated write is between its bytes and what follows from them: a synced page may be behind its table.
+    pub(crate) fn is_emulating(&self) -> bool {
+        self.shadow.as_ref().is_some_and(|shadow| shadow.emulating.load(Ordering::Acquire) != 0)
     }
 
     /// Whether the VM shadows its guest's tables.

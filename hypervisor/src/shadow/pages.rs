@@ -14,7 +14,7 @@ use super::rmap::{RECYCLE, Rmaps};
 use super::role::{Origin, Role, frames, run_base};
 use super::spte::{ShadowEntry, ShadowPte, leaf_size};
 use super::stats::ShadowStats;
-use super::vcpus::Reloads;
+use super::vcpus::{Known, Reloads};
 use crate::flush::Owed;
 
 /// Number of a shadow page.
@@ -145,6 +145,12 @@ pub struct ShadowMmu {
     pub(super) generation: u8,
     pub(super) max_pages: usize,
     pub(super) reloads: Arc<Reloads>,
+    /// What others know without the lock.
+    pub(super) known: Arc<Known>,
+    /// Pages that do not follow their guest table.
+    pub(super) nr_unsync: u64,
+    /// Entries written so far.
+    pub(crate) changes: u64,
     pub(super) stats: ShadowStats,
     /// Tables of pages that are gone, freed after the flush.
     dead: Vec<Spa>,
@@ -168,6 +174,9 @@ impl ShadowMmu {
             generation: 0,
             max_pages,
             reloads,
+            known: Arc::default(),
+            nr_unsync: 0,
+            changes: 0,
             stats: ShadowStats::default(),
             dead: Vec::new(),
             dummy,
@@ -266,6 +275,7 @@ impl ShadowMmu {
                 Err(error) => unreachable!("a shadow page lies in the host's memory: {error}"),
             }
         }
+        self.changes += 1;
         let size = leaf_size(level);
         match (old.read(level), new.read(level)) {
             (ShadowEntry::Leaf { sfn, rights: had }, ShadowEntry::Leaf { sfn: to, rights: has }) => {
@@ -407,8 +417,10 @@ impl ShadowMmu {
         self.by_gfn.entry(gfn).or_default().push(id);
         self.active.insert(age, id);
         self.stats.created += 1;
+        self.changes += 1;
         if is_guests {
             self.indirect += 1;
+            self.known.set_indirect(self.indirect);
             let shadowed = self.shadowed.entry(gfn).or_default();
             shadowed.pages += 1;
             shadowed.tracked += u32::from(role.level > 1);
@@ -422,6 +434,8 @@ impl ShadowMmu {
         let page = self.page_mut(id);
         assert_eq!(page.standing, Standing::Valid, "a page is retired once");
         page.standing = Standing::Invalid;
+        self.changes += 1;
+        let page = self.page(id);
         let (gfn, age, role) = (page.gfn, page.age, page.role);
         self.active.remove(&age);
         if let Some(list) = self.by_gfn.get_mut(&gfn) {
@@ -451,8 +465,11 @@ impl ShadowMmu {
         self.dead.push(page.table);
     }
 
-    /// Frees the tables of pages that are gone; after a flush, with `mmu_lock` held for writing.
+    /// Ends an operation: frees the tables of pages that are gone and tells what is left. After a flush, with `mmu_lock`
+    /// held for writing.
     pub(crate) fn bury(&mut self, host: &Host, task: &Task<'_>) {
+        self.known.set_indirect(self.indirect);
+        self.known.set_unsync(self.nr_unsync);
         if !self.dead.is_empty() {
             let mut host = host.lock(task);
             self.dead.drain(..).for_each(|table| host.free_table(table));
@@ -480,6 +497,8 @@ impl ShadowMmu {
         }
         page.following = Following::Unsync;
         task.report(Event::UnsyncPage { gfn: page.gfn, role: Bits(page.role.word().into()) });
+        self.nr_unsync += 1;
+        self.changes += 1;
         self.stats.unsync += 1;
         for slot in self.page(id).parents.clone() {
             self.set_unsync_child(slot);
@@ -488,7 +507,10 @@ impl ShadowMmu {
 
     /// Takes the mark back; the page follows its table again.
     pub(super) fn mark_synced(&mut self, id: PageId) {
-        self.page_mut(id).following = Following::Synced;
+        let page = self.page_mut(id);
+        let was_unsync = core::mem::replace(&mut page.following, Following::Synced) == Following::Unsync;
+        self.nr_unsync -= u64::from(was_unsync);
+        self.changes += 1;
         self.settle(id);
     }
 

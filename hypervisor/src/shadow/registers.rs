@@ -9,7 +9,7 @@ use mmu::{GuestPaging, Invpcid, PagingChange, PagingState, Pcid};
 use super::fetch::Means;
 use super::pages::Standing;
 use super::vcpus::{CachedRoot, PREVIOUS, Root, RootSpec, VcpuShadow, effective, root_specs};
-use super::{Origin, RoleControls, TableFormat};
+use super::{Origin, RoleControls, ShadowVm, TableFormat};
 use crate::config::VmError;
 use crate::flush::Owed;
 use crate::vcpu::VcpuId;
@@ -46,7 +46,7 @@ impl Vm {
             self.leave_root(state, &old, task);
         }
         if let Some(scope) = flushes {
-            self.invalidate(state, scope, task);
+            self.invalidate(shadow, state, scope, task);
         }
         self.load(vcpu, state, task)
     }
@@ -70,7 +70,7 @@ impl Vm {
     pub fn shadow_invlpg(&self, vcpu: VcpuId, gva: Gva, task: &Task<'_>) -> Result<(), VmError> {
         let shadow = self.shadow()?;
         let mut state = shadow.vcpu(vcpu)?.lock(task);
-        self.invalidate(&mut state, Scope::Address { gva, pcid: None }, task);
+        self.invalidate(shadow, &mut state, Scope::Address { gva, pcid: None }, task);
         Ok(())
     }
 
@@ -83,12 +83,16 @@ impl Vm {
             Invpcid::Single { pcid } => Scope::Pcid(pcid),
             Invpcid::AllWithGlobals | Invpcid::All => Scope::All,
         };
-        self.invalidate(&mut state, scope, task);
+        self.invalidate(shadow, &mut state, scope, task);
         Ok(())
     }
 
     /// Synchronises what a flush of the guest covers.
-    fn invalidate(&self, state: &mut VcpuShadow, scope: Scope, task: &Task<'_>) {
+    fn invalidate(&self, shadow: &ShadowVm, state: &mut VcpuShadow, scope: Scope, task: &Task<'_>) {
+        if matches!(scope, Scope::Address { .. }) && !shadow.known.any_unsync() {
+            // Every page follows its guest table: there is nothing to bring up to date (`is_unsync_root`).
+            return;
+        }
         let VcpuShadow { paging, root, previous, .. } = state;
         let current = paging.state().pcid();
         let tables = self.mmu.write(task);

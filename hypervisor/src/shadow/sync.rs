@@ -4,8 +4,9 @@
 //! its TLB, as the architecture allows a TLB to be. Whatever stands for a flush (CR3, INVLPG, INVPCID, a change of CR4)
 //! synchronises. A table above the lowest level never goes unsync.
 
+use emu_core::defect::Defect;
 use emu_core::event::{Bits, Event};
-use emu_core::sync::Task;
+use emu_core::sync::{Point, Task};
 use emu_core::{Gfn, Gva};
 use mmu::{GuestEntry, GuestPaging, GuestRights, Level};
 
@@ -67,7 +68,16 @@ impl ShadowMmu {
         if !following.is_empty() && asking != Asking::Fault {
             return false;
         }
+        let any = !following.is_empty();
         following.into_iter().for_each(|id| self.mark_unsync(id, task));
+        if any && !task.has(Defect::UnsyncAfterWritable) {
+            // Before the guest can write its table: who flushes without the lock and finds nothing unsync relies on it
+            // (the barrier in `mmu_try_to_unsync_pages`).
+            self.known.set_unsync(self.nr_unsync);
+        }
+        if any {
+            task.at(Point::S1);
+        }
         true
     }
 

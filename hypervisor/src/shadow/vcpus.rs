@@ -1,6 +1,6 @@
 //! What the shadow MMU keeps for each virtual processor: the guest's registers, its root, and roots it had before.
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use emu_core::regs::{Cr0, Cr4, Efer};
 use emu_core::{Gfn, Gpa, Spa};
@@ -36,6 +36,33 @@ impl Reloads {
         if let Some(one) = self.0.get(vcpu) {
             one.store(true, Ordering::Release);
         }
+    }
+}
+
+/// What can be asked of shadow pages without `mmu_lock`. Each number is raised before what it counts can matter to anybody
+/// and lowered when all that follows from it is done, so that zero means: nothing to do.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// Pages of guest tables (`indirect_shadow_pages`).
+    indirect: AtomicU64,
+    /// Pages that do not follow their guest table.
+    unsync: AtomicU64,
+}
+
+impl Known {
+    /// Whether any guest table is shadowed.
+    pub(super) fn any_indirect(&self) -> bool {
+        self.indirect.load(Ordering::SeqCst) != 0
+    }
+    /// Whether any page is unsync.
+    pub(super) fn any_unsync(&self) -> bool {
+        self.unsync.load(Ordering::SeqCst) != 0
+    }
+    pub(super) fn set_indirect(&self, pages: u64) {
+        self.indirect.store(pages, Ordering::SeqCst);
+    }
+    pub(super) fn set_unsync(&self, pages: u64) {
+        self.unsync.store(pages, Ordering::SeqCst);
     }
 }
 

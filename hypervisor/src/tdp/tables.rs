@@ -138,6 +138,11 @@ impl Tables {
         self.shadow.lock(task).as_deref().map(look)
     }
 
+    /// The same, unless somebody is using them.
+    pub(crate) fn try_shadow<R>(&self, task: &Task<'_>, look: impl FnOnce(&ShadowMmu) -> R) -> Option<R> {
+        self.shadow.try_lock(task)?.as_deref().map(look)
+    }
+
     /// The format.
     pub const fn format(&self) -> TdpFormat {
         self.format
