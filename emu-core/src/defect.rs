@@ -89,6 +89,66 @@ defects! {
     /// only huge pages that lie in the converted range as a whole are merged.
     MergeInsideRangeOnly "merge-inside-range-only"
         "only huge pages that lie in the converted range as a whole are merged";
+    /// attributes are published, and which huge pages are mixed is found out after the end of the invalidation.
+    RecordMixedAfterEnd "record-mixed-after-end"
+        "which huge pages have mixed attributes is recorded after the end of the invalidation";
+    /// huge pages that reach out of their slot are looked at when huge leaves are put together again.
+    RecoverAroundSlot "recover-around-slot"
+        "huge leaves are put together again around the first page of a slot, not inside it";
+    /// entries that are reserved and empty count as attributes.
+    CountReservedEntries "count-reserved-entries"
+        "entries that are reserved and empty count as attributes";
+    /// a conversion splits the folio while a leaf still maps it whole.
+    SplitBeforeZap "split-before-zap"
+        "a conversion splits the folio while a leaf still maps it whole";
+    /// a fresh huge page is in the page cache before it is split.
+    PublishBeforeSplit "publish-before-split"
+        "a fresh huge page is seen by others before it is split";
+    /// a conversion that cannot split all of its folios leaves those split that it could.
+    LeaveSplitOnError "leave-split-on-error"
+        "a conversion that cannot split all of its folios leaves those split that it could";
+    /// a split forgets which of the pieces has failed.
+    ForgetPoisonInSplit "forget-poison-in-split"
+        "a split forgets which of the pieces has failed";
+    /// a page that is reserved comes from any node, whatever the policy says.
+    ReservationOverridesPolicy "reservation-overrides-policy"
+        "a page that is reserved comes from any node, whatever the policy says";
+    /// references are counted before user mappings are taken away.
+    CountBeforeUnmap "count-before-unmap"
+        "a conversion counts references before it takes user mappings away";
+    /// references of a processor's batch count as somebody's.
+    CountBatches "count-batches"
+        "a conversion takes the reference of a processor's own batch for somebody's";
+    /// a split gives up where a reference is in the way that would soon be gone.
+    FreezeGivesUp "freeze-gives-up"
+        "a split gives up where a reference is in the way that would soon be gone";
+    /// a conversion waits for a page to be let go, however long that takes.
+    WaitForPins "wait-for-pins"
+        "a conversion waits for a page to be let go, however long that takes";
+    /// a reference is taken on a page that counts none.
+    ReferenceDevicePages "reference-device-pages"
+        "a reference is taken on a page that counts none";
+    /// a fault marks its page as used after it let go of the lock and the page.
+    MarkAfterRelease "mark-after-release"
+        "a fault marks its page as used after it let go of the lock and the page";
+    /// memory of a device is mapped for long although nothing tells when it moves.
+    MapDeviceForLong "map-device-for-long"
+        "memory of a device is mapped for long although nothing tells when it moves";
+    /// a user fault looks its page up under the inode's lock and maps it after.
+    MapAfterUnlock "map-after-unlock"
+        "a user fault looks its page up under the inode's lock and maps it after";
+    /// the active set of memslots is exchanged between the start and the end of a notification.
+    ExchangeDuringNotification "exchange-during-notification"
+        "the active set of memslots is exchanged between the start and the end of a notification";
+    /// pages that users still map become private.
+    ConvertMappedPages "convert-mapped-pages"
+        "pages that users still map become private";
+    /// pages are taken from one of the processes that map them.
+    UnmapOneProcess "unmap-one-process"
+        "pages are taken from one of the processes that map them";
+    /// what the hypervisor does for the guest goes to the user address, whatever that shows.
+    OwnAccessToUserMemory "own-access-to-user-memory"
+        "what the hypervisor does for the guest goes to the user address, whatever that shows";
     /// the neighbours of a fault are mapped whatever became of them since they were looked up.
     PrefetchStale "prefetch-stale"
         "neighbours of a fault are mapped whatever became of them since they were looked up";
@@ -128,6 +188,9 @@ defects! {
     /// who takes a page away does not look under roots that were given up.
     ForgetInvalidRoots "forget-invalid-roots"
         "who takes a page away does not look under roots that were given up";
+    /// who protects a guest table flushes only if the leaf still says that it can be written.
+    FlushByHardwareWrite "flush-by-hardware-write"
+        "protecting a guest table flushes only where the processor's own bit says that it can be written";
     /// recovery empties the entry that led to a table without looking at it again.
     RecoverBlindly "recover-blindly"
         "NX recovery empties an entry that no longer leads to its table";
@@ -137,6 +200,21 @@ defects! {
     /// the write that fills a dirty ring is not pushed.
     RingForgetsLastEntry "ring-forgets-last-entry"
         "the write that fills a dirty ring is left to be found after the exit";
+    /// an inode whose file is gone serves whoever still has it at hand.
+    ReviveFile "revive-file"
+        "an inode whose last file was closed serves whoever still has it at hand";
+    /// a slot deleted while its file goes leaves its binding behind.
+    SkipDyingFile "skip-dying-file"
+        "a slot that is deleted while its file goes leaves its binding behind";
+    /// a slot moves and its binding stays where it was.
+    MoveWithoutUnbind "move-without-unbind"
+        "a slot moves and its binding stays where it was";
+    /// a refused binding keeps its reference on the file.
+    LeakFileOnError "leak-file-on-error"
+        "a refused binding keeps its reference on the file";
+    /// an inode takes its subpool with it although pieces of its huge pages are still held.
+    EndSubpoolWithInode "end-subpool-with-inode"
+        "an inode takes its subpool with it although pieces of its huge pages are still held";
     /// a memory failure neither zaps nor invalidates.
     FailureTellsNobody "failure-tells-nobody"
         "a memory failure neither zaps nor invalidates";

@@ -15,24 +15,28 @@
 //!
 //! Left out: an inode has one view (one VM). The user's mmap is [`crate::mm`]'s.
 
+mod batch;
 mod bindings;
 mod cache;
 mod convert;
 mod create;
 mod direct;
 mod fallocate;
+mod file;
 mod generations;
 mod hole;
 mod lock;
 mod poison;
 mod populate;
 mod reshape;
+mod speculate;
 mod tree;
 mod view;
 
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use bitflags::bitflags;
+use emu_core::defect::Defect;
 use emu_core::event::{Event, Ino};
 use emu_core::page::PAGE_SIZE;
 use emu_core::sync::{Mutex, ReadGuard, Sharded, ShardedLock, Task};
@@ -43,10 +47,13 @@ use crate::host::{Host, Stocked};
 use crate::mm::UserMappings;
 use crate::numa::MemPolicy;
 use crate::policy::{GmemPolicy, SlotSpan};
+use crate::pool::HugeSize;
 use crate::provider::{FolioPolicy, FolioProvider, ProviderError};
 use crate::runs::RunMap;
 use crate::shareability::{Shareability, ShareabilityMap};
+use batch::Batches;
 use bindings::Bindings;
+use file::FileState;
 use reshape::Outlook;
 use tree::{PageCache, Run};
 
@@ -55,6 +62,7 @@ pub use cache::{Backed, GetError};
 pub use convert::{Conversion, ConvertError};
 pub use create::CreateArgs;
 pub use fallocate::{FallocMode, Fallocate, FallocateError};
+pub use file::FilePut;
 pub use hole::HoleError;
 pub use lock::{Exclusive, Shared};
 pub use poison::Failure;
@@ -227,6 +235,10 @@ pub struct GuestMemfd {
     nr_poisoned: AtomicU64,
     /// Who maps it.
     users: UserMappings,
+    /// Who keeps it open.
+    file: FileState,
+    /// References that are nobody's.
+    pub(crate) batches: Batches,
 }
 
 impl GuestMemfd {
@@ -273,6 +285,8 @@ impl GuestMemfd {
             has_mem_policies: AtomicBool::new(false),
             nr_poisoned: AtomicU64::new(0),
             users: UserMappings::default(),
+            file: FileState::open(),
+            batches: Batches::new(gmem.batches),
         })
     }
 
@@ -283,10 +297,16 @@ impl GuestMemfd {
     pub fn destroy(&self, host: &Host, task: &Task<'_>) {
         let exclusive = self.exclusive(task);
         assert!(!exclusive.is_bound(), "an inode outlives its bindings");
+        self.batches.drain(host, task);
         self.remove_range(host, PageRange { first: PageIndex(0), nr_pages: self.nr_pages }, task);
         let mut provider = self.provider.lock(task);
         let mut host = host.lock(task);
         provider.unreserve(&mut host);
+        if task.has(Defect::EndSubpoolWithInode)
+            && let Some(Stocked::Pool(subpool)) = self.stock
+        {
+            host.pool_mut(HugeSize::Size2M).0.forget_subpool(subpool);
+        }
         host.report_pool(self.unit, task);
     }
 

@@ -49,15 +49,15 @@ pub use directmap::{DirectMap, DirectMapPolicy};
 pub use host::{FrameRange, Host, HostConfig, HostLayout, HostMemory, OutOfMemory};
 pub use inode::{
     Backed, BindError, Bound, Conversion, ConvertError, CreateArgs, CreateError, CreateInfo, Exclusive, Failure,
-    FallocMode, Fallocate, FallocateError, FolioRun, GetError, GmemFlags, GuestMemfd, HoleError, InodeView, PageIndex,
-    PageRange, Shared, SlotId,
+    FallocMode, Fallocate, FallocateError, FilePut, FolioRun, GetError, GmemFlags, GuestMemfd, HoleError, InodeView,
+    PageIndex, PageRange, Shared, SlotId,
 };
 pub use invalidate::{Invalidation, SeqSample};
 pub use mm::{Kernel, Mm, MmId, MmuNotifier, NoNotifier};
 pub use numa::{MemPolicy, NodeId, NodeMask};
 pub use policy::{
-    BusyPages, Content, Generation, GmemPolicy, HostMapping, OrderRule, PunchPolicy, Quirks, SharedFolios, SlotSpan,
-    SplitPolicy,
+    BusyPages, Content, Generation, GmemPolicy, HostMapping, LruBatches, OrderRule, PunchPolicy, Quirks, SharedFolios,
+    SlotSpan, SplitPolicy,
 };
 pub use pool::HugeSize;
 pub use provider::{FolioPolicy, FolioProvider};

@@ -94,13 +94,25 @@ impl Vm {
         if !exclusive.changes(range, to, task)? {
             return Ok(());
         }
-        if to.is_private() && exclusive.unmaps_users() {
-            // Before references are counted: a mapping is one, and a new one must wait for the lock.
-            exclusive.unmap_users(exclusive.with_folios(range, task), &self.host, self, task);
-            task.at(Point::C3);
+        let unmap_users = || {
+            if to.is_private() && exclusive.unmaps_users() {
+                exclusive.unmap_users(exclusive.with_folios(range, task), &self.host, self, task);
+                task.at(Point::C3);
+            }
+        };
+        // Before references are counted: a mapping is one, and a new one must wait for the lock.
+        let counts_first = task.has(Defect::CountBeforeUnmap);
+        if !counts_first {
+            unmap_users();
         }
         let Some(conversion) = exclusive.plan_conversion(&self.host, range, to, task)? else { return Ok(()) };
         task.at(Point::C4);
+        if counts_first {
+            unmap_users();
+        }
+        if task.has(Defect::SplitBeforeZap) {
+            exclusive.split_for(&self.host, &conversion, task)?;
+        }
         let reach = if task.has(Defect::NarrowConversion) { Reach::Pages } else { Reach::Leaves };
         let zap = conversion.zap();
         self.invalidate_begin(exclusive, zap, reach, task)?;
@@ -158,6 +170,24 @@ impl Vm {
             task.report(Event::MemoryFailure { sfn, result });
         }
         Ok(failure?)
+    }
+
+    /// The last reference on a file is gone: it is taken from its memslots, and the inode ends (`kvm_gmem_release`).
+    pub(crate) fn release_file(&self, id: GmemId, inode: &GuestMemfd, task: &Task<'_>) -> Result<(), VmError> {
+        task.at(Point::L1);
+        let _changes = self.slots_lock.lock(task);
+        let mut exclusive = inode.exclusive(task);
+        let all = PageRange { first: PageIndex(0), nr_pages: inode.nr_pages() };
+        let begun = self.invalidate_begin(&exclusive, all, Reach::Pages, task);
+        if begun.is_ok() {
+            self.invalidate_end(&exclusive, all, task);
+        }
+        exclusive.release();
+        drop(exclusive);
+        task.at(Point::I5);
+        self.forget_gmem(id, task);
+        inode.destroy(&self.host, task);
+        begun
     }
 
     /// Announces, zaps and flushes every guest frame that shows pages of `range` (`kvm_gmem_invalidate_begin`).

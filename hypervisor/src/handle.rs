@@ -8,6 +8,7 @@ use emu_core::event::{Bits, ClipReason, Event, FaultOutcome, Stage};
 use emu_core::sync::{Point, Task};
 use emu_core::{AccessKind, PageSize};
 use gmem::Shareability;
+use gmem::mm::UserAccess;
 
 use crate::config::VmError;
 use crate::fault::level::Sized;
@@ -117,6 +118,7 @@ impl Vm {
         task.report(Event::FaultStage { stage: Stage::Lock });
         task.at(Point::F5);
         let mut owed = Owed::default();
+        let mut unmarked = None;
         let outcome = {
             let tables = self.mmu.read(task);
             if is_stale() || is_obsolete() {
@@ -138,6 +140,9 @@ impl Vm {
             task.report(Event::FaultStage { stage: Stage::Finish });
             self.flush(&owed, task);
             task.at(Point::F7);
+            if task.has(Defect::MarkAfterRelease) {
+                unmarked = fault.page().release_early();
+            }
             outcome
         };
         if !owed.is_empty() {
@@ -146,6 +151,9 @@ impl Vm {
         }
         drop(slots);
         task.at(Point::F8);
+        if let Some((sfn, rights)) = unmarked {
+            self.host.lock(task).mark_page(sfn, rights == UserAccess::Write);
+        }
         Ok(match outcome {
             Outcome::Fixed { size } => Resumed::Fixed { size },
             Outcome::Spurious => Resumed::Spurious,

@@ -144,7 +144,7 @@ impl Vm {
         if intent == Intent::Write && info.flags.contains(SlotFlags::READONLY) {
             return Err(GuestAccessError::ReadOnly { gpa, slot: info.id.0 });
         }
-        let Some((inode, index)) = self.own_access_through_gmem(slot, gpa.frame()) else {
+        let Some((inode, index)) = self.own_access_through_gmem(slot, gpa.frame(), task) else {
             return Ok((slot, self.one_user_page(slot, gpa, done..total, intent, copy, task)?));
         };
         let shared = inode.shared(task);

@@ -13,7 +13,7 @@ use emu_core::sync::{MutexGuard, Task};
 use emu_core::{Gpa, Hva};
 use gmem::mm::Prot;
 use gmem::policy::Generation;
-use gmem::{GmemFlags, GuestMemfd, PageIndex, SlotId};
+use gmem::{FilePut, GmemFlags, GuestMemfd, PageIndex, SlotId};
 
 use crate::config::VmError;
 use crate::dirty::DirtyLogging;
@@ -31,6 +31,12 @@ type SlotsLock<'a> = MutexGuard<'a, ()>;
 impl Vm {
     /// `KVM_SET_USER_MEMORY_REGION2`.
     pub fn set_user_memory_region2(&self, region: &UserMemoryRegion2, task: &Task<'_>) -> Result<SlotChange, VmError> {
+        let done = self.set_region(region, task);
+        self.release_closed(task)?;
+        done
+    }
+
+    fn set_region(&self, region: &UserMemoryRegion2, task: &Task<'_>) -> Result<SlotChange, VmError> {
         let changes = self.slots_lock.lock(task);
         let request = region.check(self.nr_address_spaces())?;
         let old = self.slots.read(task).by_id_in(request.space, request.id).cloned();
@@ -76,6 +82,12 @@ impl Vm {
 
     /// Adds a memslot on guest_memfd: binds it, then publishes it.
     pub fn add_memslot(&self, spec: &MemSlotSpec, task: &Task<'_>) -> Result<(), VmError> {
+        let done = self.add_slot(spec, task);
+        self.release_closed(task)?;
+        done
+    }
+
+    fn add_slot(&self, spec: &MemSlotSpec, task: &Task<'_>) -> Result<(), VmError> {
         let changes = self.slots_lock.lock(task);
         let request = spec.check()?;
         {
@@ -120,14 +132,38 @@ impl Vm {
                 MemFd::Gmem(gmem) => gmem,
             };
             let file = self.inode_for_slot(gmem, task)?;
+            // Nobody who creates a slot may find the file gone before it is bound (`fget`).
+            if !file.get_file() {
+                return Err(MemslotError::FdNotOpen.into());
+            }
             info.gmem = Some(GmemView { gmem, first_index, serves: serves(&file) });
-            self.check_views_agree(&info, &file, task)?;
-            bind(&info, &file, task)?;
+            let bound = self.check_views_agree(&info, &file, task).and_then(|()| bind(&info, &file, task));
+            if bound.is_ok() || !task.has(Defect::LeakFileOnError) {
+                self.put_file_later(gmem, &file, task);
+            }
+            bound?;
             inode = Some(file);
         }
         let slot = Slot::new(info, inode);
         self.publish_new(slot.clone(), Happened::Create, changes, task);
         Ok(self.log_writes(&slot, logging(flags), changes, task)?)
+    }
+
+    /// Drops a reference on a file with `slots_lock` held. If it is the last, the file is released once the lock is given
+    /// up ([`Vm::release_closed`]).
+    fn put_file_later(&self, id: GmemId, file: &GuestMemfd, task: &Task<'_>) {
+        if file.put_file() == FilePut::Last {
+            self.closed.lock(task).push(id);
+        }
+    }
+
+    /// Releases the files whose last reference was dropped with `slots_lock` held (`____fput`).
+    fn release_closed(&self, task: &Task<'_>) -> Result<(), VmError> {
+        let closed = std::mem::take(&mut *self.closed.lock(task));
+        closed.into_iter().try_for_each(|id| match self.gmem(id, task) {
+            Some(inode) => self.release_file(id, &inode, task),
+            None => Ok(()),
+        })
     }
 
     /// Publishes a slot that is new at its place.
@@ -162,7 +198,9 @@ impl Vm {
         let zapped = self.invalidate_slot(old, changes, task);
         let &MemSlot { space, id, .. } = old.info();
         self.slots.publish(Publication::Remove(space, id), changes, task);
-        if !task.has(Defect::KeepBinding) {
+        let dying = old.inode().is_some_and(GuestMemfd::is_dying);
+        let forgotten = task.has(Defect::KeepBinding) || dying && task.has(Defect::SkipDyingFile);
+        if !forgotten {
             self.unbind(old, task);
         }
         report(&MemSlot { flags: SlotFlags::empty(), ..*old.info() }, Happened::Delete, task);
@@ -183,9 +221,11 @@ impl Vm {
         let mut inode = None;
         if let Some(view) = info.gmem {
             let file = self.inode_for_slot(view.gmem, task)?;
-            self.unbind(old, task);
-            // What was bound a moment ago can be bound again: slots_lock is held.
-            bind(&info, &file, task)?;
+            if !task.has(Defect::MoveWithoutUnbind) {
+                self.unbind(old, task);
+                // What was bound a moment ago can be bound again: slots_lock is held.
+                bind(&info, &file, task)?;
+            }
             inode = Some(file);
         }
         // What was logged so far is still to be reported.

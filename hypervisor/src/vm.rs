@@ -16,10 +16,10 @@ use emu_core::memory::SystemMemory;
 use emu_core::sync::{Mutex, Point, ReadGuard, ShardedLock, Task};
 use emu_core::{Gfn, PageSize, Spa};
 use gmem::{
-    CreateInfo, FolioPolicy, GmemPolicy, GuestMemfd, Host, HostMemory, Invalidation, Kernel, Mm, MmId, Shareability,
-    ShareabilityMap,
+    CreateInfo, FilePut, FolioPolicy, GmemPolicy, GuestMemfd, Host, HostMemory, Invalidation, Kernel, Mm, MmId,
 };
 
+use crate::attributes::AttributeTree;
 use crate::config::{PagePolicy, VmConfig, VmError};
 use crate::dirty::Unlogged;
 use crate::flush::{FlushRequest, Owed};
@@ -44,10 +44,12 @@ pub struct Vm {
     /// `kvm->slots_lock`: who changes memslots.
     pub(crate) slots_lock: Mutex<()>,
     pub(crate) slots: SlotSets,
+    /// Files whose last reference is gone and that are to be released when `slots_lock` is free.
+    pub(crate) closed: Mutex<Vec<GmemId>>,
     /// The VMM's address space.
     pub(crate) mm: Arc<Mm>,
     /// `mem_attr_array`: private or shared by guest frame, for inodes that do not say so themselves.
-    pub(crate) attributes: ShardedLock<ShareabilityMap>,
+    pub(crate) attributes: ShardedLock<AttributeTree>,
     pub(crate) signals: Mutex<Vec<UserSignal>>,
     pub(crate) follow: FollowPolicy,
     /// `kvm->mmu_lock`.
@@ -98,9 +100,10 @@ impl Vm {
             host,
             gmems: Mutex::default(),
             slots_lock: Mutex::default(),
+            closed: Mutex::default(),
             slots: SlotSets::new(last_gfn, if config.kind.has_private_memory() { 1 } else { 2 }),
             mm: Arc::new(Mm::new(MmId(0), Arc::clone(&memory))),
-            attributes: ShardedLock::new(ShareabilityMap::new(last_gfn.raw() + 1, Shareability::SHARED)),
+            attributes: ShardedLock::new(AttributeTree::new(last_gfn.raw() + 1)),
             signals: Mutex::default(),
             follow: config.follow,
             tdp: Arc::clone(&tables),
@@ -250,19 +253,45 @@ impl Vm {
         Ok(GmemId(gmems.len() as u32 - 1))
     }
 
-    /// Closes an inode that nothing uses: its folios and its reservation go back.
+    /// Closes an inode that no memslot shows: its folios and its reservation go back.
     pub fn close_guest_memfd(&self, id: GmemId, task: &Task<'_>) -> Result<(), VmError> {
         // Memslots bind under this lock too, so none can come while the inode goes.
         let _changes = self.slots_lock.lock(task);
         let inode = self.inode(id, task)?;
-        if inode.exclusive(task).is_bound() {
+        let mut exclusive = inode.exclusive(task);
+        if exclusive.is_bound() {
             return Err(VmError::GmemInUse { id });
         }
+        exclusive.release();
+        drop(exclusive);
+        self.forget_gmem(id, task);
+        inode.destroy(&self.host, task);
+        Ok(())
+    }
+
+    /// `close` of a guest_memfd's descriptor, whatever memslots show it. When that was the last reference on the file it
+    /// is taken from them: they stay, every guest access to them leaves to the VMM, and the folios and the reservation go
+    /// back.
+    ///
+    /// # Errors
+    /// [`VmError::GmemInUse`] while a process maps it, which would keep the file open.
+    pub fn close_descriptor(&self, id: GmemId, task: &Task<'_>) -> Result<(), VmError> {
+        let inode = self.inode(id, task)?;
+        if !inode.users().list(task).is_empty() {
+            return Err(VmError::GmemInUse { id });
+        }
+        match inode.close_descriptor() {
+            None => Err(VmError::NoSuchGmem { id }),
+            Some(FilePut::Open) => Ok(()),
+            Some(FilePut::Last) => self.release_file(id, &inode, task),
+        }
+    }
+
+    /// The number of an inode names nothing any more.
+    pub(crate) fn forget_gmem(&self, id: GmemId, task: &Task<'_>) {
         if let Some(place) = self.gmems.lock(task).get_mut(id.0 as usize) {
             *place = None;
         }
-        inode.destroy(&self.host, task);
-        Ok(())
     }
 
     /// Makes every vCPU forget what `owed` says (`kvm_flush_remote_tlbs`): after it no processor uses the old translations.

@@ -142,6 +142,9 @@ fn check(vm: &Vm, private: &[bool], tracked: &[(u16, u64)]) {
                 let inside = base >= info.first.raw() && base + size.frames() <= info.end().raw();
                 let differ =
                     inside && private[base as usize..][..size.frames() as usize].windows(2).any(|w| w[0] != w[1]);
+                if base >= info.end().raw() || base + size.frames() <= info.first.raw() {
+                    continue;
+                }
                 let mixture = if differ { Mixture::Mixed } else { Mixture::Uniform };
                 assert_eq!(slot.lpage().mixture(gfn, size, QUIET), mixture, "{size} at {base:#x}");
                 let of_page = |&&(id, at): &&(u16, u64)| id == info.id.0 && at / size.frames() * size.frames() == base;

@@ -73,7 +73,7 @@ const SHARED: Shareability = Shareability::SHARED;
 const WRITTEN: u8 = 0xa5;
 
 /// What a story comes to: the invariant that broke and how, or nothing.
-type Outcome = Result<(), String>;
+pub(super) type Outcome = Result<(), String>;
 
 /// An inode of two huge pages on a host that has twice as many.
 struct Inode {
@@ -82,16 +82,33 @@ struct Inode {
     inode: GuestMemfd,
 }
 
-fn range(first: u64, nr_pages: u64) -> PageRange {
+pub(super) fn range(first: u64, nr_pages: u64) -> PageRange {
     PageRange { first: PageIndex(first), nr_pages }
 }
 
-fn broken(invariant: &str, found: impl core::fmt::Display) -> Outcome {
+pub(super) fn broken(invariant: &str, found: impl core::fmt::Display) -> Outcome {
     Err(format!("{invariant}: {found}"))
 }
 
-fn told(error: impl core::fmt::Display) -> String {
+pub(super) fn told(error: impl core::fmt::Display) -> String {
     format!("the story cannot be told: {error}")
+}
+
+/// Converts a range of an inode that nobody maps.
+pub(super) fn convert(
+    host: &Host,
+    inode: &GuestMemfd,
+    range: PageRange,
+    to: Shareability,
+    task: &Task<'_>,
+) -> Result<(), ConvertError> {
+    let exclusive = inode.exclusive(task);
+    for step in exclusive.steps(range) {
+        if let Some(conversion) = exclusive.plan_conversion(host, step, to, task)? {
+            exclusive.convert(host, &conversion, task)?;
+        }
+    }
+    Ok(())
 }
 
 impl Inode {
@@ -107,13 +124,7 @@ impl Inode {
     }
 
     fn convert(&self, range: PageRange, to: Shareability, task: &Task<'_>) -> Result<(), ConvertError> {
-        let exclusive = self.inode.exclusive(task);
-        for step in exclusive.steps(range) {
-            if let Some(conversion) = exclusive.plan_conversion(&self.host, step, to, task)? {
-                exclusive.convert(&self.host, &conversion, task)?;
-            }
-        }
-        Ok(())
+        convert(&self.host, &self.inode, range, to, task)
     }
 
     fn punch(&self, range: PageRange, task: &Task<'_>) -> Outcome {

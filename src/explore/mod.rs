@@ -7,8 +7,9 @@
 //!
 //! - [`world`]: the VM and the invariants; [`processor`]: its processors; [`migration`]: a VMM that copies its memory.
 //! - [`programs`]: faults against changes of backing; [`logging`]: the fast path and logs of writes; [`roots`]: entries
-//!   and roots that go another way; [`shadowed`]: guests over shadow tables; [`launch`]: launch images; [`directed`]:
-//!   histories of one task.
+//!   and roots that go another way; [`lifetime`]: how files end; [`records`]: the VM's own attributes; [`references`]:
+//!   those of the host; [`splits`]: huge folios; [`user_memory`]: the VMM's address space; [`shadowed`]: guests over
+//!   shadow tables; [`launch`]: launch images; [`directed`]: histories of one task.
 //! - [`catalogue`]: the known races and mistakes by number, and which scenario shows each.
 //! - [`words`]: what a step means, for the reader of a timeline.
 //! - [`choices`]: an interleaving as a line of text.
@@ -17,12 +18,17 @@ pub mod catalogue;
 pub mod choices;
 mod directed;
 mod launch;
+mod lifetime;
 mod logging;
 mod migration;
 mod processor;
 mod programs;
+mod records;
+mod references;
 mod roots;
 mod shadowed;
+mod splits;
+mod user_memory;
 pub mod words;
 mod world;
 
@@ -73,6 +79,11 @@ const GROUPS: &[&[Scenario]] = &[
     programs::SCENARIOS,
     logging::SCENARIOS,
     roots::SCENARIOS,
+    lifetime::SCENARIOS,
+    records::SCENARIOS,
+    references::SCENARIOS,
+    splits::SCENARIOS,
+    user_memory::SCENARIOS,
     shadowed::SCENARIOS,
     launch::SCENARIOS,
     directed::SCENARIOS,

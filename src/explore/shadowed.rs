@@ -3,6 +3,10 @@
 //! The guest has one page of PTEs at guest frame [`TABLE`] which it can write through itself: page `n` of its linear
 //! addresses is guest frame `n` at first. Its processors walk the shadow tables. Beside the invariants of the shadow MMU
 //! (group J) one thing is seen here (J3): after a processor has flushed a page it translates it as the guest's table says.
+//!
+//! Two of the mistakes are missing memory barriers in Linux: another processor sees two stores, or a store and a later
+//! load, the other way round. Schedules are sequentially consistent, so the defect is that order itself: what the barrier
+//! keeps from happening late happens late.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -19,6 +23,7 @@ use interleave::{Body, Program};
 use mmu::{GuestRights, PagingChange, PagingFeatures, PagingState};
 
 use super::Scenario;
+use super::migration::Log;
 use super::world::{PAGE, QUIET, Setup, TOUCHED, World};
 
 /// The races.
@@ -36,6 +41,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         start: unsync_and_flush,
     },
     Scenario {
+        name: "shadow-protect-harvest",
+        what: "a page is taken for a guest table while a harvest has withheld writing to it and has not flushed",
+        shows: &[Defect::FlushByHardwareWrite],
+        start: protect_and_harvest,
+    },
+    Scenario {
         name: "shadow-emulated-write",
         what: "the hypervisor writes a guest table for the guest while the table is shadowed for the first time",
         shows: &[Defect::CountBeforeWrite],
@@ -46,6 +57,9 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 /// The guest frame of the guest's page of PTEs; those of the tables above it come before.
 const TABLE: u64 = 3;
 
+/// A page of the guest that is a table too: for linear pages from 512 on.
+const LATER: u64 = 8;
+
 /// A present entry of the guest's, writable, accessed and dirty.
 const fn entry(gfn: u64) -> u64 {
     gfn * PAGE | 0x67
@@ -54,8 +68,6 @@ const fn entry(gfn: u64) -> u64 {
 /// A processor over shadow tables.
 #[derive(Default)]
 struct Cpu {
-    /// By linear page: the frame and what goes through without a walk.
-    tlb: RefCell<BTreeMap<u64, (Sfn, GuestRights)>>,
     root: Cell<Spa>,
     /// Linear pages that were flushed, and where the guest's table led then.
     flushed: RefCell<BTreeMap<u64, u64>>,
@@ -68,6 +80,8 @@ enum Step {
     Start,
     /// It reads a page.
     Read(u64),
+    /// It writes an entry of a table that is no table yet, at the page of its guest frame.
+    Put(u64),
     /// It makes a page lead to a guest frame.
     Map(u64, u64),
     /// INVLPG.
@@ -96,8 +110,9 @@ impl Guest {
         };
         (0..TABLE).for_each(|table| put(table, 0, entry(table + 1)));
         (TABLE..TOUCHED).for_each(|page| put(TABLE, page, entry(page)));
-        // Pages that the guest uses are there.
-        (TABLE + 1..TOUCHED).for_each(|page| put(page, 0, page));
+        // Pages that the guest uses are there; one of them is a table when somebody takes it for one.
+        (TABLE + 1..TOUCHED).for_each(|page| put(page, 0, entry(page)));
+        put(TABLE - 1, 1, entry(LATER));
         Rc::new(Guest { world, cpus: Default::default() })
     }
 
@@ -121,13 +136,14 @@ impl Guest {
                         ..PagingState::default()
                     };
                     let state = self.world.vm.set_guest_paging(id, &state, PagingChange::Reset, task);
-                    self.load(cpu, &state.expect("memory is enough"));
+                    self.load(cpu, id, &state.expect("memory is enough"));
                 }
                 Step::Read(page) => self.access(cpu, id, page, None, task),
+                Step::Put(page) => self.access(cpu, id, page, Some((0, entry(6))), task),
                 Step::Map(page, gfn) => self.access(cpu, id, TABLE, Some((8 * page, entry(gfn))), task),
                 Step::Flush(page) => {
                     self.world.vm.shadow_invlpg(id, Gva::new(page * PAGE), task).expect("the vCPU exists");
-                    cpu.tlb.borrow_mut().remove(&page);
+                    self.tlb(id).borrow_mut().remove(&page);
                     cpu.flushed.borrow_mut().insert(page, self.gfn_of(page));
                 }
             }
@@ -147,10 +163,15 @@ impl Guest {
         raw / PAGE
     }
 
+    /// What a processor has cached.
+    fn tlb(&self, id: VcpuId) -> &RefCell<BTreeMap<u64, (Sfn, GuestRights)>> {
+        &self.world.linear[usize::from(id.0)]
+    }
+
     /// MOV to CR3.
-    fn load(&self, cpu: &Cpu, state: &PagingState) {
+    fn load(&self, cpu: &Cpu, id: VcpuId, state: &PagingState) {
         cpu.root.set(Spa::new(state.cr3).align_down(PageSize::Size4K));
-        cpu.tlb.borrow_mut().clear();
+        self.tlb(id).borrow_mut().clear();
     }
 
     /// Reads `page`, or writes a value at an offset of it, until that is done.
@@ -159,7 +180,7 @@ impl Guest {
         let kind = if store.is_some() { AccessKind::Write } else { AccessKind::Read };
         loop {
             if let Some(state) = vm.reload_guest_paging(id, task).expect("memory is enough") {
-                self.load(cpu, &state);
+                self.load(cpu, id, &state);
             }
             let code = match self.attempt(cpu, id, page, store, task) {
                 Attempt::Done => return,
@@ -185,29 +206,31 @@ impl Guest {
 
     fn attempt(&self, cpu: &Cpu, id: VcpuId, page: u64, store: Option<(u64, u64)>, task: &Task<'_>) -> Attempt {
         let (inside, flush) = self.world.vm.enter_guest(id, task).expect("the vCPU exists");
+        let in_guest = &self.world.cpus[usize::from(id.0)].in_guest;
         match flush {
             None => {}
-            Some(FlushRequest::All) => cpu.tlb.borrow_mut().clear(),
+            Some(FlushRequest::All) => self.tlb(id).borrow_mut().clear(),
             // Over shadow tables a range is one of system frames.
             Some(FlushRequest::Range { first, nr_pages }) => {
-                cpu.tlb.borrow_mut().retain(|_, (sfn, _)| sfn.raw().wrapping_sub(first.raw()) >= nr_pages);
+                self.tlb(id).borrow_mut().retain(|_, (sfn, _)| sfn.raw().wrapping_sub(first.raw()) >= nr_pages);
             }
         }
         if self.world.vm.must_reload(id) {
             return Attempt::Again;
         }
-        let cached = cpu.tlb.borrow().get(&page).copied();
+        let cached = self.tlb(id).borrow().get(&page).copied();
         let enough = |rights: GuestRights| store.is_none() || rights.contains(GuestRights::WRITE);
         let found = match cached.filter(|(_, rights)| enough(*rights)) {
             Some(cached) => Ok(cached),
             None => self.walk(cpu, page, store.is_some()),
         };
+        in_guest.set(true);
         task.at(Point::T1);
-        match found {
+        let attempt = match found {
             Err(code) => Attempt::Faulted(code),
             Ok(_) if inside.is_kicked() => Attempt::Again,
             Ok((sfn, rights)) => {
-                cpu.tlb.borrow_mut().insert(page, (sfn, rights));
+                self.tlb(id).borrow_mut().insert(page, (sfn, rights));
                 if let Some((offset, value)) = store {
                     self.world.vm.memory().store(sfn.base().wrapping_add(offset), value).expect("pages are memory");
                 }
@@ -215,7 +238,9 @@ impl Guest {
                 task.at(Point::T1);
                 Attempt::Done
             }
-        }
+        };
+        in_guest.set(false);
+        attempt
     }
 
     /// J3.
@@ -272,6 +297,21 @@ fn unsync_and_flush(defects: Defects) -> Program {
     let threads = vec![
         ("vcpu 0", guest.vcpu(0, &[Step::Map(6, 6)])),
         ("vcpu 1", guest.vcpu(1, &[Step::Map(5, 8), Step::Flush(5), Step::Read(5)])),
+    ];
+    Rc::clone(&guest.world).program(threads)
+}
+
+/// A processor has just written what another takes for a table.
+fn protect_and_harvest(defects: Defects) -> Program {
+    let guest = Guest::new(defects);
+    guest.world.migrate(Log::Bitmap);
+    guest.run(0, &[Step::Start, Step::Put(LATER)], QUIET);
+    guest.run(1, &[Step::Start], QUIET);
+    let pass = |world: &World, task: &Task<'_>| world.pass(task);
+    let threads = vec![
+        ("vcpu 0", guest.vcpu(0, &[Step::Put(LATER)])),
+        ("vcpu 1", guest.vcpu(1, &[Step::Read(512)])),
+        ("vmm", guest.world.host(pass)),
     ];
     Rc::clone(&guest.world).program(threads)
 }

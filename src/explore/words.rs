@@ -44,6 +44,7 @@ const fn at(point: Point) -> &'static str {
         Point::A3 => "A3 folio in page cache",
         Point::A4 => "A4 folio frozen",
         Point::A5 => "A5 folio split or merged",
+        Point::L1 => "L1 last reference on the file gone",
         Point::T1 => "T1 in the guest",
         Point::D1 => "D1 marks taken, leaves armed",
         Point::N1 => "N1 table taken from the list",

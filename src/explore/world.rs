@@ -22,6 +22,7 @@ use hypervisor::{
     Resumed, Shareability, SlotFlags, SlotId, SlotState, VcpuId, Vm, VmConfig, VmError,
 };
 use interleave::{Body, Program, Progress};
+use mmu::GuestRights;
 
 use super::migration::Migration;
 use super::processor::{Access, Attempt, Processor, Translation};
@@ -46,6 +47,8 @@ pub(super) struct World {
     mapped_as: RefCell<BTreeMap<u64, Shareability>>,
     history: RefCell<CheckHistory>,
     pub(super) migration: Migration,
+    /// Over shadow tables: what each processor has cached, by linear page.
+    pub(super) linear: [RefCell<BTreeMap<u64, (Sfn, GuestRights)>>; 2],
     /// What a task has seen that may not be.
     seen: RefCell<Option<String>>,
 }
@@ -62,6 +65,11 @@ impl Witness for World {
         tlb.iter()
             .filter(|(_, cached)| cached.rights.contains(Rights::WRITE))
             .for_each(|(&gfn, _)| each(Gfn::new(gfn)));
+    }
+
+    fn writable_frames(&self, vcpu: VcpuId, each: &mut dyn FnMut(Sfn)) {
+        let tlb = self.linear[usize::from(vcpu.0)].borrow();
+        tlb.values().filter(|(_, rights)| rights.contains(GuestRights::WRITE)).for_each(|(sfn, _)| each(*sfn));
     }
 
     fn in_guest(&self, vcpu: VcpuId) -> bool {
@@ -99,6 +107,8 @@ pub(super) struct Setup {
     pub(super) page: PageSize,
     /// Pages of each inode.
     pub(super) inode_pages: u64,
+    /// Flags of the inodes, beside that they start shared.
+    pub(super) flags: GmemFlags,
     /// Changes to the configuration of the VM.
     pub(super) adjust: fn(&mut VmConfig),
     /// How its MMU works.
@@ -111,8 +121,9 @@ impl Setup {
     /// Shared small pages.
     pub(super) fn of(defects: Defects) -> Setup {
         let (initial, page) = (Shareability::SHARED, PageSize::Size4K);
+        let flags = GmemFlags::empty();
         let params = MmuParams::default();
-        Setup { defects, initial, page, inode_pages: TOUCHED, adjust: |_| {}, params, shadow: None }
+        Setup { defects, initial, page, inode_pages: TOUCHED, flags, adjust: |_| {}, params, shadow: None }
     }
 
     /// A shared 2M page for each inode, reserved in a pool.
@@ -127,7 +138,7 @@ impl Setup {
     }
 
     fn try_build(self) -> Result<Rc<World>, BuildError> {
-        let Setup { defects, initial, page, inode_pages, adjust, params, shadow } = self;
+        let Setup { defects, initial, page, inode_pages, flags, adjust, params, shadow } = self;
         let pages = PagePolicy::of(page);
         let nr_frames = 64 + 4 * page.frames();
         let memory = SystemMemory::flat(nr_frames * PAGE)?;
@@ -139,7 +150,7 @@ impl Setup {
         if let Some(shadow) = &shadow {
             vm = vm.shadowing(shadow)?;
         }
-        let flags = if initial.is_private() { GmemFlags::empty() } else { GmemFlags::INIT_SHARED };
+        let flags = if initial.is_private() { flags } else { flags | GmemFlags::INIT_SHARED };
         let show = |id: u16, first: u64| -> Result<GmemId, VmError> {
             let gmem = vm.create_guest_memfd(inode_pages * PAGE, flags.bits(), QUIET)?;
             let (gpa, len_bytes) = (Gpa::new(first * PAGE), inode_pages * PAGE);
@@ -163,6 +174,7 @@ impl Setup {
             mapped_as: RefCell::default(),
             history: RefCell::default(),
             migration: Migration::default(),
+            linear: Default::default(),
             seen: RefCell::default(),
         }))
     }
@@ -214,6 +226,11 @@ impl World {
         let verdict = self.vm.check(moment, &mut self.history.borrow_mut(), self, QUIET);
         verdict.map_err(|violation| violation.to_string())?;
         if progress == Progress::Finished { self.copy_is_complete() } else { Ok(()) }
+    }
+
+    /// A task saw `invariant` broken.
+    pub(super) fn broken(&self, invariant: &str, found: impl core::fmt::Display) {
+        self.report(format!("{invariant}: {found}"));
     }
 
     /// A processor that reads each of `frames`, until it has read it or the fault leaves to the VMM.
@@ -292,6 +309,21 @@ impl World {
 
     /// These tasks, with the invariants between their steps.
     pub(super) fn program(self: Rc<World>, threads: Vec<(&'static str, Body)>) -> Program {
-        Program { threads, check: Box::new(move |progress| self.check(progress)) }
+        self.program_that_ends(threads, |_| {})
+    }
+
+    /// The same, and when all have finished `last` looks whether anything is [broken](World::broken).
+    pub(super) fn program_that_ends(
+        self: Rc<World>,
+        threads: Vec<(&'static str, Body)>,
+        last: impl Fn(&World) + 'static,
+    ) -> Program {
+        let check = move |progress| {
+            if progress == Progress::Finished {
+                last(&self);
+            }
+            self.check(progress)
+        };
+        Program { threads, check: Box::new(check) }
     }
 }

@@ -64,6 +64,8 @@ pub enum Point {
     A4,
     /// A split or a reconstruction is finished.
     A5,
+    /// The last reference on a file is gone; it is not released yet.
+    L1,
     /// A processor fills its TLB from what a walk found.
     T1,
     /// A harvest of the dirty log has taken marks and armed their leaves; nothing is flushed yet.

@@ -97,6 +97,10 @@ impl Bindings {
         self.by_first.remove(&first.0);
     }
 
+    pub(super) fn clear(&mut self) {
+        self.by_first.clear();
+    }
+
     pub(super) fn slot_at(&self, index: PageIndex) -> Option<SlotId> {
         let (_, binding) = self.by_first.range(..=index.0).next_back()?;
         (index.0 < binding.end).then_some(binding.slot)

@@ -27,6 +27,12 @@ pub enum GetError {
         /// The inode's size.
         nr_pages: u64,
     },
+    /// `EFAULT`: nobody has the file open any more.
+    #[error("page {} is wanted of a guest_memfd that was closed", index.0)]
+    Closed {
+        /// The index.
+        index: PageIndex,
+    },
     /// The host asked for a page that is the guest's alone.
     #[error("page {} of the guest_memfd is private to the guest", index.0)]
     Private {
@@ -80,6 +86,7 @@ impl GetError {
     pub const fn errno(&self) -> Errno {
         match self {
             GetError::BeyondEnd { .. } => Errno::Inval,
+            GetError::Closed { .. } => Errno::Fault,
             GetError::Private { .. } => Errno::Acces,
             GetError::Split { cause: SplitError::Busy { .. }, .. } => Errno::Again,
             GetError::Poisoned { .. } | GetError::Hole { cause: ReuseError::Poisoned { .. }, .. } => Errno::HwPoison,
@@ -128,6 +135,9 @@ impl GuestMemfd {
         if index.0 >= self.nr_pages {
             return Err(GetError::BeyondEnd { index, nr_pages: self.nr_pages });
         }
+        if self.is_released() {
+            return Err(GetError::Closed { index });
+        }
         // One allocation at a time for what one folio may cover: two would need more than was reserved, if only for a
         // moment, and take it from an index that was promised it. Small pages side by side share a lock too, since it is
         // mostly one task that populates them.
@@ -143,7 +153,10 @@ impl GuestMemfd {
             let fits = |size: &PageSize| (index.0 & !(size.frames() - 1)) + size.frames() <= self.nr_pages;
             let at_most = PageSize::ALL[..=vacancy.index()].iter().copied().rfind(fits).unwrap_or(PageSize::Size4K);
             task.at(Point::A1);
-            let policy = self.mem_policy(index, task);
+            let policy = match task.has(Defect::ReservationOverridesPolicy) {
+                true => MemPolicy::Any,
+                false => self.mem_policy(index, task),
+            };
             let kind = self.stock.filter(|kind| kind.size() <= at_most && policy == MemPolicy::Any);
             let fresh = match kind.and_then(|kind| host.take_fresh(kind, task)) {
                 Some(head) => FreshFolio { head, size: self.unit },
@@ -201,6 +214,11 @@ impl GuestMemfd {
             return Ok(None);
         }
         task.report(Event::FolioAllocated { ino: self.ino, index: base, sfn: head, size });
+        if task.has(Defect::PublishBeforeSplit) {
+            drop(books);
+            task.at(Point::A3);
+            books = self.books(host, task);
+        }
         let mut cuts = Vec::new();
         if let Err(failed) = books.split((base, base + size.frames()), granule, &needs, &mut cuts) {
             books.undo(&cuts);

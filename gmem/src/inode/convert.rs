@@ -8,6 +8,7 @@
 
 use core::ops::ControlFlow;
 
+use emu_core::defect::Defect;
 use emu_core::event::Event;
 use emu_core::sync::{Point, Task};
 use emu_core::{Errno, PageSize, Sfn};
@@ -98,6 +99,9 @@ impl ConvertError {
     }
 }
 
+/// How often a split looks again whether a transient reference is gone (`folio_ref_freeze` spins without a bound).
+const FREEZE_TRIES: u32 = 1000;
+
 /// A conversion that changes something and may proceed.
 #[derive(Debug)]
 #[must_use = "nothing is converted yet"]
@@ -126,6 +130,20 @@ pub(super) fn first_held(cache: &PageCache, host: &HostMemory, first: u64, end: 
             Some(head) => ControlFlow::Break((at + (head.raw() - sfn.raw())).max(first)),
             None => ControlFlow::Continue(()),
         });
+    found.break_value()
+}
+
+/// The same of folios that have more references than the page cache and the mappings of processes account for.
+fn first_referenced(cache: &PageCache, host: &HostMemory, first: u64, end: u64) -> Option<u64> {
+    let found = cache.runs(first, end, |Run { first: at, nr_pages, sfn, size }| {
+        for n in (0..nr_pages).step_by(size.frames() as usize) {
+            let folio = host.folios().get(Sfn::new(sfn.raw() + n));
+            if folio.is_some_and(|folio| folio.meta.refs > folio.cache_refs() + folio.meta.maps || folio.pins > 0) {
+                return ControlFlow::Break((at + n).max(first));
+            }
+        }
+        ControlFlow::Continue(())
+    });
     found.break_value()
 }
 
@@ -198,6 +216,7 @@ impl Exclusive<'_> {
             BusyPages::Refuse => 0,
             BusyPages::Wait { tries } => tries,
         };
+        let mut drained = task.has(Defect::CountBatches);
         loop {
             if self.inode.policy.generation == Generation::V1 {
                 return match self.first_mapped(host, range, task) {
@@ -206,10 +225,14 @@ impl Exclusive<'_> {
                 };
             }
             let Some(index) = self.first_busy(host, range, task) else { return Ok(()) };
-            if tries == 0 {
+            if !drained && self.inode.batches.drain(host, task) {
+                drained = true;
+                continue;
+            }
+            if tries == 0 && !task.has(Defect::WaitForPins) {
                 return Err(ConvertError::Busy { index });
             }
-            tries -= 1;
+            tries = tries.saturating_sub(1);
             task.give_way();
         }
     }
@@ -221,7 +244,11 @@ impl Exclusive<'_> {
         let (first, end) = (range.first.0, range.end().0);
         let shared = attributes.runs_in(first, end).filter(|run| run.2.host_may_use());
         for (at, nr_pages, state) in shared {
-            if let Some(index) = first_held(&cache, &host, at, at + nr_pages)
+            let held = match task.has(Defect::CountBeforeUnmap) {
+                true => first_referenced(&cache, &host, at, at + nr_pages),
+                false => first_held(&cache, &host, at, at + nr_pages),
+            };
+            if let Some(index) = held
                 && transition::to_private(state, Holders::Others).is_err()
             {
                 return Some(PageIndex(index));
@@ -252,8 +279,8 @@ impl Exclusive<'_> {
         Ok(())
     }
 
-    /// Splits what the new attributes do not let be one folio.
-    pub(super) fn split_for(
+    /// Splits what the new attributes do not let be one folio; a part of [`Exclusive::convert`].
+    pub fn split_for(
         &self,
         host: &Host,
         &Conversion { range, to, .. }: &Conversion,
@@ -266,14 +293,25 @@ impl Exclusive<'_> {
         let span = (range.first.0, range.end().0);
         let attributes = self.inode.attributes(task);
         let outlook = Outlook::after(&attributes, span.0, span.1, to);
-        let mut books = self.inode.books(host, task);
+        let needs = |base, size| granule.needs_split(&outlook, base, size);
         let mut cuts = Vec::new();
-        let split = books.split(span, granule, &|base, size| granule.needs_split(&outlook, base, size), &mut cuts);
-        if let Err(CutFailed { index, cause }) = split {
-            books.undo(&cuts);
+        let mut tries = if task.has(Defect::FreezeGivesUp) { 0 } else { FREEZE_TRIES };
+        loop {
+            let mut books = self.inode.books(host, task);
+            let Err(CutFailed { index, cause }) = books.split(span, granule, &needs, &mut cuts) else { break };
+            if let (SplitError::Busy { .. }, 1..) = (cause, tries) {
+                // References were asked for before, or there can be none: this one is of somebody who looks at every
+                // page and will find that it is none of his. What was split stays so meanwhile.
+                tries -= 1;
+                drop(books);
+                task.give_way();
+                continue;
+            }
+            if !task.has(Defect::LeaveSplitOnError) {
+                books.undo(&cuts);
+            }
             return Err(ConvertError::Split { index: index.max(range.first), cause });
         }
-        drop(books);
         if !cuts.is_empty() {
             task.at(Point::A5);
         }

@@ -10,6 +10,7 @@
 use core::ops::ControlFlow;
 
 use emu_core::Sfn;
+use emu_core::defect::Defect;
 use emu_core::event::Event;
 use emu_core::sync::Task;
 
@@ -54,7 +55,8 @@ impl Exclusive<'_> {
         let found = books.cache.runs(first, end, |run| {
             for n in (0..run.nr_pages).step_by(run.size.frames() as usize) {
                 let folio = books.host.folios().get(Sfn::new(run.sfn.raw() + n));
-                if folio.is_some_and(|folio| folio.meta.maps > 0 || folio.maybe_pinned()) {
+                let mapped = |maps: u32| maps > 0 && !task.has(Defect::ConvertMappedPages);
+                if folio.is_some_and(|folio| mapped(folio.meta.maps) || folio.maybe_pinned()) {
                     return ControlFlow::Break((run.first + n).max(first));
                 }
             }

@@ -61,6 +61,11 @@ impl Exclusive<'_> {
         self.bindings.remove(first);
     }
 
+    /// Ends every view.
+    pub(super) fn clear_bindings(&mut self) {
+        self.bindings.clear();
+    }
+
     /// Whether any memslot looks at the inode.
     pub fn is_bound(&self) -> bool {
         !self.bindings.is_empty()

@@ -8,6 +8,7 @@
 //! The caller has zapped what maps the folios to be split, and splits before the attribute becomes visible that needs it;
 //! merging is the reverse.
 
+use emu_core::defect::Defect;
 use emu_core::event::{Event, Ino};
 use emu_core::sync::{MutexGuard, Point, Task, WriteGuard};
 use emu_core::{PageSize, Sfn};
@@ -166,6 +167,11 @@ impl Books<'_> {
                 .split(&mut self.host, head, target)
                 .map_err(|cause| CutFailed { index: PageIndex(base), cause })?;
             self.cache.split(base, target);
+            if self.task.has(Defect::ForgetPoisonInSplit) {
+                // The list of lost frames goes with the folio, and no piece is marked.
+                let pieces = head.raw()..head.raw() + size.frames();
+                self.host.poisoned.retain(|frame| !pieces.contains(frame));
+            }
             self.task.report(Event::FolioSplit { ino: self.ino, index: base, sfn: head, from: size, to: target });
             cuts.push(Cut { base, head, size });
         }

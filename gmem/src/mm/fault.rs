@@ -1,7 +1,8 @@
 //! User faults (`handle_mm_fault`): finding or making the page behind a mapping.
 
+use emu_core::defect::Defect;
 use emu_core::errno::Errno;
-use emu_core::sync::Task;
+use emu_core::sync::{Point, Task};
 use emu_core::{Hva, Hvn, PageSize, Sfn};
 use thiserror::Error;
 
@@ -188,14 +189,20 @@ impl Mm {
             },
             _ => UserFault::BusError { at },
         })?;
+        let locked = (!task.has(Defect::MapAfterUnlock)).then_some(shared);
+        if locked.is_none() {
+            task.at(Point::F4);
+        }
         let mut entries = self.table.lock(task);
-        let mut host = host.lock(task);
-        if is_poisoned(&host, sfn.sfn) {
+        let mut memory = host.lock(task);
+        if is_poisoned(&memory, sfn.sfn) {
             return Err(UserFault::HwPoison { at });
         }
         if entries.leaf(page).is_none() {
             let pte = UserPte { sfn: sfn.sfn, flags: write };
-            entries.enter(page, PageSize::Size4K, pte, &mut host).map_err(|_| UserFault::BusError { at })?;
+            entries.enter(page, PageSize::Size4K, pte, &mut memory).map_err(|_| UserFault::BusError { at })?;
+            drop(memory);
+            inode.batches.add(sfn.sfn, host, task);
         }
         Ok(FaultedIn::Minor)
     }

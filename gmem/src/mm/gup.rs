@@ -4,6 +4,7 @@
 //! faults. Both return a [`PageRef`], which keeps the frame, not the mapping: the process may unmap the page meanwhile,
 //! and a guest_memfd that wants it back finds that it is held.
 
+use emu_core::defect::Defect;
 use emu_core::errno::Errno;
 use emu_core::sync::Task;
 use emu_core::{Hva, Hvn, PageSize, Sfn};
@@ -132,10 +133,10 @@ enum Walked {
 }
 
 impl Entries {
-    fn take_page(&mut self, page: Hvn, foll: Foll, host: &mut HostMemory) -> Walked {
+    fn take_page(&mut self, page: Hvn, foll: Foll, host: &mut HostMemory, task: &Task<'_>) -> Walked {
         let at = page.base();
         let Some(leaf) = self.leaf(page).filter(|leaf| leaf.allows(foll.access)) else { return Walked::Missing };
-        if leaf.flags.contains(PteFlags::SPECIAL) {
+        if leaf.flags.contains(PteFlags::SPECIAL) && !task.has(Defect::ReferenceDevicePages) {
             return Walked::Refused(GupError::Device { at });
         }
         if is_poisoned(host, leaf.sfn) {
@@ -161,7 +162,7 @@ impl Mm {
     pub fn gup_fast(&self, at: Hva, access: UserAccess, hold: Hold, host: &Host, task: &Task<'_>) -> Option<PageRef> {
         let foll = Foll { access, hold, wait: Wait::Never };
         let mut entries = self.table.lock(task);
-        match entries.take_page(at.frame(), foll, &mut host.lock(task)) {
+        match entries.take_page(at.frame(), foll, &mut host.lock(task), task) {
             Walked::Held(page) => Some(page),
             Walked::Missing | Walked::Refused(_) => None,
         }
@@ -181,7 +182,7 @@ impl Mm {
             }
             {
                 let mut entries = self.table.lock(kernel.task);
-                match entries.take_page(page, foll, &mut kernel.host.lock(kernel.task)) {
+                match entries.take_page(page, foll, &mut kernel.host.lock(kernel.task), kernel.task) {
                     Walked::Held(page) => return Ok(page),
                     Walked::Refused(error) => return Err(error),
                     Walked::Missing => {}

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use emu_core::defect::Defect;
 use emu_core::sync::{Mutex, Task};
 use emu_core::{Hva, Hvn};
 
@@ -77,6 +78,9 @@ impl Exclusive<'_> {
             notifier.invalidate(table.mm(), at, NotifyReason::Clear, task, &mut |task| {
                 gone += table.zap(at, host, task);
             });
+            if task.has(Defect::UnmapOneProcess) {
+                break;
+            }
         }
         gone
     }

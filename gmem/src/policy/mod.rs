@@ -182,6 +182,16 @@ pub enum BusyPages {
     },
 }
 
+/// Whether processors collect folios that the host touched, with a reference on each, before they put them on a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum LruBatches {
+    /// They do not: a folio has the references of those who use it.
+    #[default]
+    Off,
+    /// They do, and a conversion that a reference is in the way of empties the batches once.
+    On,
+}
+
 /// Whether private pages change the host's direct map, where one is modelled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HostMapping {
@@ -214,6 +224,8 @@ pub struct GmemPolicy {
     pub busy: BusyPages,
     /// The host's own map.
     pub host_mapping: HostMapping,
+    /// Batches of the host's processors.
+    pub batches: LruBatches,
 }
 
 impl GmemPolicy {
@@ -229,6 +241,7 @@ impl GmemPolicy {
         to_private: Content::Preserve,
         busy: BusyPages::Refuse,
         host_mapping: HostMapping::Untouched,
+        batches: LruBatches::Off,
     };
 
     /// Whether it has a mistake.

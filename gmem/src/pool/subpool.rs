@@ -247,6 +247,15 @@ impl HugePool {
         self.release_if_free(frames, id);
     }
 
+    /// A subpool goes although pages of it are out: for [`Defect::EndSubpoolWithInode`] alone.
+    ///
+    /// [`Defect::EndSubpoolWithInode`]: emu_core::defect::Defect::EndSubpoolWithInode
+    pub(crate) fn forget_subpool(&mut self, id: SubpoolId) {
+        if let Some(slot) = self.subpools.slots.get_mut(id.0 as usize) {
+            *slot = None;
+        }
+    }
+
     fn release_if_free(&mut self, frames: &mut SystemFrames, id: SubpoolId) {
         if let Some(slot) = self.subpools.slots.get_mut(id.0 as usize)
             && let Some(subpool) = slot.take_if(|subpool| subpool.is_free())

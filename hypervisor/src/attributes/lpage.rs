@@ -77,6 +77,12 @@ impl LpageInfo {
     }
 
     fn deviation(&self, gfn: Gfn, size: PageSize, task: &Task<'_>) -> Deviation {
+        let base = gfn.align_down(size).raw();
+        assert!(
+            base < self.end && self.first < base + size.frames(),
+            "D9: the record of the {size} page at {base:#x} is not one of the slot at {:#x}",
+            self.first
+        );
         if self.nr_deviations.load(Ordering::Acquire) == 0 {
             return Deviation::default();
         }
@@ -86,11 +92,17 @@ impl LpageInfo {
 
     /// Reasons against a leaf of `size` around `gfn`, mixed attributes not counted. A page that sticks out of the slot and
     /// one that is not congruent have one for either.
+    ///
+    /// # Panics
+    /// When the slot shows nothing of the page: no record is its own.
     pub fn reasons(&self, gfn: Gfn, size: PageSize, task: &Task<'_>) -> u32 {
         u32::from(!self.contains(gfn, size) || !self.is_congruent(size)) + self.deviation(gfn, size, task).reasons
     }
 
     /// Whether the attributes of the page of `size` around `gfn` differ; only told of pages that the slot contains.
+    ///
+    /// # Panics
+    /// As [`LpageInfo::reasons`].
     pub fn mixture(&self, gfn: Gfn, size: PageSize, task: &Task<'_>) -> Mixture {
         self.deviation(gfn, size, task).mixture
     }

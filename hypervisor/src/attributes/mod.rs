@@ -12,9 +12,11 @@
 
 mod lpage;
 mod set;
+mod tree;
 
 pub use lpage::{LpageInfo, Mixture};
 pub use set::{AttributeError, MEMORY_ATTRIBUTE_PRIVATE, MemoryAttributes};
+pub(crate) use tree::AttributeTree;
 
 use emu_core::Gfn;
 use emu_core::sync::Task;

@@ -13,6 +13,7 @@ use gmem::Shareability;
 use thiserror::Error;
 
 use super::lpage::{HUGE, Mixture};
+use super::tree::NodeMemory;
 use crate::config::VmError;
 use crate::flush::Owed;
 use crate::memslot::{AddressSpaceId, Slot};
@@ -62,6 +63,12 @@ pub enum AttributeError {
         /// Its length.
         size: u64,
     },
+    /// `ENOMEM`: entries of the frames before this one stay reserved.
+    #[error("no memory to store the attributes of guest frame {:#x}", gfn.raw())]
+    NoMemory {
+        /// The first frame that has no entry.
+        gfn: Gfn,
+    },
     /// The nested tables cannot be read.
     #[error(transparent)]
     Vm(#[from] VmError),
@@ -75,6 +82,7 @@ impl AttributeError {
             AttributeError::Flags { .. } | AttributeError::Unsupported { .. } | AttributeError::BadRange { .. } => {
                 Errno::Inval
             }
+            AttributeError::NoMemory { .. } => Errno::NoMem,
             AttributeError::Vm(_) => Errno::Fault,
         }
     }
@@ -108,18 +116,32 @@ impl Vm {
             0 => Shareability::SHARED,
             _ => Shareability::PRIVATE,
         };
-        Ok(self.change_attributes(Gpa::new(address).frame(), size / PAGE, to, task)?)
+        self.change_attributes(Gpa::new(address).frame(), size / PAGE, to, task)
     }
 
-    fn change_attributes(&self, first: Gfn, nr_pages: u64, to: Shareability, task: &Task<'_>) -> Result<(), VmError> {
+    fn change_attributes(
+        &self,
+        first: Gfn,
+        nr_pages: u64,
+        to: Shareability,
+        task: &Task<'_>,
+    ) -> Result<(), AttributeError> {
         let _changes = self.slots_lock.lock(task);
         {
             let attributes = self.attributes.read(task);
-            if attributes.is_uniform(first.raw(), nr_pages) && attributes.get(first.raw()) == to {
+            if attributes.is_uniform(first.raw(), nr_pages, task) && attributes.get(first.raw()) == to {
                 return Ok(());
             }
         }
         let end = Gfn::new(first.raw() + nr_pages);
+        if to.is_private() {
+            let memory = match self.host.lock(task).stats().free_frames {
+                0 => NodeMemory::None,
+                _ => NodeMemory::Plenty,
+            };
+            let reserved = self.attributes.write(task).reserve(first.raw()..end.raw(), memory);
+            reserved.map_err(|lacking| AttributeError::NoMemory { gfn: Gfn::new(lacking.at) })?;
+        }
         let shown: Vec<(Slot, Gfn, Gfn)> = {
             let slots = self.slots.read(task);
             let part = |slot: &Slot| (slot.clone(), slot.info().first.max(first), slot.info().end().min(end));
@@ -134,11 +156,20 @@ impl Vm {
         task.at(Point::I4);
         if !shown.is_empty() {
             // Under one lock: whoever finds the invalidation ended finds the record of mixed pages new.
-            let _tables = self.mmu.write(task);
+            let mut tables = self.mmu.write(task);
+            if task.has(Defect::RecordMixedAfterEnd) {
+                self.invalidation.end(task);
+                drop(tables);
+                task.at(Point::I5);
+                tables = self.mmu.write(task);
+            }
             for (slot, from, to) in &shown {
                 self.record_mixed(slot, *from, *to, task);
             }
-            self.invalidation.end(task);
+            if !task.has(Defect::RecordMixedAfterEnd) {
+                self.invalidation.end(task);
+            }
+            drop(tables);
         }
         task.at(Point::I5);
         Ok(())
@@ -193,7 +224,7 @@ impl Vm {
     }
 
     fn record_page(&self, slot: &Slot, gfn: Gfn, size: emu_core::PageSize, task: &Task<'_>) {
-        let uniform = self.attributes.read(task).is_uniform(gfn.align_down(size).raw(), size.frames());
+        let uniform = self.attributes.read(task).is_uniform(gfn.align_down(size).raw(), size.frames(), task);
         let mixture = if uniform { Mixture::Uniform } else { Mixture::Mixed };
         slot.lpage().set_mixture(gfn, size, mixture, task);
     }
@@ -201,7 +232,7 @@ impl Vm {
     /// `kvm_mmu_init_memslot_memory_attributes`: a slot that comes finds the attributes that are there.
     pub(crate) fn record_attributes_of_new(&self, slot: &Slot, task: &Task<'_>) {
         let (first, end) = (slot.info().first.raw(), slot.info().end().raw());
-        let edges: Vec<u64> = self.attributes.read(task).runs_in(first, end).map(|(at, ..)| at).collect();
+        let edges: Vec<u64> = self.attributes.read(task).map().runs_in(first, end).map(|(at, ..)| at).collect();
         for edge in edges.into_iter().filter(|&edge| edge > first) {
             for size in HUGE {
                 self.record_page(slot, Gfn::new(edge), size, task);

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use gmem::folio::FolioKind;
+use gmem::Shareability;
+use gmem::folio::{Folio, FolioKind};
 
 use super::scene::Scene;
 
@@ -58,6 +59,32 @@ pub(super) fn pieces_keep_their_places(scene: &Scene<'_>) -> Found {
         }
     }
     Ok(())
+}
+
+/// C3 and C4: what a private page may have of the host's.
+fn private_folios(scene: &Scene<'_>, wrong: fn(&Folio) -> bool, what: &str) -> Found {
+    let (Some(caches), Some(inodes), Some(host)) = (scene.caches(), &scene.inodes, &scene.host) else { return Ok(()) };
+    for (id, runs) in caches {
+        let Some(inode) = inodes.get(&id) else { continue };
+        for (run, (index, head)) in runs.iter().flat_map(|run| run.folios().map(move |folio| (run, folio))) {
+            let private = inode.attribute(index).is_some_and(Shareability::is_private)
+                && inode.is_uniform(index, run.size.frames()) == Some(true);
+            if private && host.folios().get(head).is_some_and(|folio| wrong(&folio)) {
+                return Err(format!("page {} of guest_memfd {} is private and {what}", index.0, id.0));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// C3.
+pub(super) fn private_folios_are_not_mapped(scene: &Scene<'_>) -> Found {
+    private_folios(scene, |folio| folio.meta.maps > 0, "a process maps it")
+}
+
+/// C4, of pins: a reference may be of somebody who looks at every page.
+pub(super) fn private_folios_are_not_pinned(scene: &Scene<'_>) -> Found {
+    private_folios(scene, Folio::maybe_pinned, "a device may have it")
 }
 
 /// B5 and B6: a mapping by a leaf is no reference, or there would be more than the page cache and the holders have.

@@ -1,6 +1,6 @@
 //! Inodes, their bindings and attributes (groups A and C).
 
-use gmem::PageIndex;
+use gmem::{GuestMemfd, PageIndex};
 
 use super::scene::Scene;
 use crate::memslot::SlotState;
@@ -68,9 +68,10 @@ pub(super) fn slots_lie_inside(scene: &Scene<'_>) -> Found {
 /// A4.
 pub(super) fn slots_have_live_inodes(scene: &Scene<'_>) -> Found {
     let (true, Some(slots), Some(inodes)) = (scene.slots_settled, &scene.slots, &scene.inodes) else { return Ok(()) };
-    for slot in slots.iter() {
-        if let Some(view) = slot.gmem.filter(|view| !inodes.contains_key(&view.gmem)) {
-            return Err(format!("memslot {} shows guest_memfd {}, which is closed", slot.id.0, view.gmem.0));
+    for slot in slots.slots() {
+        let (info, released) = (slot.info(), slot.inode().is_some_and(GuestMemfd::is_released));
+        if let Some(view) = info.gmem.filter(|view| !released && !inodes.contains_key(&view.gmem)) {
+            return Err(format!("memslot {} shows guest_memfd {}, which is closed", info.id.0, view.gmem.0));
         }
     }
     Ok(())

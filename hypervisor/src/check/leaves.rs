@@ -1,6 +1,7 @@
 //! What leaves show (groups B, C and D).
 
 use emu_core::PageSize;
+use gmem::GuestMemfd;
 use gmem::folio::{FolioFlags, FolioKind};
 
 use super::scene::Scene;
@@ -34,6 +35,20 @@ pub(super) fn given_up_leaves_show_the_inodes_pages(scene: &Scene<'_>) -> Found 
                 leaf.gfn.raw(),
                 leaf.sfn
             ));
+        }
+    }
+    Ok(())
+}
+
+/// A8.
+pub(super) fn closed_files_are_not_shown(scene: &Scene<'_>) -> Found {
+    let (true, Some(slots)) = (scene.slots_settled, &scene.slots) else { return Ok(()) };
+    for slot in slots.slots().filter(|slot| slot.info().is_gmem_only()) {
+        let closed = slot.inode().is_some_and(GuestMemfd::is_released);
+        let shown = || scene.leaves().iter().find(|leaf| slot.info().contains(leaf.gfn));
+        if closed && let Some(leaf) = shown() {
+            let (gfn, id) = (leaf.gfn.raw(), slot.info().id.0);
+            return Err(format!("guest frame {gfn:#x} is mapped, and the file behind memslot {id} was released"));
         }
     }
     Ok(())
@@ -91,7 +106,7 @@ pub(super) fn leaves_are_what_the_guest_meant(scene: &Scene<'_>) -> Found {
 /// D1.
 pub(super) fn leaves_cover_one_attribute(scene: &Scene<'_>) -> Found {
     for placed in scene.settled_leaves().filter(|placed| placed.leaf.size > PageSize::Size4K) {
-        if placed.inode.is_uniform(placed.index, placed.leaf.size.frames()) == Some(false) {
+        if scene.is_uniform(&placed) == Some(false) {
             let leaf = placed.leaf;
             return Err(format!("the {} leaf at {:#x} covers private and shared pages", leaf.size, leaf.gfn.raw()));
         }

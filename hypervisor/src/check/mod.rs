@@ -20,6 +20,7 @@ mod leaves;
 mod logs;
 mod pools;
 mod protocol;
+mod records;
 mod scene;
 mod shadowed;
 pub mod table;

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use emu_core::Gfn;
 use emu_core::sync::{MutexGuard, ReadGuard, Task};
-use gmem::{FolioRun, HostMemory, InodeView, PageIndex, Shareability, ShareabilityMap};
+use gmem::{FolioRun, HostMemory, InodeView, PageIndex, Shareability};
 
 use super::Moment;
 use super::history::CheckHistory;
 use super::witness::Witness;
+use crate::attributes::AttributeTree;
 use crate::memslot::{GmemServes, MemSlots, Slot};
 use crate::tdp::{LeafView, Tables};
 use crate::vm::{GmemId, Vm};
@@ -28,7 +29,7 @@ pub(super) struct Scene<'a> {
     /// `None` while an inode comes or goes.
     pub(super) inodes: Option<BTreeMap<GmemId, InodeView>>,
     /// `mem_attr_array`; `None` while it changes.
-    pub(super) attributes: Option<ReadGuard<'a, ShareabilityMap>>,
+    pub(super) attributes: Option<ReadGuard<'a, AttributeTree>>,
     pub(super) covered: Option<(Gfn, Gfn)>,
 }
 
@@ -84,6 +85,15 @@ impl<'a> Scene<'a> {
                 self.inodes.as_ref()?.get(&slot.info().gmem?.gmem)?.attribute(index)
             }
             _ => Some(self.attributes.as_ref()?.get(gfn.raw())),
+        }
+    }
+
+    /// Whether all pages behind `leaf` are private, or all shared; `None` while that changes.
+    pub(super) fn is_uniform(&self, Placed { leaf, slot, inode, index, .. }: &Placed<'_>) -> Option<bool> {
+        let nr_pages = leaf.size.frames();
+        match slot.inode() {
+            Some(shown) if shown.policy().generation.has_inode_attributes() => inode.is_uniform(*index, nr_pages),
+            _ => Some(self.attributes.as_ref()?.map().is_uniform(leaf.gfn.raw(), nr_pages)),
         }
     }
 

@@ -1,11 +1,13 @@
 //! What must hold of shadow pages (group J): [`crate::shadow::check`] says it, here it is asked.
 
+use emu_core::Gfn;
 use emu_core::sync::Task;
 use mmu::PagingFeatures;
 
 use super::scene::Scene;
 use crate::shadow::ShadowMmu;
 use crate::shadow::check::{self, Verdict};
+use crate::vcpu::VcpuId;
 
 type Found = Result<(), String>;
 
@@ -18,6 +20,26 @@ fn ask(scene: &Scene<'_>, rule: impl Fn(&ShadowMmu, &PagingFeatures) -> Verdict)
 /// For what depends on shadow pages alone: looked at when one of them changed.
 fn ask_if_changed(scene: &Scene<'_>, rule: fn(&ShadowMmu) -> Verdict) -> Found {
     if scene.history.shadow_changed { ask(scene, |pages, _| rule(pages)) } else { Ok(()) }
+}
+
+/// E7. Nobody can write a guest table that its shadow follows, by a translation either.
+pub(super) fn followed_tables_are_not_cached_writable(scene: &Scene<'_>) -> Found {
+    ask(scene, |pages, _| {
+        for (n, vcpu) in scene.vm.vcpus.iter().enumerate() {
+            let id = VcpuId(n as u16);
+            let inside = scene.witness.in_guest(id);
+            let mut verdict = Ok(());
+            scene.witness.writable_frames(id, &mut |sfn| {
+                // What is owed over shadow tables is owed by system frames.
+                let usable = inside || !vcpu.owes(Gfn::new(sfn.raw()), 1, &Task::QUIET);
+                if verdict.is_ok() && usable {
+                    verdict = check::table_is_not_written(pages, sfn, n);
+                }
+            });
+            verdict?;
+        }
+        Ok(())
+    })
 }
 
 /// J1.

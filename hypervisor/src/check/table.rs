@@ -5,7 +5,7 @@
 //! reverse map of SNP and TDX have lists of their own.
 
 use super::scene::Scene;
-use super::{entries, folios, inodes, leaves, logs, pools, protocol, shadowed};
+use super::{entries, folios, inodes, leaves, logs, pools, protocol, records, shadowed};
 
 /// When a rule holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,20 +106,17 @@ const HISTORY: &str = "hypervisor/tests/history.rs";
 const INODE: &str = "gmem/tests/history.rs";
 const UNITS: &str = "gmem/src/provider/tests.rs";
 const POOLS: &str = "gmem/src/pool/tests.rs";
-const SHADOW: &str = "no shadow paging beside the nested tables";
-const MMIO: &str = "nothing looks at device entries yet";
 const STATES: &str = "hypervisor/tests/state_machine.rs";
-const USER_MEMORY: &str = "hypervisor/tests/user_memory.rs";
 
 invariants! {
     A1 Always Scan(inodes::bindings_are_disjoint) "bindings of one inode are disjoint";
     A2 Always Scan(inodes::bindings_are_the_slots) "an index is bound to a slot exactly where the slot shows it";
     A3 Always Scan(inodes::slots_lie_inside) "a bound slot lies inside its inode";
-    A4 Always Scan(inodes::slots_have_live_inodes) "a slot's inode is open";
+    A4 Always Scan(inodes::slots_have_live_inodes) "a slot's file is open, or was released and taken from it";
     A5 Always Scan(inodes::inodes_stay_what_they_are) "size and flags of an inode never change";
     A6 Call Open("inodes live and die with their VM") "a live inode implies a live VM";
     A7 Call Test("hypervisor/tests/memslots.rs") "slots keep no inode open for ever: closing after the last slot always succeeds";
-    A8 MmuLockFree Within(Invariant::B4) "after an inode is closed no leaf shows its frames";
+    A8 MmuLockFree Scan(leaves::closed_files_are_not_shown) "after a file is released no leaf shows its frames";
     A9 Call Test(HISTORY) "bytes of an index depend on the inode's history, not on slots";
     A10 Call Test(HISTORY) "a refused memslot call leaves nothing behind";
     A11 Always Scan(inodes::slots_change_with_their_generation) "a slot is what it was until it is deleted";
@@ -145,8 +142,8 @@ invariants! {
     B19 Call Test(INODE) "references block conversion to private and merging, and nothing else";
     C1 Always Scan(inodes::attributes_cover_every_page) "every index has one attribute, in maximal runs";
     C2 Call Test(HISTORY) "a hole changes no attribute";
-    C3 Always Test(USER_MEMORY) "no user PTE maps a private page";
-    C4 Call Test(INODE) "a page that became private is held by the page cache alone";
+    C3 Always Scan(folios::private_folios_are_not_mapped) "no user PTE maps a private page";
+    C4 Always Scan(folios::private_folios_are_not_pinned) "a page that became private is held by the page cache alone";
     C5 Call Test(INODE) "making private fails exactly when somebody holds a folio of the range, and says which";
     C6 Call Test(INODE) "a refused conversion changes no attribute";
     C7 Call Test(HISTORY) "a conversion to what is there zaps, flushes and invalidates nothing";
@@ -165,9 +162,9 @@ invariants! {
     D4 MmuLockFree Scan(leaves::leaves_are_congruent) "guest and system frames of a leaf are multiples of its size";
     D5 Call Test("gmem/src/policy/order.rs") "a folio's order is told only where it lies in the slot and is congruent";
     D6 Call Test("gmem/src/policy/order.rs") "the rule of containment allows whatever the rule of all or nothing does";
-    D7 Always Test(ATTRIBUTES) "a block is marked mixed exactly when its attributes differ";
+    D7 Always Scan(records::mixed_pages_are_marked) "a block is marked mixed exactly when its attributes differ";
     D8 Always Test(ATTRIBUTES) "the count of what forbids large pages is right and never negative";
-    D9 Always Test(ATTRIBUTES) "records of large pages are looked up inside the slot only";
+    D9 Always Asserted("hypervisor/src/attributes/lpage.rs") "records of large pages are looked up inside the slot only";
     D10 MmuLockFree Scan(leaves::logged_leaves_are_small) "while a slot is logged no leaf above 4K is writable, unless all of its pages count as written";
     D11 MmuLockFree Scan(entries::huge_leaves_are_not_executable) "with the NX workaround no leaf above 4K is executable";
     D12 MmuLockFree Open("no reverse map") "a private leaf is no larger than the reverse map allows";
@@ -180,7 +177,7 @@ invariants! {
     E4 MmuLockFree Within(Invariant::B4) "an entry is written only if nothing it was decided on was invalidated";
     E5 MmuLockFree Scan(protocol::translations_stand_in_the_tables) "after zap and flush no processor uses the translation";
     E6 Always Scan(protocol::translations_show_the_inodes_pages) "no translation outlives the page it shows";
-    E7 Always Open(SHADOW) "write access withdrawn for write-tracking is flushed under mmu_lock";
+    E7 MmuLockFree Scan(shadowed::followed_tables_are_not_cached_writable) "write access withdrawn for write-tracking is flushed under mmu_lock";
     E8 MmuLockFree Scan(logs::who_can_write_is_in_the_log) "write access withdrawn for logging is flushed before the call returns";
     E9 Always Scan(protocol::owed_flushes_are_announced) "a processor enters the guest after serving the flushes it owes";
     E10 Call Test(HISTORY) "after a slot is deleted nothing shows it";
@@ -213,9 +210,9 @@ invariants! {
     I2 MmuLockFree Scan(logs::writable_leaves_are_in_the_log) "a writable leaf of a logged slot is in the log already";
     I3 Always Asserted("hypervisor/src/tdp/tables.rs") "no dirty flag is lost by a racing change";
     I4 Always Scan(logs::rings_keep_their_order) "the dirty ring loses and doubles nothing";
-    I5 Always Open(MMIO) "an MMIO entry is used only in its generation";
+    I5 Always Asserted("src/explore/world.rs") "an MMIO entry is used only in its generation";
     I6 MmuLockFree Scan(entries::writability_is_a_legal_row) "an entry's writability is one of the four legal states";
-    I7 Always Open("no prefetch") "a prefetch marks nothing accessed";
+    I7 Always Test("hypervisor/src/tdp/leaf.rs") "a prefetch marks nothing accessed";
     I8 MmuLockFree Scan(entries::listed_tables_stand_for_huge_leaves) "the list of NX tables is the tables that stand for huge pages";
     J1 MmuLockFree Scan(shadowed::the_reverse_map_is_the_leaves) "the reverse map is the leaves";
     J2 MmuLockFree Scan(shadowed::synced_pages_follow) "a synced shadow page says what its guest table says";
@@ -230,7 +227,7 @@ invariants! {
     K1 Call Test("gmem/tests/generations.rs") "calls are refused with the kernel's errno";
     K2 Call Test("hypervisor/tests/pipeline.rs") "a memory-fault exit says so";
     K3 Call Test(HISTORY) "a fault that the VMM did not resolve comes again";
-    K4 Call Open("no prefault call") "a prefault's progress is what it returns";
+    K4 Call Test("hypervisor/tests/leaves.rs") "a prefault's progress is what it returns";
     K5 Call Test("hypervisor/tests/memslots.rs") "native and emulated accesses agree";
     K6 Call Open("no conversion hypercall") "a conversion exit is well formed";
     K7 Always Open("the emulator is the processor") "private faults never reach the emulator";

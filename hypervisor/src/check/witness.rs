@@ -24,6 +24,9 @@ pub trait Witness {
     /// Calls `each` for the guest frames that `vcpu` can write by what it has cached, without a look at the tables.
     fn stores(&self, _vcpu: VcpuId, _each: &mut dyn FnMut(Gfn)) {}
 
+    /// Calls `each` for the system frames that `vcpu`, over shadow tables, can write by what it has cached.
+    fn writable_frames(&self, _vcpu: VcpuId, _each: &mut dyn FnMut(Sfn)) {}
+
     /// Whether `vcpu` executes the guest at this moment.
     fn in_guest(&self, _vcpu: VcpuId) -> bool {
         false

@@ -205,6 +205,7 @@ impl Vm {
                 self.invalidation.range().is_some_and(|(from, to)| from.raw() < gfn.raw() + size.frames() && gfn < to);
             !changing
                 && size <= self.pages.max_level
+                && slot.lpage().largest(gfn, size, task) == size
                 && back::present(self, slot, gfn, task).is_some_and(|(memory, origin)| {
                     memory.sfn == sfn && level::allowed(self, slot, gfn, memory, origin, task) >= size
                 })
@@ -269,6 +270,7 @@ impl Vm {
                 armed
             })
         };
+        task.at(Point::Z1);
         if !task.has(Defect::HarvestWithoutFlush) {
             self.flush(&owed, task);
         }

@@ -1,7 +1,9 @@
 //! Stage 3: the memory behind the page, from guest_memfd or from the VMM's address space (`kvm_mmu_faultin_pfn`).
 
+use emu_core::defect::Defect;
 use emu_core::sync::Task;
 use emu_core::{AccessKind, Gfn, PageSize};
+use gmem::GetError;
 use gmem::mm::{Hold, UserAccess, Wait};
 
 use super::admit::Admitted;
@@ -49,7 +51,7 @@ impl<'s> Backed<'s> {
         self.fault.rights() & self.rights
     }
     /// What holds it.
-    pub(super) const fn page(&self) -> &HeldPage<'s> {
+    pub(crate) const fn page(&self) -> &HeldPage<'s> {
         &self.page
     }
 }
@@ -68,10 +70,19 @@ fn from_gmem<'s>(fault: Admitted<'s>, vm: &'s Vm, task: &'s Task<'s>) -> Result<
         return Err(memory_fault(fault.fault().fault().input(), MemoryFaultReason::PrivateWithoutGmem));
     };
     let shared = inode.shared(task);
+    let closed = || memory_fault(fault.fault().fault().input(), MemoryFaultReason::FileClosed);
     if shared.slot_at(index) != Some(slot.info().binding_id()) {
-        return Err(VmError::NotBound { slot: slot.info().id, index }.into());
+        // From the file's release on `slot->gmem.file` is null, and nobody is bound.
+        match inode.is_released() {
+            true if task.has(Defect::ReviveFile) => {}
+            true => return Err(closed()),
+            false => return Err(VmError::NotBound { slot: slot.info().id, index }.into()),
+        }
     }
-    let memory = shared.get_folio(&vm.host, index, task)?;
+    let memory = match shared.get_folio(&vm.host, index, task) {
+        Err(GetError::Closed { .. }) => return Err(closed()),
+        found => found?,
+    };
     let page = HeldPage::new(None, UserAccess::Write, &vm.host, task);
     Ok(Backed { fault, memory, origin: Origin::Gmem, rights: Rights::all(), page })
 }

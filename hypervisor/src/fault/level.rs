@@ -5,6 +5,7 @@ use emu_core::sync::Task;
 use emu_core::{AccessKind, Gfn, PageSize, Sfn};
 
 use super::back::{Backed, Origin};
+use crate::follow::HeldPage;
 use crate::memslot::{MemSlot, Slot};
 use crate::tdp::Rights;
 use crate::vm::Vm;
@@ -50,6 +51,10 @@ impl Sized<'_> {
     /// What the leaf allows.
     pub fn rights(&self) -> Rights {
         self.backed.rights()
+    }
+    /// What holds the page behind it.
+    pub(crate) const fn page(&self) -> &HeldPage<'_> {
+        self.backed.page()
     }
     /// What the guest wants to do.
     pub const fn kind(&self) -> AccessKind {

@@ -109,6 +109,8 @@ pub enum MemoryFaultReason {
     PrivateWithoutSlot,
     /// Private memory in a memslot that has user memory alone.
     PrivateWithoutGmem,
+    /// Memory of a guest_memfd whose file was closed.
+    FileClosed,
 }
 
 /// An exit to the VMM about guest memory.

@@ -5,12 +5,13 @@
 //! device is refused ([`super::UnsafeMappings`]). A page of guest_memfd is held by a reference, so a conversion to private
 //! finds it busy for as long as the mapping lasts.
 
+use emu_core::defect::Defect;
 use emu_core::memory::BusError;
 use emu_core::sync::Task;
 use emu_core::{Gfn, Gpa, Sfn};
 use gmem::mm::{Hold, PageRef, UserAccess, Wait};
 
-use super::{FollowPfn, MapWritable, follow};
+use super::{FollowPfn, MapWritable, OwnAccess, follow};
 use crate::io::GuestAccessError;
 use crate::memslot::{Slot, SlotFlags, SlotState};
 use crate::vm::Vm;
@@ -67,7 +68,7 @@ impl Vm {
         if access == UserAccess::Write && info.flags.contains(SlotFlags::READONLY) {
             return Err(GuestAccessError::ReadOnly { gpa: gfn.base(), slot: info.id.0 });
         }
-        if let Some((inode, index)) = self.own_access_through_gmem(slot, gfn) {
+        if let Some((inode, index)) = self.own_access_through_gmem(slot, gfn, task) {
             let sfn = inode.shared(task).get_page(&self.host, index, task)?;
             return Ok(HostMap { gfn, sfn, access, held: Held::Gmem });
         }
@@ -115,8 +116,13 @@ impl Vm {
         &self,
         slot: &'s Slot,
         gfn: Gfn,
+        task: &Task<'_>,
     ) -> Option<(&'s gmem::GuestMemfd, gmem::PageIndex)> {
-        let through_gmem = slot.info().is_gmem_only() && self.follow.own_access == super::OwnAccess::Gmem;
+        let own_access = match task.has(Defect::OwnAccessToUserMemory) {
+            true => OwnAccess::UserMemory,
+            false => self.follow.own_access,
+        };
+        let through_gmem = slot.info().is_gmem_only() && own_access == OwnAccess::Gmem;
         slot.gmem_page(gfn).filter(|_| through_gmem)
     }
 

@@ -15,6 +15,7 @@ pub mod map;
 
 use core::cell::Cell;
 
+use emu_core::defect::Defect;
 use emu_core::sync::Task;
 use emu_core::{Errno, Gfn, Hva, PageSize, Sfn};
 use gmem::mm::{Foll, GupError, Hold, PageRef, UserAccess, UserFault, Wait};
@@ -189,7 +190,11 @@ pub fn follow(
         }
         Err(GupError::NeedsIo { .. }) => Err(PfnError::NeedsIo { hva }),
         Err(GupError::Fault(UserFault::HwPoison { .. })) => Err(PfnError::HwPoison { hva }),
-        Err(GupError::Device { .. }) if hold == Hold::Pin && unsafe_mappings == UnsafeMappings::Refused => {
+        Err(GupError::Device { .. })
+            if hold == Hold::Pin
+                && unsafe_mappings == UnsafeMappings::Refused
+                && !kernel.task.has(Defect::MapDeviceForLong) =>
+        {
             Err(PfnError::Unsafe { hva })
         }
         Err(GupError::Device { .. }) => match mm.follow_device(hva, access, kernel) {
@@ -219,7 +224,7 @@ enum Use {
 /// What was mapped is marked as accessed, and as dirty if the host lets the guest write: whether it does write is known to
 /// the entry alone, and who removes that does no accounting.
 pub struct HeldPage<'s> {
-    page: Option<PageRef>,
+    page: Cell<Option<PageRef>>,
     rights: UserAccess,
     used: Cell<Use>,
     host: &'s Host,
@@ -233,7 +238,15 @@ impl<'s> HeldPage<'s> {
         host: &'s Host,
         task: &'s Task<'s>,
     ) -> HeldPage<'s> {
-        HeldPage { page, rights, used: Cell::new(Use::Unused), host, task }
+        HeldPage { page: Cell::new(page), rights, used: Cell::new(Use::Unused), host, task }
+    }
+
+    /// Lets go of the page before it was marked; what is to be marked, with what is to be said of it.
+    pub(crate) fn release_early(&self) -> Option<(Sfn, UserAccess)> {
+        let page = self.page.take()?;
+        let sfn = page.sfn();
+        page.release(self.host, self.task);
+        Some((sfn, self.rights))
     }
 
     /// The fault is not stale and goes on to map the page; `mmu_lock` is held from here to the end.

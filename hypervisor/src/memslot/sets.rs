@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use emu_core::Gfn;
+use emu_core::defect::Defect;
 use emu_core::sync::{MutexGuard, ReadGuard, ShardedLock, Task};
 use gmem::SlotId;
 
@@ -89,7 +90,8 @@ impl SlotSets {
         };
         {
             // An end must meet the slots that its start met.
-            let _no_notifier = self.notifiers.write(task);
+            let waits = !task.has(Defect::ExchangeDuringNotification);
+            let _no_notifier = waits.then(|| self.notifiers.write(task));
             self.active.store(new, Ordering::Release);
         }
         // The grace period: whoever is in the old set leaves it.

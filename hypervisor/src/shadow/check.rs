@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use emu_core::Gfn;
 use emu_core::regs::{Cr0, Cr4, Efer};
+use emu_core::{Gfn, Sfn};
 use mmu::{GuestPaging, PagingFeatures, PagingState};
 use thiserror::Error;
 
@@ -124,6 +124,15 @@ fn no_writer(mmu: &ShadowMmu, rule: &'static str, gfn: Gfn) -> Verdict {
         }
     }
     Ok(())
+}
+
+/// E7: `sfn`, which processor `vcpu` can write, is no guest table that a valid page follows.
+pub fn table_is_not_written(mmu: &ShadowMmu, sfn: Sfn, vcpu: usize) -> Verdict {
+    let follows = |page: &Page| page.following == Following::Synced && page.standing == Standing::Valid;
+    match mmu.pages().find(|(_, page)| page.source == Some(sfn) && follows(page)) {
+        Some((_, page)) => broken("E7", (vcpu, "can write the guest table", page.gfn)),
+        None => Ok(()),
+    }
 }
 
 /// J4: nothing lets the guest write a table above the lowest level.

@@ -111,7 +111,7 @@ impl Vm {
         if let Some((found, _)) = back::present(self, slot, gfn, task) {
             return Some(found.sfn);
         }
-        let Some((inode, index)) = self.own_access_through_gmem(slot, gfn) else {
+        let Some((inode, index)) = self.own_access_through_gmem(slot, gfn, task) else {
             let mut found = None;
             let mut note = |sfn| {
                 found = Some(sfn);

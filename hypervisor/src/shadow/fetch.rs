@@ -113,7 +113,13 @@ impl ShadowMmu {
         }
         report_page(gfn, role, TableOrigin::New, with.task);
         let Some(table) = with.tables.pop() else { unreachable!("a fetch needs no more tables than it topped up") };
-        self.add_page(table, gfn, role, source, with.owed, with.task)
+        let page = self.add_page(table, gfn, role, source, with.owed, with.task);
+        if role.origin == Origin::Guest && !with.owed.is_empty() {
+            // Before the guest's entry is looked at again: who could write the table cannot any more (`account_shadowed`).
+            (with.flush)(with.owed);
+            *with.owed = Owed::default();
+        }
+        page
     }
 
     /// Puts the leaf that `plan` asks for under `root`. `mmu_lock` is held for writing and the fault was found not to be

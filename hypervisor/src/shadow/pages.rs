@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use emu_core::defect::Defect;
 use emu_core::event::{Bits, Event};
 use emu_core::memory::SystemMemory;
 use emu_core::sync::Task;
@@ -280,7 +281,8 @@ impl ShadowMmu {
         match (old.read(level), new.read(level)) {
             (ShadowEntry::Leaf { sfn, rights: had }, ShadowEntry::Leaf { sfn: to, rights: has }) => {
                 assert_eq!(sfn, to, "the leaf at {slot:?} changes its frame while present");
-                if !has.contains(had) || old.is_accessed() && !new.is_accessed() {
+                let protects = old.may_be_cached_writable() && !new.may_be_cached_writable();
+                if !has.contains(had) || protects || old.is_accessed() && !new.is_accessed() {
                     owed.range(Gfn::new(sfn.raw()), frames(level));
                 }
             }
@@ -359,7 +361,9 @@ impl ShadowMmu {
         for n in 0..self.rmaps.of(1, gfn).len() {
             let slot = self.rmaps.of(1, gfn)[n];
             let spte = self.load(slot);
-            if spte.is_writable() {
+            // By MMU-writable and not by W: who withheld W for a log flushes after it has given the lock up.
+            let by_hardware = task.has(Defect::FlushByHardwareWrite);
+            if spte.is_writable() || spte.may_be_cached_writable() && !by_hardware {
                 self.change(slot, spte.write_protected(), owed, task);
                 self.stats.write_protected += 1;
             }

@@ -9,7 +9,9 @@
 //! | writable | 1 | 1 | 1 |
 //! | write-protected for a shadowed table | 0 | 0 | 1 |
 //! | the guest or the host does not allow writes | 0 | 0 | as the host |
-//! | the next write is to be logged | 0 | 0 | 0 |
+//! | the next write is to be logged | 0 | 0 or 1 | 0 |
+//!
+//! MMU-writable without W says that somebody withheld W and may not have flushed yet: a processor may still write.
 
 use emu_core::{PageSize, Sfn, Spa};
 use mmu::GuestRights;
@@ -119,7 +121,12 @@ impl ShadowPte {
 
     /// The entry as if the host did not let the guest write: what a page of a logged memslot has until it is marked.
     pub const fn host_write_withheld(self) -> ShadowPte {
-        ShadowPte(self.0 & !(W | MMU_WRITABLE | HOST_WRITABLE))
+        ShadowPte(self.0 & !(W | HOST_WRITABLE))
+    }
+
+    /// Whether a processor may be able to write by what it has cached, whatever the entry says now.
+    pub const fn may_be_cached_writable(self) -> bool {
+        self.0 & (W | MMU_WRITABLE) != 0
     }
 
     /// The entry with the accessed flag clear.

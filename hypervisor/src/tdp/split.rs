@@ -5,6 +5,7 @@
 //! leaf that covers a table's first present part in the table's place; what the table held goes with it, and processors
 //! must forget the way through it.
 
+use emu_core::defect::Defect;
 use emu_core::event::{Bits, Event};
 use emu_core::memory::BusError;
 use emu_core::sync::Task;
@@ -138,8 +139,10 @@ impl Tables {
         let mut recovered = 0;
         // From the largest down: a table of tables becomes one leaf at once if it may.
         for size in [PageSize::Size1G, PageSize::Size2M] {
-            let mut base = first.raw().next_multiple_of(size.frames());
-            while base.saturating_add(size.frames()) <= end {
+            let whole = first.raw().next_multiple_of(size.frames());
+            let around = task.has(Defect::RecoverAroundSlot);
+            let mut base = if around { first.align_down(size).raw() } else { whole };
+            while if around { base } else { base.saturating_add(size.frames()) } <= end {
                 recovered += u64::from(self.recover(Gfn::new(base), size, execute, may_be, owed, task)?);
                 base += self.gap(Gfn::new(base), size)?;
             }
@@ -170,7 +173,7 @@ impl Tables {
             return Ok(false);
         };
         let Some((part, sfn)) = self.first_part(table, below, base)? else { return Ok(false) };
-        if !sfn.is_aligned(size) || !may_be(base, sfn, size) {
+        if !may_be(base, sfn, size) || !sfn.is_aligned(size) {
             return Ok(false);
         }
         let mut whole = part;
