@@ -48,10 +48,10 @@ fn every_defect_is_found_shrunk_and_replayed() {
 fn without_a_defect_nothing_breaks() {
     for scenario in scenarios() {
         let start = || scenario.start(Defects::NONE);
-        sound(scenario, explore(&start, &mut Exhaustive::new(2), &mut |n| n < 2_000));
+        sound(scenario, explore(&start, &mut Exhaustive::new(2), &mut |n| n < 800));
         for seed in 0..4 {
-            sound(scenario, explore(&start, &mut Random::new(Seed(seed)), &mut |n| n < 300));
-            sound(scenario, explore(&start, &mut Pct::new(Seed(seed), 3), &mut |n| n < 300));
+            sound(scenario, explore(&start, &mut Random::new(Seed(seed)), &mut |n| n < 120));
+            sound(scenario, explore(&start, &mut Pct::new(Seed(seed), 3), &mut |n| n < 120));
         }
     }
 }
@@ -74,7 +74,7 @@ fn a_finding_comes_with_the_command_that_repeats_it() {
 
 #[test]
 fn nothing_is_found_where_nothing_is_wrong() {
-    let ended = bifold("explore --schedules 300 --seed 9".split(' '), LIMIT);
+    let ended = bifold("explore --schedules 100 --seed 9".split(' '), LIMIT);
     assert_eq!(ended.code, Some(0), "{ended:?}");
     let listed = bifold(["explore", "--list"], LIMIT);
     for scenario in scenarios() {
