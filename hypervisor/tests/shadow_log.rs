@@ -185,6 +185,25 @@ fn the_flags_that_a_walk_sets_in_the_guests_tables_are_writes() {
     }
 }
 
+/// A flush makes leaves again from what the guest's entries say by then; the right to write that an entry has got meanwhile
+/// is not in them, because nobody would be told of the write.
+#[test]
+fn a_right_to_write_comes_by_a_fault_that_marks_the_page() {
+    let by = |kind| Access::new(kind, Privilege::Supervisor);
+    for form in Form::ALL {
+        let mut world = World::new(form, PageSize::Size4K);
+        world.edit(world.page_table(0), 1, DATA | P | A);
+        start(&mut world);
+        world.access(0x1000, by(AccessKind::Read), None).unwrap();
+        world.edit(world.page_table(0), 1, DATA | P | W | A | D);
+        world.invlpg(0x1000);
+        assert_eq!(world.vm.shadow_stats(QUIET).unsync, 1, "{form:?}: the leaf was not dropped by an emulated write");
+        harvest(&mut world, false);
+        world.access(0x1000, by(AccessKind::Write), Some(&[1])).unwrap();
+        assert!(harvest(&mut world, false).contains(&(DATA >> 12)), "{form:?}");
+    }
+}
+
 #[test]
 fn logging_makes_large_leaves_small_where_they_are_written_and_stopping_lets_them_be_large_again() {
     let mut world = World::new(Form::Four, PageSize::Size2M);

@@ -4,7 +4,7 @@
 //! (`balloon`, `toggle`, `replug`) put back what they changed also when a step in the middle is refused.
 
 use emu_core::sync::Task;
-use emu_core::{PageSize, Sfn};
+use emu_core::{Gfn, Gpa, PageSize, Sfn};
 use gmem::{PageIndex, PageRange};
 use hypervisor::tdp::AdBit;
 use hypervisor::{GmemId, MemSlot, MemSlotSpec, Shareability, SlotFlags, SlotId, Vm, VmError};
@@ -21,6 +21,8 @@ const PAGE: u64 = PageSize::Size4K.bytes();
 struct Pages {
     gmem: GmemId,
     range: PageRange,
+    /// Where the first of them is shown, if they were named by guest physical address.
+    gpa: Option<Gpa>,
 }
 
 impl Pages {
@@ -30,6 +32,16 @@ impl Pages {
     fn len_bytes(self) -> u64 {
         self.range.nr_pages * PAGE
     }
+    /// Some of these pages.
+    fn part(self, range: PageRange) -> Pages {
+        let gpa = self.gpa.map(|gpa| gpa.wrapping_add((range.first.0 - self.range.first.0) * PAGE));
+        Pages { range, gpa, ..self }
+    }
+    /// Where they are shown, for who says of guest physical memory who may use it.
+    fn shown(self) -> Result<GpaRange, MemoryError> {
+        let gpa = self.gpa.ok_or(MemoryError::AttributesOfVm { gmem: self.gmem })?;
+        Ok(GpaRange { gpa, len_bytes: self.len_bytes() })
+    }
     fn indices(self) -> impl Iterator<Item = PageIndex> {
         (self.range.first.0..self.range.end().0).map(PageIndex)
     }
@@ -37,15 +49,17 @@ impl Pages {
 
 /// The inodes' pages behind a range.
 fn pages(vm: &Vm, range: Range, task: &Task<'_>) -> Result<Vec<Pages>, MemoryError> {
-    let whole = |gmem, offset: u64, len: u64| Pages {
-        gmem,
-        range: PageRange { first: PageIndex(offset / PAGE), nr_pages: len / PAGE },
+    let whole = |gmem, offset: u64, len: u64, gpa| {
+        let range = PageRange { first: PageIndex(offset / PAGE), nr_pages: len / PAGE };
+        Pages { gmem, range, gpa }
     };
     match range {
-        Range::Inode { gmem, offset_bytes, len_bytes } => Ok(vec![whole(gmem, offset_bytes, len_bytes)]),
+        Range::Inode { gmem, offset_bytes, len_bytes } => Ok(vec![whole(gmem, offset_bytes, len_bytes, None)]),
         Range::Gpa(range) => {
             let parts = memory::parts(vm, range, task)?;
-            Ok(parts.iter().map(|part| whole(part.gmem, part.offset_bytes, part.range.len_bytes)).collect())
+            let shown =
+                |part: &memory::Part| whole(part.gmem, part.offset_bytes, part.range.len_bytes, Some(part.range.gpa));
+            Ok(parts.iter().map(shown).collect())
         }
     }
 }
@@ -84,18 +98,18 @@ pub fn perform(vm: &Vm, what: &What, held: &mut Holdings, task: &Task<'_>) -> Re
             if let Some(migration) = &mut held.migration {
                 migration.note_own(p.gmem, p.indices());
             }
-            vm.punch_hole(p.gmem, p.offset_bytes(), p.len_bytes(), task)
+            Ok(vm.punch_hole(p.gmem, p.offset_bytes(), p.len_bytes(), task)?)
         }),
         What::Allocate(range) => each(vm, *range, task, |p| {
             let inode = vm.gmem(p.gmem, task).ok_or(VmError::NoSuchGmem { id: p.gmem })?;
-            Ok(inode.shared(task).allocate(vm.host(), p.range, task)?)
+            Ok(inode.shared(task).allocate(vm.host(), p.range, task).map_err(VmError::from)?)
         }),
         What::Convert(Convert { range, to }) => {
             private_memory(vm)?;
-            each(vm, *range, task, |p| vm.convert(p.gmem, p.offset_bytes(), p.len_bytes(), *to, task))
+            each(vm, *range, task, |p| convert(vm, p, *to, task))
         }
         What::Poison(range) => each(vm, *range, task, |p| {
-            p.indices().try_for_each(|index| vm.memory_failure(p.gmem, index, task).map(|_| ()))
+            Ok(p.indices().try_for_each(|index| vm.memory_failure(p.gmem, index, task).map(|_| ()))?)
         }),
         What::Balloon(range) => balloon(vm, *range, held, task),
         What::Toggle(range) => toggle(vm, *range, task),
@@ -162,7 +176,7 @@ fn each(
     vm: &Vm,
     range: Range,
     task: &Task<'_>,
-    mut act: impl FnMut(Pages) -> Result<(), VmError>,
+    mut act: impl FnMut(Pages) -> Result<(), MemoryError>,
 ) -> Result<u64, MemoryError> {
     let mut bytes = 0;
     for part in pages(vm, range, task)? {
@@ -177,27 +191,40 @@ fn private_memory(vm: &Vm) -> Result<(), MemoryError> {
 }
 
 /// Who may use each page of a part, as runs.
-fn attributes(vm: &Vm, part: Pages, task: &Task<'_>) -> Result<Vec<(PageRange, Shareability)>, VmError> {
+fn attributes(vm: &Vm, part: Pages, task: &Task<'_>) -> Result<Vec<(Pages, Shareability)>, MemoryError> {
+    if vm.supported_memory_attributes() != 0 {
+        let first = part.shown()?.gpa.frame().raw();
+        let of = |n| vm.memory_attribute(Gfn::new(first + n), task);
+        return Ok(runs(part, |index| of(index.0 - part.range.first.0)));
+    }
     let inode = vm.gmem(part.gmem, task).ok_or(VmError::NoSuchGmem { id: part.gmem })?;
     let map = inode.attributes(task);
+    Ok(runs(part, |index| map.get(index.0)))
+}
+
+fn runs(part: Pages, state_of: impl Fn(PageIndex) -> Shareability) -> Vec<(Pages, Shareability)> {
     let mut runs: Vec<(PageRange, Shareability)> = Vec::new();
     for index in part.indices() {
-        let state = map.get(index.0);
+        let state = state_of(index);
         match runs.last_mut() {
             Some((run, same)) if *same == state => run.nr_pages += 1,
             _ => runs.push((PageRange { first: index, nr_pages: 1 }, state)),
         }
     }
-    Ok(runs)
+    runs.into_iter().map(|(range, state)| (part.part(range), state)).collect()
 }
 
-fn convert(vm: &Vm, part: Pages, to: Shareability, task: &Task<'_>) -> Result<(), VmError> {
-    vm.convert(part.gmem, part.offset_bytes(), part.len_bytes(), to, task)
+/// By the inode, or where the VM says who may use guest physical memory, by the VM.
+fn convert(vm: &Vm, part: Pages, to: Shareability, task: &Task<'_>) -> Result<(), MemoryError> {
+    match vm.supported_memory_attributes() {
+        0 => Ok(vm.convert(part.gmem, part.offset_bytes(), part.len_bytes(), to, task)?),
+        _ => memory::convert(vm, part.shown()?, to, task),
+    }
 }
 
 /// Makes the runs what they were.
-fn restore(vm: &Vm, gmem: GmemId, runs: &[(PageRange, Shareability)], task: &Task<'_>) -> Result<(), VmError> {
-    runs.iter().try_for_each(|&(range, state)| convert(vm, Pages { gmem, range }, state, task))
+fn restore(vm: &Vm, runs: &[(Pages, Shareability)], task: &Task<'_>) -> Result<(), MemoryError> {
+    runs.iter().try_for_each(|&(part, state)| convert(vm, part, state, task))
 }
 
 /// A page and its bytes.
@@ -256,7 +283,7 @@ fn balloon(vm: &Vm, range: Range, held: &Holdings, task: &Task<'_>) -> Result<u6
         let runs = attributes(vm, part, task)?;
         convert(vm, part, Shareability::SHARED, task)?;
         let ballooned = inflate_and_deflate(vm, part, task);
-        restore(vm, part.gmem, &runs, task)?;
+        restore(vm, &runs, task)?;
         bytes += ballooned?;
     }
     Ok(bytes)
@@ -278,7 +305,7 @@ fn toggle(vm: &Vm, range: Range, task: &Task<'_>) -> Result<u64, MemoryError> {
         let runs = attributes(vm, part, task)?;
         let there = convert(vm, part, Shareability::PRIVATE, task);
         let and_back = convert(vm, part, Shareability::SHARED, task);
-        restore(vm, part.gmem, &runs, task)?;
+        restore(vm, &runs, task)?;
         there?;
         and_back?;
         bytes += part.len_bytes();

@@ -25,6 +25,12 @@ pub enum MemoryError {
     /// The VM has no private memory.
     #[error("memory of this kind of VM cannot become private; --vm sw-protected has private memory")]
     NoPrivateMemory,
+    /// Who may use memory is said of guest physical addresses here, and an inode's page may be shown at several, or at none.
+    #[error("here the VM says who may use guest physical memory: give a range without gmem{}:", gmem.0)]
+    AttributesOfVm {
+        /// The inode that was named.
+        gmem: GmemId,
+    },
     /// The VMM itself holds a page that would have to go.
     #[error("page {} of guest_memfd {} is pinned by the script", index.0, gmem.0)]
     Pinned {
