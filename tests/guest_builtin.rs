@@ -236,3 +236,18 @@ fn too_little_memory() {
     let code = ended.code.expect("an exit code");
     assert!(code > 1 && code % 2 == 1, "the guest's codes are odd: {ended:?}");
 }
+
+/// Processors that populate memory side by side get a page each time, in turns and on threads of their own.
+#[test]
+fn processors_touch_all_of_ram_at_once() {
+    for (cpus, mode) in [("1", None), ("4", None), ("2", Some("--parallel"))] {
+        let words = ["--guest", "touch", "--memory", "128M", "--pages", "4k", "--cpus", cpus];
+        let ended = passes(&words.into_iter().chain(mode).collect::<Vec<_>>());
+        let (text, json) = (ended.text(), ended.json());
+        let pages =
+            text.lines().filter_map(|line| line.strip_suffix(" pages")?.rsplit(' ').next()?.parse::<u64>().ok());
+        let (lines, pages) = pages.fold((0, 0), |(lines, all), pages| (lines + 1, all + pages));
+        assert_eq!(lines.to_string(), cpus, "{text}");
+        assert!(pages > 20_000 && count(&json, &["levels", "4K"]) >= pages, "{pages} pages: {json}");
+    }
+}

@@ -33,7 +33,7 @@ mod speculate;
 mod tree;
 mod view;
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use bitflags::bitflags;
 use emu_core::defect::Defect;
@@ -183,6 +183,29 @@ pub struct CreateInfo {
     pub gmem: GmemPolicy,
 }
 
+/// A state of all pages, or none; written with the attributes' lock held, when the map has what it says.
+struct Uniform(AtomicU8);
+
+impl Uniform {
+    const MIXED: u8 = u8::MAX;
+
+    fn new(initial: Shareability) -> Uniform {
+        Uniform(AtomicU8::new(initial.is_private().into()))
+    }
+
+    fn set(&self, state: Option<Shareability>) {
+        self.0.store(state.map_or(Uniform::MIXED, |state| state.is_private().into()), Ordering::Release);
+    }
+
+    fn get(&self) -> Option<Shareability> {
+        match self.0.load(Ordering::Acquire) {
+            Uniform::MIXED => None,
+            0 => Some(Shareability::SHARED),
+            _ => Some(Shareability::PRIVATE),
+        }
+    }
+}
+
 /// See the module.
 pub struct GuestMemfd {
     ino: Ino,
@@ -191,6 +214,8 @@ pub struct GuestMemfd {
     /// `invalidate_lock`, with what only it guards.
     bindings: ShardedLock<Bindings>,
     attributes: ShardedLock<ShareabilityMap>,
+    /// What the attribute of every index is, as long as it is the same: to be read without the lock.
+    uniform: Uniform,
     /// Index to folio.
     cache: ShardedLock<PageCache>,
     /// The largest folio there can be.
@@ -249,6 +274,7 @@ impl GuestMemfd {
             flags,
             bindings: ShardedLock::default(),
             attributes: ShardedLock::new(ShareabilityMap::new(nr_pages, initial)),
+            uniform: Uniform::new(initial),
             cache: ShardedLock::default(),
             unit: policy.folio_size(),
             policy: gmem,
@@ -331,7 +357,14 @@ impl GuestMemfd {
     /// Who may use `index`, at this moment.
     #[inline]
     pub fn attribute(&self, index: PageIndex, task: &Task<'_>) -> Shareability {
-        self.attributes.read(task).get(index.0)
+        self.uniform.get().unwrap_or_else(|| self.attributes.read(task).get(index.0))
+    }
+
+    /// Stores who may use `range`.
+    fn set_attributes(&self, range: PageRange, to: Shareability, task: &Task<'_>) {
+        let mut attributes = self.attributes.write(task);
+        attributes.set(range.first.0, range.nr_pages, to);
+        self.uniform.set(attributes.uniform());
     }
 
     /// Who may use which index, held still.

@@ -22,6 +22,11 @@ impl<T: Copy + PartialEq> RunMap<T> {
         RunMap { runs: BTreeMap::from([(0, initial)]), nr_pages, initial, only: Some(initial) }
     }
 
+    /// The state of all, if there is one run.
+    pub fn uniform(&self) -> Option<T> {
+        self.only
+    }
+
     /// The state of `index`; indices behind the end share the last run's, as no folio is ever there.
     #[inline]
     pub fn get(&self, index: u64) -> T {

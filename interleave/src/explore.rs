@@ -7,6 +7,9 @@ use crate::threads::{Pause, ThreadId, Threads};
 
 /// A run longer than this does not end.
 const TOO_LONG: usize = 2_000;
+/// A thread that gives way so often while no other can run waits for what will not come. Copying so many pages one by one
+/// looks the same: each gives way once.
+const TOO_PATIENT: usize = 32;
 
 /// What a thread does.
 pub type Body = Box<dyn FnOnce(&dyn Schedule)>;
@@ -133,6 +136,7 @@ fn run(scenario: &dyn Scenario, strategy: &mut dyn Strategy, threads: &mut Threa
     let mut steps: Vec<Step> = Vec::new();
     let mut ready = Vec::new();
     let mut last = None;
+    let mut alone = 0;
     loop {
         ready.clear();
         ready.extend(threads.ready());
@@ -150,6 +154,12 @@ fn run(scenario: &dyn Scenario, strategy: &mut dyn Strategy, threads: &mut Threa
         match threads.step(thread) {
             Ok(pause) => {
                 steps.push(Step { thread, pause });
+                alone = match pause {
+                    _ if ready.len() > 1 => 0,
+                    Some(Pause::GaveWay) => alone + 1,
+                    Some(Pause::At(_)) => alone,
+                    Some(Pause::Waiting) | None => 0,
+                };
                 last = matches!(pause, Some(Pause::At(_))).then_some(thread);
             }
             Err(what) => {
@@ -158,6 +168,10 @@ fn run(scenario: &dyn Scenario, strategy: &mut dyn Strategy, threads: &mut Threa
             }
         }
         if let Err(what) = check(Progress::Running) {
+            return Err(Finding { what, steps });
+        }
+        if alone >= TOO_PATIENT {
+            let what = "E14: a thread tries again and again, and no other can do anything".to_owned();
             return Err(Finding { what, steps });
         }
     }
@@ -266,6 +280,32 @@ mod tests {
         assert!(matches!(&stopped, Stopped::Broke { finding, .. } if finding.what.starts_with("deadlock")));
         let stopped = explore(&two_locks(false), &mut Exhaustive::new(2), &mut |_| true);
         assert!(matches!(stopped, Stopped::Exhausted { schedules } if schedules > 1));
+    }
+
+    #[test]
+    fn who_tries_again_for_ever_while_nobody_else_can_run_is_a_finding() {
+        // The second thread waits for a lock that the first holds while it waits for the second.
+        let embrace = || {
+            let (lock, done) = (Rc::new(Mutex::new(())), Rc::new(Cell::new(false)));
+            let (held, seen) = (Rc::clone(&lock), Rc::clone(&done));
+            let waiter: Body = Box::new(move |schedule| {
+                let task = Task::QUIET.under(schedule);
+                let _held = held.lock(&task);
+                while !seen.get() {
+                    task.at(Point::F0);
+                    task.give_way();
+                }
+            });
+            let doer: Body = Box::new(move |schedule| {
+                drop(lock.lock(&Task::QUIET.under(schedule)));
+                done.set(true);
+            });
+            Program { threads: vec![("waiter", waiter), ("doer", doer)], check: Box::new(|_| Ok(())) }
+        };
+        let stopped = explore(&embrace, &mut Exhaustive::new(1), &mut |_| true);
+        let Stopped::Broke { finding, .. } = stopped else { panic!("{stopped:?}") };
+        assert!(finding.what.starts_with("E14: a thread tries again"), "{finding:?}");
+        assert!(finding.steps.len() < 100, "told in time");
     }
 
     #[test]

@@ -160,11 +160,7 @@ fn two_faults(defects: Defects) -> Program {
 /// Two processors touch one huge page that is reserved once.
 fn two_huge_faults(defects: Defects) -> Program {
     let world = World::huge(defects);
-    let threads = vec![
-        ("vcpu 0", world.vcpu(0, SHARED, &[3])),
-        ("vcpu 1", world.vcpu(1, SHARED, &[8])),
-        ("puncher", world.host(punch(0, 2, 1))),
-    ];
+    let threads = vec![("vcpu 0", world.vcpu(0, SHARED, &[3])), ("vcpu 1", world.vcpu(1, SHARED, &[8]))];
     world.program(threads)
 }
 

@@ -279,8 +279,9 @@ impl World {
                 return;
             }
             match answer.expect("memory is enough") {
-                Action::Resume(Resumed::Retry) => task.give_way(),
-                Action::Resume(_) => {}
+                // What was there already does not answer it for ever.
+                Action::Resume(Resumed::Retry | Resumed::Spurious) => task.give_way(),
+                Action::Resume(Resumed::Fixed { .. }) => {}
                 Action::Mmio { .. } if before.is_some() && before == self.memory_at(gfn, task) => {
                     self.report(format!("I5: guest frame {gfn:#x} is memory and was taken for a device"));
                     return;

@@ -3,6 +3,7 @@
 //! - [`ci`]: everything a change must pass, in one command.
 //! - [`arrows`], [`rules`]: the rules of the house that the compiler does not know.
 //! - [`fetch`], [`initramfs`]: what guest tests need from Debian, and the ramdisks made of it.
+//! - [`figures`]: what the benchmarks measure, into the page about performance.
 //! - [`guests`]: Linux under every combination of the machine's options, more than CI has time for.
 #![forbid(unsafe_code)]
 
@@ -10,6 +11,7 @@ mod arrows;
 mod ci;
 mod error;
 mod fetch;
+mod figures;
 mod guests;
 mod initramfs;
 mod process;
@@ -28,6 +30,9 @@ usage: cargo xtask TASK
   fetch            download what guest tests need (Debian packages by name) into guests/cache
   arrows           check which crate may know which
   rules            check the house rules: length of files, unfinished code, paths of machines
+  figures [NAME...]
+                   run the benchmarks, or these only, and write what they measured into docs/performance.md
+  figures --write  only write what was measured before
   guests [--all]   boot Linux under a sample of the machine's options, or under all of them
 ";
 
@@ -54,6 +59,8 @@ fn run(words: &[&str]) -> Result<(), Error> {
         ["fetch"] => fetch::run(&tree),
         ["arrows"] => arrows::check(&tree),
         ["rules"] => rules::check(&tree),
+        ["figures", "--write"] => figures::write(&tree),
+        ["figures", names @ ..] => figures::run(&tree, names),
         ["guests"] => guests::run(&tree, guests::Extent::Sample),
         ["guests", "--all"] => guests::run(&tree, guests::Extent::All),
         _ => Err(Error::Usage),

@@ -336,7 +336,7 @@ impl Exclusive<'_> {
             let mut books = self.inode.books(host, task);
             self.inode.host_map_changes(&mut books, (range.first.0, range.end().0), to);
         }
-        self.inode.attributes.write(task).set(range.first.0, range.nr_pages, to);
+        self.inode.set_attributes(range, to, task);
         let (ino, index) = (self.inode.ino, range.first.0);
         task.report(Event::Converted { ino, index, nr_pages: range.nr_pages, to: to.into() });
     }

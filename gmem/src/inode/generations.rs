@@ -68,7 +68,7 @@ impl Exclusive<'_> {
     /// A conversion to private was refused: the first series gives all of the range back to the host.
     pub(super) fn roll_back(&self, range: PageRange, task: &Task<'_>) {
         if self.inode.policy.has(Quirks::ROLLBACK_SHARES_ALL) {
-            self.inode.attributes.write(task).set(range.first.0, range.nr_pages, Shareability::SHARED);
+            self.inode.set_attributes(range, Shareability::SHARED, task);
             let (ino, index) = (self.inode.ino, range.first.0);
             task.report(Event::Converted { ino, index, nr_pages: range.nr_pages, to: Shareability::SHARED.into() });
         }

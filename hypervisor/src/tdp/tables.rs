@@ -71,6 +71,7 @@ struct Counters {
     zapped: [AtomicU64; 3],
     linked: [AtomicU64; Level::COUNT],
     unlinked: [AtomicU64; Level::COUNT],
+    /// Changes that neither installed nor removed a leaf.
     changes: AtomicU64,
 }
 
@@ -178,7 +179,12 @@ impl Tables {
 
     /// Entries written so far. Who sees the same number twice has seen the same tree, but for accessed and dirty flags.
     pub fn version(&self) -> u64 {
-        self.counters.iter().map(|lane| lane.changes.load(Ordering::Acquire)).sum()
+        // Every change adds to one of these, and none of them ever falls.
+        let of = |lane: &Counters| -> u64 {
+            let all = lane.installed.iter().chain(&lane.zapped).chain([&lane.changes]);
+            all.map(|counter| counter.load(Ordering::Acquire)).sum()
+        };
+        self.counters.iter().map(of).sum()
     }
 
     pub(super) fn load(&self, place: Place) -> Result<Spte, BusError> {
@@ -295,7 +301,6 @@ impl Tables {
                 target = self.format.inheriting(new, old, seen);
             }
         }
-        self.count_change(task);
         task.report_with(|| Event::SpteChanged {
             gfn,
             level: level.index() as u8 + 1,
@@ -328,20 +333,19 @@ impl Tables {
     }
 
     fn account(&self, place: Place, before: Entry, after: Entry, task: &Task<'_>) {
-        let Some(size) = place.level.leaf_size() else { return };
         let gfn = place.gfn;
         let counters = self.counters.lane(task.lane());
-        match (before, after) {
-            (Entry::Leaf { .. }, Entry::Leaf { .. }) => {}
-            (Entry::Leaf { .. }, _) => {
-                counters.zapped[size.index()].fetch_add(1, Ordering::Relaxed);
+        match (before, after, place.level.leaf_size()) {
+            (Entry::Leaf { .. }, Entry::Leaf { .. }, _) | (.., None) => self.count_change(task),
+            (Entry::Leaf { .. }, _, Some(size)) => {
+                counters.zapped[size.index()].fetch_add(1, Ordering::AcqRel);
                 task.report(Event::Zapped { gfn, size });
             }
-            (_, Entry::Leaf { sfn, .. }) => {
-                counters.installed[size.index()].fetch_add(1, Ordering::Relaxed);
+            (_, Entry::Leaf { sfn, .. }, Some(size)) => {
+                counters.installed[size.index()].fetch_add(1, Ordering::AcqRel);
                 task.report(Event::Mapped { gfn, sfn, size });
             }
-            _ => {}
+            _ => self.count_change(task),
         }
     }
 }
