@@ -217,16 +217,13 @@ impl Vm {
         task: &Task<'_>,
     ) -> Result<(), VmError> {
         let info = MemSlot { first: gpa.frame(), flags, ..*old.info() };
+        // Before anything is changed: the file may have been closed. From here on slots_lock keeps it.
+        let inode = info.gmem.map(|view| self.inode_for_slot(view.gmem, task)).transpose()?;
         let zapped = self.invalidate_slot(old, changes, task);
-        let mut inode = None;
-        if let Some(view) = info.gmem {
-            let file = self.inode_for_slot(view.gmem, task)?;
-            if !task.has(Defect::MoveWithoutUnbind) {
-                self.unbind(old, task);
-                // What was bound a moment ago can be bound again: slots_lock is held.
-                bind(&info, &file, task)?;
-            }
-            inode = Some(file);
+        if let Some(file) = inode.as_ref().filter(|_| !task.has(Defect::MoveWithoutUnbind)) {
+            self.unbind(old, task);
+            // What was bound a moment ago can be bound again.
+            bind(&info, file, task)?;
         }
         // What was logged so far is still to be reported.
         let slot = Slot::new(info, inode).with_log(old.log().cloned());

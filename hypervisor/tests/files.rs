@@ -56,6 +56,9 @@ fn a_file_closed_under_its_slot_gives_everything_back_and_the_slot_stays() {
     assert_eq!((exit.gpa, exit.reason), (Gpa::new(3 * PAGE), MemoryFaultReason::FileClosed));
     let read = vm.guest_read(Gpa::new(0), &mut [0], QUIET);
     assert!(matches!(read, Err(GuestAccessError::Backing(gmem::GetError::Closed { .. }))), "{read:?}");
+    let moved = vm.move_memslot(SlotId(0), Gpa::new(1 << 30), QUIET);
+    assert_eq!(moved, Err(MemslotError::NoSuchGmem { id: gmem }.into()));
+    assert_eq!(fault(&vm, 3 * PAGE), Ok(Action::MemoryFault(exit)), "it is where it was");
     vm.check_quiescent(&mut CheckHistory::new()).unwrap();
     vm.remove_memslot(SlotId(0), QUIET).unwrap();
     assert_eq!(fault(&vm, 3 * PAGE), Ok(Action::Mmio { gpa: Gpa::new(3 * PAGE) }));
