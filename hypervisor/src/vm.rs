@@ -72,6 +72,7 @@ pub struct Vm {
     pub(crate) mmu_valid_gen: AtomicU8,
     /// Writes that no log could take.
     pub(crate) unlogged: Unlogged,
+    pub(crate) taint: crate::follow::map::Taint,
     flushes: AtomicU64,
 }
 
@@ -120,6 +121,7 @@ impl Vm {
             mmio_epoch: AtomicU64::new(0),
             mmu_valid_gen: AtomicU8::new(0),
             unlogged: Unlogged::default(),
+            taint: crate::follow::map::Taint::default(),
             flushes: AtomicU64::new(0),
         })
     }

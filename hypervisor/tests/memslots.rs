@@ -233,6 +233,7 @@ fn memory_of_a_device_is_mapped_and_never_held_and_not_for_long() {
     assert_eq!(vm.host().lock(QUIET).check_device(&block), Ok(()));
     let refused = vm.map_guest_page(Gfn::new(3), UserAccess::Write, QUIET).unwrap_err();
     assert!(matches!(refused, GuestAccessError::Follow(error) if error.errno() == Errno::Inval));
+    assert_eq!(vm.unsafe_mappings(), 0);
 
     let risky = vm_with(|config| config.follow.unsafe_mappings = UnsafeMappings::Allowed);
     let block = risky.host().lock(QUIET).alloc_device(Order::new(3).unwrap()).unwrap();
@@ -240,6 +241,7 @@ fn memory_of_a_device_is_mapped_and_never_held_and_not_for_long() {
     map(&risky, HVA, 8 * PAGE, block.what());
     errno(risky.set_user_memory_region2(&region(0, 0, 8, HVA), QUIET)).unwrap();
     let kept = risky.map_guest_page(Gfn::new(3), UserAccess::Write, QUIET).unwrap();
+    assert_eq!(risky.unsafe_mappings(), 1, "it is tainted");
     risky.mm().move_device(Hva::new(HVA), 8 * PAGE, elsewhere.first(), risky.kernel(QUIET)).unwrap();
     assert_eq!(fault(&risky, 0x3000, AccessKind::Read), fixed(PageSize::Size4K));
     let now = risky.tables(QUIET).leaves().unwrap()[0].sfn;

@@ -5,6 +5,8 @@
 //! device is refused ([`super::UnsafeMappings`]). A page of guest_memfd is held by a reference, so a conversion to private
 //! finds it busy for as long as the mapping lasts.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use emu_core::defect::Defect;
 use emu_core::memory::BusError;
 use emu_core::sync::Task;
@@ -37,6 +39,10 @@ enum Held {
     Nothing,
 }
 
+/// Unsafe mappings made so far.
+#[derive(Debug, Default)]
+pub(crate) struct Taint(AtomicU64);
+
 impl HostMap {
     /// The guest frame.
     pub const fn gfn(&self) -> Gfn {
@@ -49,6 +55,12 @@ impl HostMap {
 }
 
 impl Vm {
+    /// Long mappings of a device's memory that the owner's leave made possible. A VM that has any is tainted: what went
+    /// wrong in it may be the driver's memory having moved under one.
+    pub fn unsafe_mappings(&self) -> u64 {
+        self.taint.0.load(Ordering::Relaxed)
+    }
+
     /// Maps a guest frame (`kvm_vcpu_map`).
     pub fn map_guest_page(&self, gfn: Gfn, access: UserAccess, task: &Task<'_>) -> Result<HostMap, GuestAccessError> {
         let slots = self.slots.read(task);
@@ -75,6 +87,9 @@ impl Vm {
         let writable = MapWritable::Ignored;
         let ask = FollowPfn { slot: info, gfn, access, writable, hold: Hold::Pin, wait: Wait::Block };
         let found = follow(&self.mm, self.follow.unsafe_mappings, ask, self.kernel(task))?;
+        if found.page.is_none() {
+            self.taint.0.fetch_add(1, Ordering::Relaxed);
+        }
         let held = found.page.map_or(Held::Nothing, Held::Pinned);
         Ok(HostMap { gfn, sfn: found.sfn, access, held })
     }
