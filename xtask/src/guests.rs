@@ -10,7 +10,7 @@ use crate::tree::Tree;
 /// How much of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
-    /// What CI takes.
+    /// A few boots; in CI every row of the table.
     Sample,
     /// Every number of CPUs with every kind of nested paging, page size and kernel.
     All,
