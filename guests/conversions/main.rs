@@ -30,27 +30,18 @@ mod processors;
 mod steps;
 
 use console::{Verdict, exit};
+use processors::AREAS;
 use steps::{Area, Failure};
 
-/// Where the processors' areas begin: above the image, 2 MiB aligned.
-const AREAS: u64 = 32 << 20;
 /// The 1 GiB page that is converted as a whole, where RAM holds it.
 const GIB: u64 = 1 << 30;
-const MEMORY_NEEDED: u64 = 60 << 20;
 
 /// Called by `boot.s` with the physical address of `hvm_start_info`.
 #[expect(unsafe_code, reason = "assembly calls it by this name")]
 #[unsafe(no_mangle)]
 extern "C" fn guest_main(start_info: u64) -> ! {
     console::init();
-    let map = memory::Map::read(start_info);
-    let count = processors::count();
-    let low_end = map.ram().iter().filter(|r| r.end <= 3 << 30).map(|r| r.end).max().unwrap_or(0);
-    println!("bifold conversions on {count} processors, {} MiB", map.ram_bytes() >> 20);
-    if low_end < MEMORY_NEEDED || count > processors::MOST {
-        println!("FAIL: needed are 64 MiB and at most {} processors", processors::MOST);
-        exit(Verdict::TooLittleMemory);
-    }
+    let (low_end, count) = processors::ready("conversions", start_info);
     let private = match hypercall::probe(AREAS) {
         Ok(offered) => offered,
         Err(failure) => failed("hypercalls", 0, failure),

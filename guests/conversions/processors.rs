@@ -6,14 +6,19 @@ use core::arch::x86_64::__cpuid_count;
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering::*};
 
-use crate::memory::{load, memcpy, store};
+use crate::console::{Verdict, exit};
+use crate::memory::{self, load, memcpy, store};
+use crate::println;
 use crate::steps::{self, Area, Failure};
 
 global_asm!(include_str!("../builtin/boot.s"));
 global_asm!(include_str!("start.s"));
 
 /// As many as there are stacks for.
-pub const MOST: u64 = 4;
+const MOST: u64 = 4;
+/// Where the processors' areas begin: above the image, 2 MiB aligned.
+pub const AREAS: u64 = 32 << 20;
+const MEMORY_NEEDED: u64 = 60 << 20;
 /// Where the code for a starting processor goes: a SIPI names its page.
 const START_PAGE: u64 = 0x8000;
 /// The local APIC's interrupt command register, and its messages: to all but the sender.
@@ -39,8 +44,22 @@ unsafe impl Sync for Outcomes {}
 static OUTCOMES: Outcomes = Outcomes(UnsafeCell::new([Ok(0); MOST as usize]));
 
 /// Logical processors of the package: CPUID leaf 0xB, the level above threads.
-pub fn count() -> u64 {
+fn count() -> u64 {
     u64::from(__cpuid_count(0xb, 1).ebx.max(1))
+}
+
+/// Says what guest this is and on what it runs: the end of low RAM, and how many processors there are. Ends the run where
+/// they do not do.
+pub fn ready(guest: &str, start_info: u64) -> (u64, u64) {
+    let map = memory::Map::read(start_info);
+    let count = count();
+    let low_end = map.ram().iter().filter(|r| r.end <= 3 << 30).map(|r| r.end).max().unwrap_or(0);
+    println!("bifold {guest} on {count} processors, {} MiB", map.ram_bytes() >> 20);
+    if low_end < MEMORY_NEEDED || count > MOST {
+        println!("FAIL: needed are 64 MiB and at most {MOST} processors");
+        exit(Verdict::TooLittleMemory);
+    }
+    (low_end, count)
 }
 
 /// Starts the other processors and waits until all of `count` are there.

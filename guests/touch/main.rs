@@ -24,24 +24,14 @@ mod processors;
 mod steps;
 
 use console::{Verdict, exit};
-
-/// Where the shares begin: above the image.
-const AREAS: u64 = 32 << 20;
-const MEMORY_NEEDED: u64 = 60 << 20;
+use processors::AREAS;
 
 /// Called by `boot.s` with the physical address of `hvm_start_info`.
 #[expect(unsafe_code, reason = "assembly calls it by this name")]
 #[unsafe(no_mangle)]
 extern "C" fn guest_main(start_info: u64) -> ! {
     console::init();
-    let map = memory::Map::read(start_info);
-    let count = processors::count();
-    let low_end = map.ram().iter().filter(|r| r.end <= 3 << 30).map(|r| r.end).max().unwrap_or(0);
-    println!("bifold touch on {count} processors, {} MiB", map.ram_bytes() >> 20);
-    if low_end < MEMORY_NEEDED || count > processors::MOST {
-        println!("FAIL: needed are 64 MiB and at most {} processors", processors::MOST);
-        exit(Verdict::TooLittleMemory);
-    }
+    let (low_end, count) = processors::ready("touch", start_info);
     steps::share(low_end, count);
     processors::start_others(count);
     processors::run(count, AREAS, false);
