@@ -27,6 +27,7 @@ pub mod msr;
 pub mod page;
 pub mod regs;
 pub mod rng;
+pub mod sev;
 pub mod sync;
 pub mod time;
 
