@@ -48,6 +48,7 @@ mod prefault;
 mod region;
 mod roots;
 pub mod shadow;
+pub mod snp;
 mod stats;
 pub mod tdp;
 mod vcpu;

@@ -1,0 +1,1 @@
+//! The guest-hypervisor communication block and the protocol over it.

@@ -1,0 +1,1 @@
+//! The launch of an SNP guest, as the firmware does it.
