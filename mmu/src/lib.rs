@@ -48,13 +48,15 @@ mod walk_cache;
 
 pub use caches::{CachedPage, Caches};
 pub use fast::FastTlb;
-pub use fault::{MmuFault, NestedFaultKind, NestedPageFault, Stage2Cause, Stage2Rights};
+pub use fault::{MmuFault, NestedFaultKind, NestedPageFault, RmpCause, Stage2Cause, Stage2Rights};
 pub use guest::{GuestEntry, GuestPaging, GuestRights, GuestStep, GuestTables, GuestWalk, GuestWalkError, WalkNote};
 pub use invalidate::{Globals, Invept, Invpcid, Invvpid};
 pub use level::Level;
 pub use mmu::Mmu;
 pub use paging::{PagingCapabilities, PagingChange, PagingFeatures, PagingMode, PagingState, Pcid, Vendor};
 pub use pml::ModificationLog;
-pub use stage2::{Asid, Ept, EptAccessedDirty, EptExecute, Eptp, NestedNx, Npt, SpaceTag, Stage2, Stage2Levels, Vpid};
+pub use stage2::{
+    Asid, Ept, EptAccessedDirty, EptExecute, Eptp, NestedNx, Npt, SnpGuest, SpaceTag, Stage2, Stage2Levels, Vpid,
+};
 pub use stats::MmuStats;
 pub use translation::{GpaTranslation, PageFlags, Translation};
