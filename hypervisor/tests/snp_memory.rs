@@ -3,6 +3,7 @@
 mod reader;
 mod snp_processor;
 
+use emu_core::memory::Key;
 use emu_core::sev::CBit;
 use emu_core::{AccessKind, Gpa, PageSize};
 use hypervisor::*;
@@ -34,12 +35,9 @@ fn a_private_page_is_assigned_at_its_first_use_and_must_be_accepted() {
         let seen = machine.entry(5);
         assert_eq!((seen.state(), seen.asid(), seen.gpa()), (PageState::GuestInvalid, ASID, Gpa::new(5 * PAGE)));
         assert_eq!(machine.walk(5).unwrap().size, entry, "the leaf is no larger than the entry");
-        machine.accept(
-            5 & !(entry.frames() - 1),
-            if entry == PageSize::Size2M { RmpPageSize::Size2M } else { RmpPageSize::Size4K },
-        );
-        if entry == PageSize::Size4K {
-            machine.accept(5, RmpPageSize::Size4K);
+        match entry {
+            PageSize::Size4K => machine.accept(5, RmpPageSize::Size4K),
+            _ => machine.accept(0, RmpPageSize::Size2M),
         }
         assert_eq!(machine.private(5), Seen::Done(entry));
         assert_eq!(machine.entry(5).state(), PageState::GuestValid);
@@ -73,12 +71,16 @@ fn a_shared_page_is_the_hosts_and_comes_back_to_be_accepted_anew() {
             }
             let before = machine.assigned();
             let sfn = machine.sfn(shared).unwrap();
+            machine.write(shared, b"secret");
             machine.change(shared, 1, Shareability::SHARED);
             assert_eq!(machine.assigned(), before - 1, "its neighbours stay the guest's");
             assert!(!machine.rmp.entry(sfn).unwrap().assigned());
             assert_eq!(machine.private(shared), Seen::Exit(MemoryFaultReason::PrivacyMismatch));
             assert_eq!(machine.shared(shared), Seen::Done(PageSize::Size4K));
             assert_eq!(machine.sfn(shared), Some(sfn), "the conversion is in place");
+            let mut seen = [0; 6];
+            machine.vm.guest_read(Gpa::new(shared * PAGE), &mut seen, QUIET).unwrap();
+            assert_ne!(&seen, b"secret", "the host reads ciphertext of what was private");
             machine.vm.guest_write(Gpa::new(shared * PAGE), b"host", QUIET).unwrap();
             assert!(machine.vm.guest_write(Gpa::new((shared + 1) * PAGE), b"host", QUIET).is_err());
             for gfn in [shared - 1, shared + 1] {
@@ -89,6 +91,7 @@ fn a_shared_page_is_the_hosts_and_comes_back_to_be_accepted_anew() {
             assert_eq!(machine.private(shared), Seen::NotValidated);
             machine.accept(shared, RmpPageSize::Size4K);
             assert_eq!(machine.private(shared), Seen::Done(PageSize::Size4K));
+            assert_ne!(&machine.read(shared)[..4], b"host", "the guest's key makes noise of the host's bytes");
             assert_eq!(machine.assigned(), before);
         }
     }
@@ -137,9 +140,13 @@ fn what_is_launched_is_accepted_and_is_launched_once() {
         let measured = machine.launch(M2, LaunchContent::Zero { nr_pages: M2 + 2 }, SnpPageType::Zero).unwrap();
         assert_eq!(measured.len() as u64, M2 + 2);
         assert!(measured.iter().zip(M2..).all(|(page, gfn)| *page == (Gpa::new(gfn * PAGE), false)));
-        for gfn in [7, 8, 9, M2, 2 * M2 - 1, 2 * M2, 2 * M2 + 1] {
+        for (gfn, byte) in [(7, 1), (8, 2), (9, 3), (M2, 0), (2 * M2 - 1, 0), (2 * M2, 0), (2 * M2 + 1, 0)] {
             assert!(matches!(machine.private(gfn), Seen::Done(_)), "guest frame {gfn:#x}");
             assert_eq!(machine.entry(gfn).state(), PageState::GuestValid);
+            assert_eq!(machine.read(gfn), [byte; 16], "the image is plain to the guest");
+            let sfn = machine.sfn(gfn).unwrap();
+            machine.vm.memory().rekey(sfn, Key::HOST);
+            assert_ne!(machine.raw(sfn), [byte; 16], "and noise to the host");
         }
         let again = machine.launch(8, LaunchContent::Zero { nr_pages: 1 }, SnpPageType::Zero);
         assert_eq!(again.unwrap_err().errno(), emu_core::Errno::Exist);

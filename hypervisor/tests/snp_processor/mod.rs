@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use emu_core::memory::SystemMemory;
+use emu_core::memory::{Key, SystemMemory};
 use emu_core::sev::{CBit, Vmpl};
 use emu_core::sync::Task;
 use emu_core::{Access, AccessKind, Gpa, Gva, PageSize, Privilege, Sfn};
@@ -184,6 +184,27 @@ impl SnpMachine {
         let update = SnpLaunchUpdate { first: emu_core::Gfn::new(first), content, page_type };
         self.vm.snp_launch_update(&update, &mut |page| measured.push((page.gpa, page.bytes.is_some())), QUIET)?;
         Ok(measured)
+    }
+
+    /// The first bytes of a frame as they are.
+    pub fn raw(&self, sfn: Sfn) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        self.vm.memory().read(sfn.base(), &mut bytes).unwrap();
+        bytes
+    }
+
+    /// The first bytes of a private page that is mapped, as the guest reads them.
+    pub fn read(&self, gfn: u64) -> [u8; 16] {
+        let sfn = self.sfn(gfn).expect("mapped");
+        self.vm.memory().rekey(sfn, Key::of_asid(ASID.0).unwrap());
+        self.raw(sfn)
+    }
+
+    /// Writes to a private page that is mapped, as the guest does.
+    pub fn write(&self, gfn: u64, bytes: &[u8]) {
+        let sfn = self.sfn(gfn).expect("mapped");
+        self.vm.memory().rekey(sfn, Key::of_asid(ASID.0).unwrap());
+        self.vm.memory().write(sfn.base(), bytes).unwrap();
     }
 
     /// How many frames of system memory are assigned to the guest.

@@ -319,6 +319,8 @@ impl SnpMemory {
             }
             return Err(LaunchError::Firmware { gfn, cause });
         }
+        // The firmware encrypts in place.
+        (0..size.frames()).for_each(|n| self.memory.set_key(Sfn::new(sfn.raw() + n), self.key));
         count(&self.counters.launched_pages, size.frames());
         Ok(())
     }

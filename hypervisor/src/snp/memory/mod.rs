@@ -21,14 +21,12 @@ mod fault;
 mod launch;
 mod psc;
 mod reclaim;
-#[cfg(test)]
-mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use emu_core::event::{Event, RmpOwner};
-use emu_core::memory::SystemMemory;
+use emu_core::memory::{Key, SystemMemory};
 use emu_core::sync::{Mutex, Sharded, Task};
 use emu_core::{Gfn, PageSize, Sfn};
 use mmu::Asid;
@@ -108,9 +106,12 @@ pub enum SnpSetupError {
         /// How many pages carry it.
         nr_pages: u64,
     },
-    /// ASID 0 is the host's.
-    #[error("ASID 0 is no guest's")]
-    HostAsid,
+    /// ASID 0 is the host's, and large ones do not fit an entry.
+    #[error("ASID {} is no guest's", asid.0)]
+    BadAsid {
+        /// The ASID.
+        asid: Asid,
+    },
 }
 
 /// Counters of an SNP guest's memory.
@@ -150,6 +151,8 @@ pub(crate) struct SnpMemory {
     rmp: Arc<Rmp>,
     memory: Arc<SystemMemory>,
     asid: Asid,
+    /// What the guest's memory is encrypted with.
+    key: Key,
     assign: Assign,
     sizes: RmpSizes,
     /// Who looks at the entries of a 2M block and then changes them (in Linux the folio's lock). A lane serves many blocks.
@@ -173,9 +176,7 @@ impl SnpMemory {
 
     fn new(config: &SnpConfig, memory: &Arc<SystemMemory>, last: Sfn) -> Result<SnpMemory, SnpSetupError> {
         let SnpConfig { rmp, asid, assign, sizes } = config;
-        if asid.0 == 0 {
-            return Err(SnpSetupError::HostAsid);
-        }
+        let key = Key::of_asid(asid.0).ok_or(SnpSetupError::BadAsid { asid: *asid })?;
         if rmp.entry(last).is_none() {
             return Err(SnpSetupError::NotCovered { last });
         }
@@ -187,6 +188,7 @@ impl SnpMemory {
             rmp: Arc::clone(rmp),
             memory: Arc::clone(memory),
             asid: *asid,
+            key,
             assign: *assign,
             sizes: *sizes,
             blocks: Sharded::default(),
@@ -203,11 +205,6 @@ impl SnpMemory {
     /// The guest.
     pub(crate) const fn asid(&self) -> Asid {
         self.asid
-    }
-
-    /// Pages of the kernel that are the guest's all the same.
-    pub(crate) fn vmsas(&self, task: &Task<'_>) -> Vec<Sfn> {
-        self.vmsas.lock(task).clone()
     }
 
     pub(crate) fn stats(&self) -> SnpStats {

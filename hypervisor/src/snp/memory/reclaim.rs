@@ -5,6 +5,7 @@
 //! processor that runs at this moment, is reported as kept and given up by gmem (`snp_leak_pages`).
 
 use emu_core::event::Event;
+use emu_core::memory::Key;
 use emu_core::sync::Task;
 use emu_core::{PageSize, Sfn};
 use gmem::{FrameOwner, Leaving, Reclaimed};
@@ -22,6 +23,12 @@ impl FrameOwner for SnpMemory {
             let whole = sfn.is_aligned(PageSize::Size2M) && at - 1 + PageSize::Size2M.frames() <= end;
             let size = if whole { entry.page_size() } else { RmpPageSize::Size4K };
             if self.take_back(sfn, entry, size, task).is_ok() {
+                if leaving == Leaving::Shared {
+                    // What the guest left there is noise to the host. Freed frames are cleared.
+                    (0..size.frames()).for_each(|n| {
+                        self.memory.rekey(Sfn::new(sfn.raw() + n), Key::HOST);
+                    });
+                }
                 each(Reclaimed::Returned { block: sfn, size: size.page_size() });
             } else {
                 if leaving == Leaving::Freed {
