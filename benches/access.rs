@@ -57,6 +57,7 @@ impl Guest {
                 levels: Stage2Levels::Four,
                 nx: NestedNx::Enabled,
                 asid: Asid(u32::from(n) + 1),
+                snp: None,
             }),
             TdpFormat::Ept => {
                 Stage2::Ept(Ept { eptp: Eptp(self.vm.root_register()), execute: EptExecute::Single, vpid: Vpid(n + 1) })

@@ -8,6 +8,7 @@
 
 use emu_core::memory::Scalar;
 use emu_core::regs::{BreakpointKind, Dr6};
+use emu_core::sev::ExitCode;
 use emu_core::{Access, AccessKind, Exception, Gpa, Gva, Privilege, Spa};
 use mmu::fast::Others;
 use mmu::{MmuFault, NestedPageFault, Stage2Cause};
@@ -284,6 +285,11 @@ impl Cpu {
             MmuFault::Guest { gva, code } if self.is_shadowed() => self.page_fault(gva, code),
             MmuFault::Guest { gva, code } => Exception::PageFault { gva, code }.into(),
             MmuFault::Nested(fault) => Exit::NestedPageFault { fault, access: None }.into(),
+            MmuFault::NotValidated { gva } => {
+                self.control.cr2 = gva.raw();
+                let exit_code = ExitCode::PAGE_NOT_VALIDATED.0 as u32;
+                Exception::VmmCommunication { exit_code }.into()
+            }
             MmuFault::LogFull => Exit::ModificationLogFull.into(),
             // A page table where no memory is reads as all ones on the bus; no system has one on purpose.
             MmuFault::Bus(error) => {

@@ -27,7 +27,8 @@ fn vm(format: TdpFormat) -> Vm {
 fn processor(vm: &Vm) -> Mmu {
     let (features, stage2) = match vm.format() {
         TdpFormat::Npt => {
-            let npt = Npt { root: vm.root(), levels: Stage2Levels::Four, nx: NestedNx::Enabled, asid: Asid(1) };
+            let npt =
+                Npt { root: vm.root(), levels: Stage2Levels::Four, nx: NestedNx::Enabled, asid: Asid(1), snp: None };
             (PagingFeatures::AMD, Stage2::Npt(npt))
         }
         TdpFormat::Ept => {

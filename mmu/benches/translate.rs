@@ -62,6 +62,7 @@ fn machine(nested: bool) -> Mmu {
             levels: Stage2Levels::Four,
             nx: NestedNx::Enabled,
             asid: Asid(1),
+            snp: None,
         }));
     }
     let state = PagingState {

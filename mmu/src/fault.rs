@@ -7,6 +7,7 @@
 
 use bitflags::bitflags;
 use emu_core::memory::BusError;
+use emu_core::sev::CBit;
 use emu_core::{AccessKind, Gpa, Gva, PageFaultCode};
 
 use crate::level::Level;
@@ -28,6 +29,12 @@ pub enum MmuFault {
     },
     /// The nested tables refuse: #VMEXIT(NPF), EPT violation or misconfiguration.
     Nested(NestedPageFault),
+    /// A private access of an SNP guest to a page of its own that it has not validated: #VC with
+    /// [`emu_core::sev::ExitCode::PAGE_NOT_VALIDATED`], seen by no hypervisor.
+    NotValidated {
+        /// For CR2.
+        gva: Gva,
+    },
     /// An accessed or dirty flag for EPT would have to be set and the page-modification log has no room: a VM exit, before
     /// anything was changed for this access.
     LogFull,
@@ -79,6 +86,27 @@ pub enum NestedFaultKind {
         /// Level of that entry.
         level: Level,
     },
+    /// The nested tables allow the access and the RMP does not.
+    Rmp(RmpCause),
+}
+
+/// Why the RMP refuses an access that both stages of translation allow (APM vol. 2, "RMP and VMPL Access Checks"). A page
+/// that is merely not validated is [`MmuFault::NotValidated`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum RmpCause {
+    /// The page is not covered, immutable, or belongs to somebody else or elsewhere in the guest's memory; for a write by the
+    /// host, or a shared one, it belongs to a guest or to the firmware.
+    #[error("the page's owner, place or state forbids the access")]
+    Ownership,
+    /// The sizes of nested page and RMP entry differ.
+    #[error("the nested page and the RMP entry differ in size")]
+    PageSize,
+    /// PVALIDATE or RMPADJUST of a 4 KiB page within a 2 MiB entry.
+    #[error("4 KiB of a 2 MiB RMP entry were to be changed")]
+    SizeMismatch,
+    /// The permissions of the guest's privilege level do not allow the access.
+    #[error("the privilege level has no permission for the access")]
+    Vmpl,
 }
 
 bitflags! {
@@ -112,12 +140,21 @@ pub struct NestedPageFault {
     pub kind: NestedFaultKind,
     /// What the entries read allow; empty unless the walk reached a leaf.
     pub rights: Stage2Rights,
+    /// The effective C-bit of the access, set for fetches and for the guest's tables; clear for a guest that is not
+    /// SNP-active.
+    pub c_bit: CBit,
 }
 
 /// Bits of EXITINFO1 for #VMEXIT(NPF) above those of [`PageFaultCode`].
 mod exitinfo1 {
+    pub(super) const RMP: u64 = 1 << 31;
     pub(super) const FINAL_ADDRESS: u64 = 1 << 32;
     pub(super) const TABLE_WALK: u64 = 1 << 33;
+    /// The effective C-bit.
+    pub(super) const ENC: u64 = 1 << 34;
+    /// The size of an RMP entry is another than the instruction wants.
+    pub(super) const SIZEM: u64 = 1 << 35;
+    pub(super) const VMPL: u64 = 1 << 36;
 }
 
 impl NestedPageFault {
@@ -129,7 +166,7 @@ impl NestedPageFault {
             NestedFaultKind::Reserved { .. } | NestedFaultKind::Misconfigured { .. } => {
                 code |= PageFaultCode::P | PageFaultCode::RSVD;
             }
-            NestedFaultKind::Permission => code |= PageFaultCode::P,
+            NestedFaultKind::Permission | NestedFaultKind::Rmp(_) => code |= PageFaultCode::P,
         }
         match self.access {
             AccessKind::Read => {}
@@ -140,7 +177,14 @@ impl NestedPageFault {
             Stage2Cause::FinalAddress => exitinfo1::FINAL_ADDRESS,
             Stage2Cause::GuestTableEntry { .. } | Stage2Cause::GuestTableUpdate { .. } => exitinfo1::TABLE_WALK,
         };
-        u64::from(code.bits()) | stage
+        let rmp = match self.kind {
+            NestedFaultKind::Rmp(RmpCause::Ownership | RmpCause::PageSize) => exitinfo1::RMP,
+            NestedFaultKind::Rmp(RmpCause::SizeMismatch) => exitinfo1::RMP | exitinfo1::SIZEM,
+            NestedFaultKind::Rmp(RmpCause::Vmpl) => exitinfo1::RMP | exitinfo1::VMPL,
+            _ => 0,
+        };
+        let encrypted = if self.c_bit.is_set() { exitinfo1::ENC } else { 0 };
+        u64::from(code.bits()) | stage | rmp | encrypted
     }
 
     /// The exit qualification of an EPT violation. Bits 3 to 6 hold [`NestedPageFault::rights`], bit 7 tells that a
@@ -164,5 +208,38 @@ impl NestedPageFault {
     /// Whether the exit is an EPT misconfiguration and not a violation.
     pub const fn is_misconfiguration(&self) -> bool {
         matches!(self.kind, NestedFaultKind::Misconfigured { .. })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exitinfo1_tells_every_refusal_of_the_rmp_apart() {
+        let fault = NestedPageFault {
+            gpa: Gpa::new(0x1000),
+            gva: None,
+            access: AccessKind::Write,
+            cause: Stage2Cause::FinalAddress,
+            kind: NestedFaultKind::Permission,
+            rights: Stage2Rights::READ,
+            c_bit: CBit::Clear,
+        };
+        let of = |kind, c_bit| NestedPageFault { kind, c_bit, ..fault }.exitinfo1();
+        let plain = 0b111 | 1 << 32;
+        assert_eq!(of(NestedFaultKind::Permission, CBit::Clear), plain);
+        assert_eq!(of(NestedFaultKind::Permission, CBit::Set), plain | 1 << 34);
+        for (cause, bits) in [
+            (RmpCause::Ownership, 1 << 31),
+            (RmpCause::PageSize, 1 << 31),
+            (RmpCause::SizeMismatch, 1 << 31 | 1 << 35),
+            (RmpCause::Vmpl, 1 << 31 | 1 << 36),
+        ] {
+            assert_eq!(of(NestedFaultKind::Rmp(cause), CBit::Clear), plain | bits, "{cause}");
+            assert_eq!(of(NestedFaultKind::Rmp(cause), CBit::Set), plain | bits | 1 << 34, "{cause}");
+        }
+        let walk = NestedPageFault { cause: Stage2Cause::GuestTableEntry { level: Level::PT }, ..fault };
+        assert_eq!(walk.exitinfo1(), 0b111 | 1 << 33);
     }
 }

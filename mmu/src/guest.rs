@@ -337,7 +337,7 @@ fn refused(fault: MmuFault, memory: &Software<'_>) -> GuestWalkError {
     match fault {
         MmuFault::Guest { code, .. } => GuestWalkError::Fault(code),
         MmuFault::NonCanonical { .. } => GuestWalkError::NonCanonical,
-        MmuFault::Nested(_) | MmuFault::LogFull | MmuFault::Bus(_) => {
+        MmuFault::Nested(_) | MmuFault::NotValidated { .. } | MmuFault::LogFull | MmuFault::Bus(_) => {
             GuestWalkError::NoTable { gpa: memory.missing.unwrap_or(Gpa::new(0)) }
         }
     }

@@ -5,6 +5,7 @@
 //! A and D of its own tables at once, whatever becomes of the guest's walk afterwards, as the processor does.
 
 use emu_core::memory::SystemMemory;
+use emu_core::sev::CBit;
 use emu_core::{AccessKind, Gpa, Gva, MemoryType, PageSize, Spa};
 
 use crate::fault::{MmuFault, NestedFaultKind, NestedPageFault, Stage2Cause, Stage2Rights};
@@ -142,7 +143,7 @@ struct Question {
 impl Question {
     fn refuse(self, kind: NestedFaultKind, rights: Stage2Rights) -> MmuFault {
         let Question { gpa, kind: access, cause, gva, .. } = self;
-        MmuFault::Nested(NestedPageFault { gpa, gva, access, cause, kind, rights })
+        MmuFault::Nested(NestedPageFault { gpa, gva, access, cause, kind, rights, c_bit: CBit::Clear })
     }
 }
 

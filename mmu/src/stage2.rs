@@ -4,6 +4,7 @@
 //! A vCPU's state names the roots, whoever set them: a hypervisor beneath us, or guest software that runs VMRUN itself.
 
 use emu_core::Spa;
+use emu_core::sev::Vmpl;
 
 use crate::level::Level;
 
@@ -75,6 +76,18 @@ pub struct Npt {
     pub nx: NestedNx,
     /// The guest's ASID.
     pub asid: Asid,
+    /// What the VMSA of an SNP-active guest says; `None` for every other guest.
+    pub snp: Option<SnpGuest>,
+}
+
+/// What translation must know of an SNP-active guest (APM vol. 2, "Secure Nested Paging (SEV-SNP)"). It is part of the
+/// second stage, so that what is cached for one privilege level is not found by another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SnpGuest {
+    /// Number of the C-bit in the entries of the guest's tables (CPUID 8000_001F EBX[5:0]), 32 to 51.
+    pub c_bit: u8,
+    /// The privilege level that runs.
+    pub vmpl: Vmpl,
 }
 
 /// The EPT pointer of a VMCS (Intel SDM vol. 3, "Extended-Page-Table Pointer (EPTP)"). Its checks belong to VM entry.

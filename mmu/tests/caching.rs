@@ -199,6 +199,7 @@ impl Machine {
                 levels: Stage2Levels::Four,
                 nx: NestedNx::Enabled,
                 asid: Asid(3),
+                snp: None,
             }),
             Nesting::Ept(flags) => Stage2::Ept(Ept {
                 eptp: Eptp::new(Spa::new(NESTED_ROOT), Stage2Levels::Four, flags),

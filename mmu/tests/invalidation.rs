@@ -61,7 +61,13 @@ fn ept(root: u64, vpid: u16) -> Stage2 {
 }
 
 fn npt(asid: u32) -> Stage2 {
-    Stage2::Npt(Npt { root: Spa::new(NPT_ROOT), levels: Stage2Levels::Four, nx: NestedNx::Enabled, asid: Asid(asid) })
+    Stage2::Npt(Npt {
+        root: Spa::new(NPT_ROOT),
+        levels: Stage2Levels::Four,
+        nx: NestedNx::Enabled,
+        asid: Asid(asid),
+        snp: None,
+    })
 }
 
 fn touch(mmu: &mut Mmu) {

@@ -329,7 +329,13 @@ fn stage2(config: &MachineConfig, register: u64, n: u16) -> Stage2 {
     match config.mmu {
         NestedPaging::Npt => {
             let root = Spa::new(register);
-            Stage2::Npt(Npt { root, levels: Stage2Levels::Four, nx: NestedNx::Enabled, asid: Asid(n as u32 + 1) })
+            Stage2::Npt(Npt {
+                root,
+                levels: Stage2Levels::Four,
+                nx: NestedNx::Enabled,
+                asid: Asid(n as u32 + 1),
+                snp: None,
+            })
         }
         NestedPaging::Shadow => Stage2::Untranslated(SpaceTag::Asid(Asid(n as u32 + 1))),
         NestedPaging::Ept => Stage2::Ept(Ept { eptp: Eptp(register), execute: EptExecute::Single, vpid: Vpid(n + 1) }),

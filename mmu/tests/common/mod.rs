@@ -64,6 +64,7 @@ fn stage2(nested: Nested) -> Stage2 {
             levels: if la57 { Stage2Levels::Five } else { Stage2Levels::Four },
             nx: if nxe { NestedNx::Enabled } else { NestedNx::Reserved },
             asid: Asid(1),
+            snp: None,
         }),
         Nested::Ept { eptp, mode_based } => Stage2::Ept(Ept {
             eptp: Eptp(eptp),
@@ -169,7 +170,7 @@ impl Harness {
                 }
                 _ => Answer::NestedPageFault { gpa: fault.gpa.raw(), exitinfo1: fault.exitinfo1() },
             },
-            Err(fault @ (MmuFault::LogFull | MmuFault::Bus(_))) => panic!("{fault:?}"),
+            Err(fault @ (MmuFault::NotValidated { .. } | MmuFault::LogFull | MmuFault::Bus(_))) => panic!("{fault:?}"),
         }
     }
 }
