@@ -198,7 +198,7 @@ impl Mmu {
         let flags = entry.flags;
         let marked = access.kind != AccessKind::Write || flags.contains(PageFlags::DIRTY);
         let allowed = marked
-            && flags.nested_allows(access.kind)
+            && flags.nested_allows(access)
             && self.context.rules.check(flags, entry.protection_key, access).is_ok();
         if !allowed {
             let tag = entry.space;
@@ -248,7 +248,7 @@ impl Mmu {
         let Some(page) = self.memory.page(sfn) else { return };
         let allows = |kind| {
             let access = Access::new(kind, privilege);
-            t.flags.nested_allows(kind) && self.context.rules.check(t.flags, t.protection_key, access).is_ok()
+            t.flags.nested_allows(access) && self.context.rules.check(t.flags, t.protection_key, access).is_ok()
         };
         let storable = page.writability == Writability::Ram && self.memory.code().lines(sfn).0 == 0;
         let rights = FastRights {
