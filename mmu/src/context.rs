@@ -240,9 +240,7 @@ impl Context {
             judge: Judge::Walk,
         };
         match self.nesting {
-            Nesting::None => {
-                Bare { memory: work.memory, stats: work.stats, protection, gva: None }.reach(gpa, wanted)
-            }
+            Nesting::None => Bare { memory: work.memory, stats: work.stats, protection, gva: None }.reach(gpa, wanted),
             Nesting::Npt(format, tree) => self.nested(format, tree, None, protection, work).reach(gpa, wanted),
             Nesting::Ept(format, tree) => self.nested(format, tree, None, Open, work).reach(gpa, wanted),
         }

@@ -38,17 +38,6 @@ pub(crate) struct Reached {
     pub(crate) flags: PageFlags,
 }
 
-impl Reached {
-    /// What the nested entries allow, for a fault.
-    fn rights(&self) -> Stage2Rights {
-        let mut rights = Stage2Rights::empty();
-        rights.set(Stage2Rights::READ, self.flags.contains(PageFlags::NESTED_READ));
-        rights.set(Stage2Rights::WRITE, self.flags.contains(PageFlags::NESTED_WRITE));
-        rights.set(Stage2Rights::EXECUTE, self.flags.contains(PageFlags::NESTED_EXECUTE));
-        rights
-    }
-}
-
 /// What the final address is wanted for.
 #[derive(Clone, Copy)]
 pub(crate) struct Wanted {
@@ -67,7 +56,7 @@ pub(crate) struct Wanted {
 pub(crate) enum Judge {
     /// The walk, as for an access.
     Walk,
-    /// An instruction that changes the page's entry, by rules of its own.
+    /// An instruction about the page's entry, by rules of its own. The access is private.
     Instruction,
 }
 
@@ -210,11 +199,9 @@ impl Question {
     #[cold]
     fn refuse_page(self, refusal: RmpRefusal, reached: &Reached) -> MmuFault {
         match refusal {
-            RmpRefusal::Rmp(cause) => self.refuse(NestedFaultKind::Rmp(cause), reached.rights()),
+            RmpRefusal::Rmp(cause) => self.refuse(NestedFaultKind::Rmp(cause), reached.flags.nested_rights()),
             // Without a linear address paging is off, and the numbers are the same.
-            RmpRefusal::NotValidated => {
-                MmuFault::NotValidated { gva: self.gva.unwrap_or(Gva::new(self.gpa.raw())) }
-            }
+            RmpRefusal::NotValidated => MmuFault::NotValidated { gva: self.gva.unwrap_or(Gva::new(self.gpa.raw())) },
         }
     }
 }
@@ -418,7 +405,10 @@ impl<F: NestedFormat, P: Protection> GuestMemory for Nested<'_, F, P> {
     fn reach(&mut self, gpa: Gpa, wanted: Wanted) -> Result<Reached, MmuFault> {
         let Wanted { access, mode, c_bit, judge, .. } = wanted;
         let cause = Stage2Cause::FinalAddress;
-        let effective = self.protection.effective(c_bit, access.kind);
+        let effective = match judge {
+            Judge::Walk => self.protection.effective(c_bit, access.kind),
+            Judge::Instruction => self.protection.effective(CBit::Set, access.kind),
+        };
         let question = Question { gpa, kind: access.kind, mode, cause, gva: self.gva, c_bit: effective };
         let mut reached = self.ask(question)?;
         if judge == Judge::Instruction {

@@ -134,7 +134,8 @@ impl Guarded<'_> {
         let Place { spa, gpa, mapped } = place;
         let access = GuestAccess { spa, gpa, mapped, asid, vmpl: guest.vmpl, c_bit: CBit::Set, access };
         let size = rmp.check_guest(&access)?;
-        let permissions = rmp.entry(spa.frame()).map_or(VmplPermissions::empty(), |entry| entry.permissions(guest.vmpl));
+        let permissions =
+            rmp.entry(spa.frame()).map_or(VmplPermissions::empty(), |entry| entry.permissions(guest.vmpl));
         let mut allows = PageFlags::NESTED_DIRTY;
         let read_write = VmplPermissions::READ | VmplPermissions::WRITE;
         allows.set(PageFlags::NESTED_READ, permissions.contains(VmplPermissions::READ));

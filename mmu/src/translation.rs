@@ -3,6 +3,7 @@
 use bitflags::bitflags;
 use emu_core::{Access, AccessKind, Gpa, MemoryType, PageSize, Spa};
 
+use crate::fault::Stage2Rights;
 use crate::format::Grants;
 
 bitflags! {
@@ -50,6 +51,15 @@ impl PageFlags {
         flags.set(PageFlags::USER, grants.contains(Grants::USER));
         flags.set(PageFlags::EXECUTABLE, grants.contains(Grants::EXECUTE));
         flags
+    }
+
+    /// What the nested part allows, for a fault.
+    pub(crate) fn nested_rights(self) -> Stage2Rights {
+        let mut rights = Stage2Rights::empty();
+        rights.set(Stage2Rights::READ, self.contains(PageFlags::NESTED_READ));
+        rights.set(Stage2Rights::WRITE, self.contains(PageFlags::NESTED_WRITE));
+        rights.set(Stage2Rights::EXECUTE, self.contains(PageFlags::NESTED_EXECUTE));
+        rights
     }
 
     /// Whether the nested part allows `access` without another nested walk.
