@@ -30,11 +30,11 @@ mod transition;
 
 use std::sync::Arc;
 
-use emu_core::memory::SystemMemory;
+use emu_core::memory::{Key, SystemMemory};
 use emu_core::sev::Vmpl;
 use emu_core::{AccessKind, PageSize, Sfn, Spa};
 
-pub use changes::{RmpBacklog, RmpChange, RmpChanges, RmpCursor};
+pub use changes::{RmpBacklog, RmpChange, RmpChanges, RmpCursor, Taken};
 pub use entry::{PageState, RmpEntry, RmpPageSize, VmplPermissions};
 pub use place::{RmpPlace, RmpSetupError};
 pub use request::{
@@ -300,8 +300,16 @@ impl Rmp {
         }
     }
 
+    /// Makes the bytes of `sfn` what the owner of `key` reads there ([`SystemMemory::rekey`]), before somebody accesses them
+    /// under that key. If they changed, every processor forgets what leads to the frame.
+    pub fn rekey(&self, sfn: Sfn, key: Key) {
+        if self.table.memory().rekey(sfn, key) {
+            self.changes.push(RmpChange { what: Taken::Bytes, first: sfn, frames: 1 });
+        }
+    }
+
     fn took(&self, first: Sfn, frames: u64) {
-        self.changes.push(RmpChange { first, frames });
+        self.changes.push(RmpChange { what: Taken::Rights, first, frames });
     }
 
     /// The whole page that `entry` is for, which `sfn` lies in.

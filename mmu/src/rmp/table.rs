@@ -43,6 +43,11 @@ impl Table {
         Table { memory, layout, shards: (0..SHARDS).map(|_| Shard::default()).collect() }
     }
 
+    /// The memory it is in, and is about.
+    pub(super) fn memory(&self) -> &SystemMemory {
+        &self.memory
+    }
+
     #[inline]
     fn shard(&self, sfn: Sfn) -> &Shard {
         &self.shards[(sfn.raw() / REGION_FRAMES) as usize % SHARDS]
