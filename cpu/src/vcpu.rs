@@ -177,7 +177,7 @@ impl Vcpu {
                 Vendor::Amd => mmu::Vendor::Amd,
                 Vendor::Intel => mmu::Vendor::Intel,
             },
-            physical_bits: model.maxphyaddr(),
+            physical_bits: model.physical_width(),
             capabilities,
         }
     }

@@ -132,6 +132,8 @@ fn at_cpl_3(state: &mut VcpuState) {
         state.segments.regs[reg as usize] = flat(0x23, 3, false, 3);
     }
     state.segments.regs[SegReg::Cs as usize] = flat(0x2b, 0xb, true, 3);
+    // No room for a bitmap of ports.
+    state.segments.tr.limit = 0x67;
 }
 
 fn vc(code: ExitCode) -> Stepped {

@@ -97,8 +97,7 @@ pub(super) fn check(model: &CpuModel, page: &[u8; VMSA_LEN]) -> Result<Checked, 
         return Err(VmsaError::Cr0(raw));
     }
     let cr3 = at::CR3.get(page);
-    let addresses = u64::MAX >> (64 - model.maxphyaddr() as u32) | model.c_bit().map_or(0, |bit| 1 << bit);
-    if cr3 & !addresses != 0 {
+    if cr3 & !model.cr3_allowed() != 0 {
         return Err(VmsaError::Cr3(cr3));
     }
     let raw = at::CR4.get(page);

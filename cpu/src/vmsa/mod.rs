@@ -215,7 +215,6 @@ impl Cpu {
         c.pkru = PKRU.get(page);
         c.dr6 = dr6_of(DR6.get(page));
         c.dr7 = dr7_of(DR7.get(page));
-        self.load_media(page);
         let mode = Mode::of(c.cr0, c.efer, self.flags.other, &self.segments);
         self.cpl = match mode {
             Mode::Real => 0,
@@ -225,6 +224,7 @@ impl Cpu {
         if mode != Mode::Real {
             self.segments.regs[SegReg::Ss as usize].attributes.set_dpl(self.cpl);
         }
+        self.load_media(page);
         self.take_up(page);
         self.update_paging(PagingChange::Reset);
         self.refresh_mode();
