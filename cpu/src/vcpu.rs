@@ -248,11 +248,13 @@ impl Vcpu {
     /// INIT: the state after RESET, except what INIT keeps (APM vol. 2, "Processor Initialization"): MSRs other than EFER and the
     /// segment bases, x87 and vector state, XCR0, cache control, and the clock.
     pub fn init(&mut self) {
+        self.saved = None;
         self.engine.cpu.init();
     }
 
     /// A start-up IPI with `vector`: real mode at page `vector` of the first megabyte.
     pub fn start_at(&mut self, vector: u8) {
+        self.saved = None;
         self.engine.cpu.start_at(vector);
     }
 
@@ -277,6 +279,7 @@ impl Vcpu {
 
     /// Sets general register `n` (0 to 15), as a hypervisor gives back the result of a hypercall.
     pub fn set_gpr(&mut self, n: u8, value: u64) {
+        self.saved = None;
         self.engine.cpu.gpr[n as usize % 16] = value;
     }
 
@@ -330,7 +333,7 @@ impl Vcpu {
         c.cr2 = state.cr2;
         c.cr3 = state.cr3;
         c.cr4 = state.cr4;
-        c.efer = state.efer;
+        c.efer = if cpu.sev.is_some() { state.efer | Efer::SVME } else { state.efer };
         c.xcr0 = state.xcr0;
         c.pkru = state.pkru;
         c.dr = state.dr;

@@ -95,6 +95,7 @@ impl Vcpu {
     }
 
     /// VMRUN from the page that the last exit saved into: as [`Vcpu::load_vmsa`], but only if somebody has changed it since.
+    /// What has run without being saved goes on too: an exit that nobody looks into need not be saved.
     pub fn resume_from(&mut self, page: &Page) -> Result<Resumed, VmsaError> {
         if self.saved.as_deref() == Some(page) {
             return Ok(Resumed::AsSaved);
