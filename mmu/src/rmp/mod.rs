@@ -146,10 +146,8 @@ impl Rmp {
         if !spa.is_aligned(PageSize::Size4K) {
             return Err(RmpError::FailInput);
         }
-        let sfn = spa.frame();
-        let writer = self.table.write(sfn).ok_or(RmpError::FailInput)?;
-        let entry = writer.entry(sfn);
-        let others = spa.is_aligned(PageSize::Size2M) && writer.slots()[1..].iter().any(|other| other.assigned());
+        let (entry, others) = self.table.entry_and_others(spa.frame()).ok_or(RmpError::FailInput)?;
+        let others = others && spa.is_aligned(PageSize::Size2M);
         Ok(RmpRead {
             gpa: entry.gpa(),
             assigned: if entry.assigned() { Assigned::Yes } else { Assigned::No },

@@ -92,6 +92,16 @@ impl Table {
         }
     }
 
+    /// The effective entry, and whether another page of the region of `sfn` than its first is assigned.
+    pub(super) fn entry_and_others(&self, sfn: Sfn) -> Option<(RmpEntry, bool)> {
+        let slot = self.layout.slot(sfn.align_down(PageSize::Size2M))?;
+        Some(self.read(sfn, || {
+            let head = self.load(slot);
+            let others = head.page_size() == RmpPageSize::Size2M || head.subpage_count() != 0;
+            (self.effective(slot, sfn), others)
+        }))
+    }
+
     /// Whether a page of the region of `sfn` is assigned; `None`: it is not covered.
     #[inline]
     pub(super) fn region_is_assigned(&self, sfn: Sfn) -> Option<bool> {
