@@ -3,7 +3,6 @@
 //! Nested Paging").
 
 mod access;
-mod coherence;
 mod instructions;
 mod keys;
 mod scene;
