@@ -4,6 +4,7 @@
 //! - Interrupts: [`lapic`] (one each processor, and the fabric that carries messages between them), [`ioapic`], [`pic`].
 //! - Time: [`pit`], [`rtc`], [`acpi::pm`] (the PM timer); the LAPIC's timer lives with the LAPIC.
 //! - Input and output: [`uart`], [`i8042`], [`fw_cfg`], [`pci`], [`testdev`], [`chipset`] (the small system ports).
+//! - Disks: [`block`] (what they hold), [`nvme`] (a controller on the PCI bus).
 //! - Firmware's part: [`acpi::tables`] builds the tables a kernel finds.
 //!
 //! A device is a struct of registers plus the ports it is given in each call: no thread, no host clock, no host
@@ -19,6 +20,7 @@
 #![deny(missing_docs)]
 
 pub mod acpi;
+pub mod block;
 pub mod board;
 pub mod bus;
 pub mod chipset;
@@ -27,9 +29,12 @@ pub mod i8042;
 pub mod ioapic;
 pub mod lapic;
 pub mod message;
+pub mod nvme;
 pub mod pci;
 pub mod pic;
 pub mod pit;
+#[cfg(test)]
+mod ram;
 pub mod rtc;
 pub mod testdev;
 pub mod uart;
