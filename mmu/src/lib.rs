@@ -11,6 +11,7 @@
 //! - `format`: what a raw entry means, one file a format. `walk`: the one walker, and the setting of A and D.
 //! - `nested`: the second stage, as memory that the walker reads guest tables from. `stage1`: the first stage.
 //! - `guest`: the same walk made by software, for a hypervisor that looks at its guest's tables.
+//! - [`rmp`]: who owns each page of system memory.
 //! - `pml`: the log of pages that were written. `rights`: pure judgement of a finished walk.
 //! - `tlb`, `walk_cache`, `caches`: what is remembered. `flush`: when it is forgotten. [`fast`]: the front.
 //!
@@ -38,6 +39,7 @@ mod nested;
 mod paging;
 mod pml;
 mod rights;
+pub mod rmp;
 mod stage1;
 mod stage2;
 mod stats;
@@ -55,6 +57,7 @@ pub use level::Level;
 pub use mmu::Mmu;
 pub use paging::{PagingCapabilities, PagingChange, PagingFeatures, PagingMode, PagingState, Pcid, Vendor};
 pub use pml::ModificationLog;
+pub use rmp::Rmp;
 pub use stage2::{
     Asid, Ept, EptAccessedDirty, EptExecute, Eptp, NestedNx, Npt, SnpGuest, SpaceTag, Stage2, Stage2Levels, Vpid,
 };

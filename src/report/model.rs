@@ -249,6 +249,8 @@ impl Consumer for Model {
                 | Event::ZapAllFast { .. }
                 | Event::GetDirtyLog { .. }
                 | Event::UserspaceExit { .. }
+                | Event::PageStateChange { .. }
+                | Event::FramesLeaked { .. }
         ) {
             self.list(record);
         }

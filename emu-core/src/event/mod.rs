@@ -21,8 +21,8 @@ mod words;
 pub use list::{Event, EventKind};
 pub use value::{Bits, Field, ReadError, Value};
 pub use words::{
-    ClipReason, Direction, ExitReason, FailureResult, FaultOutcome, Group, Ino, NpfCode, Origin, Sharing, SlotChange,
-    Stage, TableOrigin, UserExitReason,
+    ClipReason, Direction, ExitReason, FailureResult, FaultOutcome, Group, Ino, NpfCode, Origin, RmpOwner, Sharing,
+    SlotChange, Stage, TableOrigin, UserExitReason,
 };
 
 /// Where events go.

@@ -30,6 +30,8 @@ words! {
         Gmem = "gmem",
         /// Where folios come from.
         Pool = "pool",
+        /// SEV-SNP: the reverse map and the GHCB protocol.
+        Snp = "snp",
     }
 
     /// Who may use a page.
@@ -98,6 +100,8 @@ words! {
         NxHugePage = "nx_huge_page",
         /// The guest's own tables are shadowed there.
         WriteTracking = "write_tracking",
+        /// The entry of the reverse map is smaller.
+        Rmp = "rmp",
     }
 
     /// Why a processor left the guest.
@@ -130,6 +134,8 @@ words! {
         TscMoved = "tsc",
         /// A triple fault.
         Shutdown = "shutdown",
+        /// VMGEXIT.
+        Vmgexit = "vmgexit",
     }
 
     /// Why `KVM_RUN` returns to the VMM (`KVM_EXIT_*`).
@@ -148,6 +154,8 @@ words! {
         Shutdown = "shutdown",
         /// `KVM_EXIT_INTERNAL_ERROR`.
         InternalError = "internal_error",
+        /// `KVM_EXIT_SYSTEM_EVENT`: the guest asks for its own end.
+        SystemEvent = "system_event",
     }
 
     /// The way of a datum between guest and device.
@@ -164,6 +172,18 @@ words! {
         New = "new",
         /// It was found by its role.
         Existing = "existing",
+    }
+
+    /// Whose a page is by the reverse map.
+    RmpOwner {
+        /// The hypervisor's.
+        Hypervisor = "hypervisor",
+        /// A guest's.
+        Guest = "guest",
+        /// A guest's to be: immutable until the firmware launches it.
+        PreGuest = "pre_guest",
+        /// The firmware's.
+        Firmware = "firmware",
     }
 
     /// What happened to a memslot (`enum kvm_mr_change`).
@@ -222,12 +242,18 @@ bitflags! {
         const PK = 1 << 5;
         /// SS: a shadow-stack access.
         const SS = 1 << 6;
+        /// RMP: a check of the reverse map failed.
+        const GUEST_RMP = 1 << 31;
         /// The address that the instruction wanted.
         const GUEST_FINAL = 1 << 32;
         /// The address of an entry of the guest's own tables.
         const GUEST_PAGE = 1 << 33;
         /// The guest used the C-bit: it meant private memory.
         const GUEST_ENC = 1 << 34;
+        /// SIZEM: PVALIDATE or RMPADJUST of another size than the entry of the reverse map.
+        const GUEST_SIZEM = 1 << 35;
+        /// VMPL: the permissions of the privilege level denied the access.
+        const GUEST_VMPL = 1 << 36;
         /// KVM's own: the access is to private memory.
         const PRIVATE_ACCESS = 1 << 49;
     }
