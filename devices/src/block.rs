@@ -8,6 +8,7 @@
 
 use core::fmt;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use thiserror::Error;
 
@@ -18,7 +19,7 @@ const BLOCK: usize = 4096;
 const SECTORS_A_BLOCK: u64 = BLOCK as u64 / SECTOR;
 
 /// Where a disk's first contents come from. The same offset gives the same bytes throughout a run.
-pub trait DiskImage: fmt::Debug + Send {
+pub trait DiskImage: fmt::Debug + Send + Sync {
     /// Its length in bytes.
     fn len_bytes(&self) -> u64;
     /// Fills `bytes` from `offset` on; the range lies within the image.
@@ -89,10 +90,10 @@ pub enum DiskError {
     },
 }
 
-/// An image with an overlay of what was written.
-#[derive(Debug)]
+/// An image with an overlay of what was written. A clone shares the image and copies the overlay.
+#[derive(Clone, Debug)]
 pub struct Disk {
-    image: Box<dyn DiskImage>,
+    image: Arc<dyn DiskImage>,
     access: DiskAccess,
     serial: String,
     /// Blocks that were written, by number.
@@ -102,7 +103,7 @@ pub struct Disk {
 impl Disk {
     /// A disk over `image`, with a serial number of up to 20 ASCII characters. An image that is not whole sectors is
     /// followed by zeros to the end of its last one.
-    pub fn new(image: Box<dyn DiskImage>, access: DiskAccess, serial: &str) -> Disk {
+    pub fn new(image: Arc<dyn DiskImage>, access: DiskAccess, serial: &str) -> Disk {
         let serial = serial.chars().filter(char::is_ascii_graphic).take(20).collect();
         Disk { image, access, serial, written: BTreeMap::new() }
     }
@@ -231,7 +232,7 @@ mod tests {
 
     #[test]
     fn an_image_that_is_not_whole_sectors_ends_in_zeros() {
-        let disk = Disk::new(Box::new(vec![7_u8; 700]), DiskAccess::ReadWrite, "serial number");
+        let disk = Disk::new(Arc::new(vec![7_u8; 700]), DiskAccess::ReadWrite, "serial number");
         assert_eq!((disk.sectors(), disk.serial()), (2, "serialnumber"));
         let mut bytes = [1; 1024];
         disk.read(0, &mut bytes).expect("on the disk");
@@ -240,13 +241,13 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_or_may_not_be_written_is_refused_whole() {
-        let mut disk = Disk::new(Box::new(Blank(8192)), DiskAccess::ReadWrite, "");
+        let mut disk = Disk::new(Arc::new(Blank(8192)), DiskAccess::ReadWrite, "");
         let refused = |first, count| Err(DiskError::OutOfRange { first, count, sectors: 16 });
         assert_eq!(disk.write(15, &[1; 1024]), refused(15, 2));
         assert_eq!(disk.zero(u64::MAX, 2), refused(u64::MAX, 2));
         assert_eq!(disk.read(16, &mut [0; 512]), refused(16, 1));
         assert!(disk.written.is_empty());
-        let mut disk = Disk::new(Box::new(Blank(8192)), DiskAccess::ReadOnly, "");
+        let mut disk = Disk::new(Arc::new(Blank(8192)), DiskAccess::ReadOnly, "");
         assert_eq!(disk.write(0, &[1; 512]), Err(DiskError::ReadOnly));
         assert_eq!(disk.zero(0, 1), Err(DiskError::ReadOnly));
     }
@@ -258,7 +259,7 @@ mod tests {
             writes in prop::collection::vec((0..60_u64, 0..20_usize, any::<u8>(), any::<bool>()), 0..24),
         ) {
             let mut model = numbered(64 * 512);
-            let mut disk = Disk::new(Box::new(model.clone()), DiskAccess::ReadWrite, "");
+            let mut disk = Disk::new(Arc::new(model.clone()), DiskAccess::ReadWrite, "");
             for (first, count, value, zero) in writes {
                 let range = first as usize * 512..(first as usize + count) * 512;
                 let outcome = if zero {

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use super::args::{ImageChoice, OnReset, Report, RunConfig, Vcpus};
 use super::console::{Console, Wish};
 use super::exit::ExitCode;
-use super::{CliError, files, out, report, trace};
+use super::{CliError, devices, files, out, report, trace};
 use crate::loader::{BUILTIN, BUILTINS, BuiltinGuest, Image};
-use crate::machine::{BuildError, Limits, Machine, Outcome};
+use crate::machine::{BuildError, Device, Limits, Machine, Outcome};
 use crate::vmm::script::Script;
 
 /// How long to sleep between looks at the clock while the guest waits for a key.
@@ -27,8 +27,10 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
     let script = script(config)?;
     let initrd = config.initrd.as_deref().map(files::read).transpose()?;
     let recording = trace::begin(config, image.name)?;
-    let build = || -> Result<Machine, CliError> {
-        let mut builder = Machine::builder()
+    let mut plugged = devices::open(&config.devices)?;
+    let build = |plugged: &[Device]| -> Result<Machine, CliError> {
+        let mut builder = plugged.iter().cloned().fold(Machine::builder(), |builder, device| builder.device(device));
+        builder = builder
             .cpus(config.cpus.get() as u16)
             .memory(config.memory.bytes())
             .pages(config.pages)
@@ -53,17 +55,22 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
             cause => CliError::Build(cause),
         })
     };
-    let mut machine = build()?;
+    let mut machine = build(&plugged)?;
     let mut console = Console::open(config.serial.as_deref(), config.report).map_err(CliError::Console)?;
     let deadline = config.timeout.map(|span| Instant::now() + span);
     let limits = Limits { max_instructions: config.max_instructions };
     let outcome = loop {
         match drive(&mut machine, &mut console, config.vcpus, limits, deadline)? {
-            Outcome::Reset if config.on_reset == OnReset::Restart => machine = build()?,
+            Outcome::Reset if config.on_reset == OnReset::Restart => {
+                // A reset loses memory, not what is on disks.
+                devices::keep(&mut plugged, &machine);
+                machine = build(&plugged)?;
+            }
             outcome => break outcome,
         }
     };
     drop(console);
+    devices::finish(&config.devices, &machine)?;
     let code = report::exit_code(&outcome);
     let summary = machine.summary();
     if let Some(recording) = &recording {

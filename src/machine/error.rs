@@ -2,6 +2,8 @@
 
 use devices::acpi::tables::AcpiError;
 use devices::board::BoardError;
+use devices::pci::PlugError;
+use devices::pci::assign::NoRoom;
 use emu_core::Gpa;
 use emu_core::cpu_model::CpuModelError;
 use emu_core::memory;
@@ -40,6 +42,12 @@ pub enum BuildError {
     /// The board could not be set up.
     #[error(transparent)]
     Board(#[from] BoardError),
+    /// There are more devices than the PCI bus has slots.
+    #[error(transparent)]
+    Slots(#[from] PlugError),
+    /// The devices' registers do not fit into the PCI window.
+    #[error(transparent)]
+    PciWindow(#[from] NoRoom),
     /// The ACPI tables could not be made.
     #[error(transparent)]
     Acpi(#[from] AcpiError),

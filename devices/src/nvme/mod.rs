@@ -95,10 +95,6 @@ impl Nvme {
     pub fn disk(&self) -> &Disk {
         &self.disk
     }
-    /// Takes the disk out of a machine that has ended.
-    pub fn disk_mut(&mut self) -> &mut Disk {
-        &mut self.disk
-    }
 
     fn read_register(&self, reg: Reg) -> u32 {
         let r = &self.registers;

@@ -1,5 +1,7 @@
 //! A small driver over plain memory, and guests that mean harm.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -70,7 +72,7 @@ impl Driver {
     }
 
     fn blank() -> Driver {
-        Driver::new(Disk::new(Box::new(Blank(1 << 20)), DiskAccess::ReadWrite, "serial"))
+        Driver::new(Disk::new(Arc::new(Blank(1 << 20)), DiskAccess::ReadWrite, "serial"))
     }
 
     /// Puts a command into queue `q` and rings.
@@ -188,7 +190,7 @@ fn wrong_commands_fail_with_their_status_and_change_nothing() {
     assert_eq!(driver.io(0x55, 0, 1, [DATA, 0]), no_retry(Status::InvalidOpcode));
     driver.submit(1, Sqe { opcode: 2, namespace: 2, ..Sqe::default() });
     assert_eq!(driver.reap(1), Some((0, no_retry(Status::InvalidNamespace))));
-    let mut driver = Driver::new(Disk::new(Box::new(Blank(SECTOR)), DiskAccess::ReadOnly, ""));
+    let mut driver = Driver::new(Disk::new(Arc::new(Blank(SECTOR)), DiskAccess::ReadOnly, ""));
     assert_eq!(driver.io(1, 0, 1, [DATA, 0]), no_retry(Status::WriteProtected));
     assert_eq!(driver.io(2, 0, 1, [DATA, 0]), 0);
 }
@@ -320,7 +322,7 @@ fn a_wrong_doorbell_is_told_by_an_event_once_until_the_log_is_read() {
 
 #[test]
 fn a_configuration_that_is_not_supported_is_fatal_until_reset() {
-    let mut nvme = controller(Disk::new(Box::new(Blank(512)), DiskAccess::ReadWrite, ""));
+    let mut nvme = controller(Disk::new(Arc::new(Blank(512)), DiskAccess::ReadWrite, ""));
     write(&mut nvme, 0x14, Width::Dword, 1);
     assert_eq!(read(&mut nvme, 0x1c, Width::Dword), 2, "queues of one entry");
     write(&mut nvme, 0x14, Width::Dword, 0);
