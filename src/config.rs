@@ -10,7 +10,7 @@ mod mmu;
 use core::fmt;
 use core::str::FromStr;
 
-pub use self::devices::{DeviceError, DiskBus, DiskChoice, DiskSource};
+pub use self::devices::{DeviceError, DiskBus, DiskChoice, DiskSource, NetChoice};
 pub use self::gmem::GmemChoice;
 pub use self::mmu::{MmuChoice, NestedPaging};
 use emu_core::PageSize;

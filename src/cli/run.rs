@@ -57,6 +57,7 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
     };
     let mut machine = build(&plugged)?;
     let mut console = Console::open(config.serial.as_deref(), config.report).map_err(CliError::Console)?;
+    console.second = devices::console_file(&config.devices)?;
     let deadline = config.timeout.map(|span| Instant::now() + span);
     let limits = Limits { max_instructions: config.max_instructions };
     let outcome = loop {
@@ -120,12 +121,12 @@ fn drive(
     loop {
         let mut wish = Wish::Continue;
         let attend = |machine: &mut Machine| {
-            if let Err(cause) = console.write(&machine.take_serial()) {
+            if let Err(cause) = console.write(&machine.take_serial(), &machine.take_console()) {
                 failed = Some(cause);
             }
             let (bytes, wanted) = console.typed();
             if !bytes.is_empty() {
-                machine.serial_input(&bytes);
+                console.give(machine, &bytes);
             }
             wish = wanted;
             failed.is_none() && wish == Wish::Continue && !late()
@@ -134,7 +135,7 @@ fn drive(
             Vcpus::InTurns => machine.run(limits, attend)?,
             Vcpus::Parallel => machine.run_parallel(limits, attend)?,
         };
-        console.write(&machine.take_serial()).map_err(CliError::Console)?;
+        console.write(&machine.take_serial(), &machine.take_console()).map_err(CliError::Console)?;
         if let Some(cause) = failed.take() {
             return Err(CliError::Console(cause));
         }
@@ -144,7 +145,7 @@ fn drive(
             // Only a key can wake it.
             Outcome::Asleep { registers } => match console.wait(PATIENCE) {
                 Some((_, Wish::Quit)) => return Ok(Outcome::Interrupted),
-                Some((bytes, Wish::Continue)) => machine.serial_input(&bytes),
+                Some((bytes, Wish::Continue)) => console.give(machine, &bytes),
                 None => return Ok(Outcome::Asleep { registers }),
             },
             ended => return Ok(ended),

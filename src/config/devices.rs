@@ -1,4 +1,4 @@
-//! Devices as flags write them: `--disk root.img,bus=nvme,readonly`, `--disk size=64M`.
+//! Devices as flags write them: `--disk root.img,bus=nvme,readonly`, `--disk size=64M`, `--net user`.
 
 use core::str::FromStr;
 use std::path::PathBuf;
@@ -23,6 +23,9 @@ pub enum DeviceError {
     /// A disk of nothing, or of part of a sector.
     #[error("a disk of {0} bytes is not whole sectors of 512 bytes up to 16T")]
     DiskSize(u64),
+    /// Nothing that a network device can be connected to.
+    #[error("\"{0}\" is not a network")]
+    Net(String),
 }
 
 impl DeviceError {
@@ -30,10 +33,11 @@ impl DeviceError {
     pub fn help(&self) -> &'static str {
         match self {
             DeviceError::DiskProperty(_) => {
-                "a disk is FILE or size=64M, then bus=nvme, format=raw, readonly, serial=TEXT, out=FILE"
+                "a disk is FILE or size=64M, then bus=virtio|nvme, format=raw, readonly, serial=TEXT, out=FILE"
             }
             DeviceError::NoDisk | DeviceError::FileAndSize => "say --disk FILE, or --disk size=64M for an empty one",
             DeviceError::DiskSize(_) => "sizes are like 64M or 2G; a bare number is MiB",
+            DeviceError::Net(_) => "networks are user (one other host, with DHCP and an echo service) and loopback",
         }
     }
 }
@@ -41,9 +45,31 @@ impl DeviceError {
 /// How a guest reaches a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum DiskBus {
-    /// An NVMe controller of its own.
+    /// A virtio block device.
     #[default]
+    Virtio,
+    /// An NVMe controller of its own.
     Nvme,
+}
+
+/// What `--net` says: what a network device is connected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NetChoice {
+    /// Frames come back as they were sent.
+    Loopback,
+    /// A network of one other host, in the process.
+    User,
+}
+
+impl FromStr for NetChoice {
+    type Err = ConfigError;
+    fn from_str(text: &str) -> Result<NetChoice, ConfigError> {
+        match text {
+            "loopback" => Ok(NetChoice::Loopback),
+            "user" => Ok(NetChoice::User),
+            _ => Err(DeviceError::Net(text.to_owned()).into()),
+        }
+    }
 }
 
 /// Where a disk's first contents come from.
@@ -89,6 +115,7 @@ impl FromStr for DiskChoice {
             match (key, value) {
                 ("file" | "path", value) if !value.is_empty() => once(&mut file, "file", PathBuf::from(value))?,
                 ("size", value) => once(&mut size, "size", parse_size(value)?)?,
+                ("bus", "virtio") => once(&mut bus, "bus", DiskBus::Virtio)?,
                 ("bus", "nvme") => once(&mut bus, "bus", DiskBus::Nvme)?,
                 ("format", "raw") => once(&mut format, "format", ())?,
                 ("readonly", "" | "on") => once(&mut access, "readonly", DiskAccess::ReadOnly)?,
@@ -144,6 +171,7 @@ mod tests {
         };
         let property = |text: &str| DeviceError::DiskProperty(text.to_owned());
         assert_eq!(refused(""), property(""));
+        assert_eq!("tap".parse::<NetChoice>(), Err(DeviceError::Net("tap".to_owned()).into()));
         assert_eq!(refused("a.img,bus=scsi"), property("bus=scsi"));
         assert_eq!(refused("a.img,format=qcow2"), property("format=qcow2"));
         assert_eq!(refused("a.img,b.img"), property("b.img"));

@@ -241,7 +241,7 @@ impl Builder {
 
         let map = MemoryMap::pc(layout.inode_bytes, LOW_RAM_END)?;
         let acpi = AcpiConfig::new(config.cpus);
-        super::devices::plug(&mut board, self.devices, acpi.pci_window)?;
+        super::devices::plug(&mut board, self.devices, config.seed, acpi.pci_window)?;
         let acpi = AcpiImage::build(&acpi)?;
         let mut host = HostSide::new(&vm, lens.task());
         loader::GuestMemory::write(&mut host, acpi.base, &acpi.bytes)

@@ -186,7 +186,7 @@ fn wrong_commands_fail_with_their_status_and_change_nothing() {
     assert_eq!(driver.io(2, 0, 1, [DATA + 2, 0]), no_retry(Status::InvalidPrpOffset));
     assert_eq!(driver.io(2, 0, 16, [DATA, DATA + 0x1200]), no_retry(Status::InvalidPrpOffset));
     assert_eq!(driver.io(2, 0, 1, [RAM as u64, 0]), Status::DataTransferError as u16);
-    assert_eq!(driver.io(2, 0, 1, [u64::MAX & !3, 0]), Status::DataTransferError as u16);
+    assert_eq!(driver.io(2, 0, 1, [!3, 0]), Status::DataTransferError as u16);
     assert_eq!(driver.io(0x55, 0, 1, [DATA, 0]), no_retry(Status::InvalidOpcode));
     driver.submit(1, Sqe { opcode: 2, namespace: 2, ..Sqe::default() });
     assert_eq!(driver.reap(1), Some((0, no_retry(Status::InvalidNamespace))));
