@@ -156,6 +156,7 @@ impl Vcpu {
             meeting_point: None,
             skipped: 0,
             apic_enabled: true,
+            sev: None,
         };
         cpu.gpr[RIP as usize] = 0xfff0;
         cpu.gpr[TWO_GIB as usize] = 1 << 31;

@@ -5,7 +5,7 @@
 //! advertised and what works cannot drift apart. Two models fit one test: nothing here is global.
 //!
 //! Always true of a model: every feature's needs are in the set; no feature belongs to the other vendor;
-//! `maxphyaddr` is 36 to 52; `apic_hz` fits CPUID leaf 0x15.
+//! `maxphyaddr` is 36 to 52; SEV has a C-bit; `apic_hz` fits CPUID leaf 0x15.
 //!
 //! Left out on purpose: threads per core (every processor is a core of its own) and several packages.
 
@@ -134,6 +134,9 @@ pub enum CpuModelError {
     /// The C-bit must lie in the upper part of an entry's address field.
     #[error("the C-bit must be at bit 32 to 51 of an AMD model, not at bit {0}")]
     CBit(u8),
+    /// Encrypted memory without a bit that says which.
+    #[error("{0:?} needs a C-bit, which the CPU model lacks")]
+    NoCBit(Feature),
     /// A clock outside of what CPUID can express.
     #[error("a clock of {0} Hz cannot be told by CPUID: it must be 1 MHz to 4 GHz")]
     Clock(u64),
@@ -178,6 +181,27 @@ impl CpuModel {
         }
     }
 
+    /// [`CpuModel::amd_v3`] with SEV, SEV-ES and SEV-SNP, as a machine with encrypted guests has it and as its guests see
+    /// it: C-bit 51, physical addresses of 52 bits (so that the C-bit is one of them and lies above all memory), four
+    /// privilege levels, caches that need no care when a page changes hands. Four-level paging alone: nothing gains by
+    /// five, and Linux would switch to them.
+    pub fn amd_snp() -> CpuModel {
+        let amd = CpuModel::amd_v3();
+        let mut features = amd.features.without(Feature::La57);
+        for feature in [
+            Feature::Sev,
+            Feature::SevEs,
+            Feature::SevSnp,
+            Feature::Vmpl,
+            Feature::HwEnfCacheCoh,
+            Feature::CoherencySfwNo,
+        ] {
+            features = features.with(feature);
+        }
+        let brand = padded_brand("Bifold x86-64-v3 processor, AMD-like, SEV-SNP");
+        CpuModel { features, maxphyaddr: 52, c_bit: Some(51), brand, ..amd }
+    }
+
     /// A general-purpose Intel-like processor of x86-64-v3.
     pub fn intel_v3() -> CpuModel {
         CpuModel {
@@ -203,6 +227,9 @@ impl CpuModel {
         }
         if let Some(&needs) = feature.needs().iter().find(|&&needed| !self.has(needed)) {
             return Err(CpuModelError::MissingNeed { feature, needs });
+        }
+        if feature == Feature::Sev && self.c_bit.is_none() {
+            return Err(CpuModelError::NoCBit(feature));
         }
         self.features = self.features.with(feature);
         Ok(self)

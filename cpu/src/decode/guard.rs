@@ -105,8 +105,9 @@ pub(crate) fn refuses(context: &Context<'_>) -> Option<Handler> {
     {
         return undefined;
     }
-    // VMCALL and VMMCALL reach the machine whatever CPUID says of VMX and SVM: that is how a guest finds its host.
-    if matches!(insn.mnemonic(), Mnemonic::Vmcall | Mnemonic::Vmmcall) {
+    // VMCALL and VMMCALL reach the machine whatever CPUID says of VMX and SVM: that is how a guest finds its host. VMGEXIT is
+    // VMMCALL with a prefix.
+    if matches!(insn.mnemonic(), Mnemonic::Vmcall | Mnemonic::Vmmcall | Mnemonic::Vmgexit) {
         return None;
     }
     let has = |feature| match need(feature) {

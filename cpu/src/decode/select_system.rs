@@ -227,6 +227,7 @@ fn without_operands(context: &Context<'_>) -> Option<Lowered> {
         M::Invd | M::Wbinvd | M::Wbnoinvd => Inside(slow::<cache::WriteBack>),
         M::Mfence | M::Lfence | M::Sfence => Inside(pure::<cache::Fence>),
         M::Hlt => Ends(ender::<cache::Hlt>),
+        M::Vmgexit => Ends(ender::<cache::Vmgexit>),
         M::Vmcall | M::Vmmcall => Ends(ender::<cache::Hypercall>),
         _ => return None,
     };

@@ -110,6 +110,15 @@ impl Pure for Fence {
     }
 }
 
+/// VMGEXIT; without encrypted state it is VMMCALL with a prefix that means nothing.
+pub(crate) struct Vmgexit;
+impl Ender for Vmgexit {
+    fn exec(cpu: &mut Cpu, _op: &Op) -> Result<Flow, Trap> {
+        cpu.pending.asked = Some(if cpu.sev.is_some() { Asked::VmgExit } else { Asked::Hypercall });
+        Ok(Flow::Next)
+    }
+}
+
 /// HLT
 pub(crate) struct Hlt;
 impl Ender for Hlt {

@@ -78,6 +78,7 @@ impl Cpu {
     pub fn take_asked(&mut self) -> Option<Exit> {
         match self.pending.asked.take()? {
             Asked::Hypercall => Some(Exit::Hypercall),
+            Asked::VmgExit => Some(Exit::VmgExit),
             Asked::TscMoved => Some(Exit::TscMoved),
             Asked::Paging(change) => Some(Exit::PagingWritten { change }),
             Asked::Invlpg(gva) => Some(Exit::Invlpg { gva }),

@@ -45,6 +45,7 @@ impl Cpu {
 
     fn read_msr(&mut self, msr: Msr, now: Instant) -> Result<u64, Trap> {
         let entry = self.model.readable_msr(msr).map_err(|_| gp0())?;
+        self.check_guest_only(msr)?;
         match entry.class {
             MsrClass::Register(_) => Ok(self.stored_msr(msr)),
             MsrClass::Constant(constant) => Ok(constant.value(&self.model)),
@@ -67,6 +68,7 @@ impl Cpu {
 
     fn write_msr(&mut self, msr: Msr, value: u64, now: Instant) -> Result<(), Trap> {
         let entry = self.model.msr(msr).map_err(|_| gp0())?;
+        self.check_guest_only(msr)?;
         match entry.class {
             MsrClass::Apic => {
                 self.ask_apic(msr, Some(value))?;
@@ -88,8 +90,9 @@ impl Cpu {
             }
             MsrClass::Constant(_) | MsrClass::Register(_) => {
                 let old = self.stored_msr(msr);
-                let value = validate_write(&self.model, msr, old, value).map_err(|_| gp0())?;
-                self.store_msr(msr, old, value)
+                let fixed = self.fixed_bits(msr);
+                let value = validate_write(&self.model, msr, old & !fixed, value & !fixed).map_err(|_| gp0())?;
+                self.store_msr(msr, old, value | old & fixed)
             }
         }
     }
