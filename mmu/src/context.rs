@@ -183,7 +183,7 @@ impl Context {
         match self.accessor {
             None => self.translate_under(Open, gva, access, judge, work),
             Some(accessor) => {
-                let guarded = Guarded { rmp: work.rmp, accessor };
+                let guarded = Guarded { rmp: work.rmp, accessor, effects: work.effects };
                 self.translate_under(guarded, gva, access, judge, work)
             }
         }
@@ -221,7 +221,9 @@ impl Context {
     pub(crate) fn reach(&self, gpa: Gpa, kind: AccessKind, work: Work<'_>) -> Result<Reached, MmuFault> {
         match self.accessor {
             None => self.reach_under(Open, gpa, kind, work),
-            Some(accessor) => self.reach_under(Guarded { rmp: work.rmp, accessor }, gpa, kind, work),
+            Some(accessor) => {
+                self.reach_under(Guarded { rmp: work.rmp, accessor, effects: work.effects }, gpa, kind, work)
+            }
         }
     }
 

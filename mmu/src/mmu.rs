@@ -116,8 +116,8 @@ impl Mmu {
     pub fn translate(&mut self, gva: Gva, access: Access) -> Result<Translation, MmuFault> {
         self.stats.fast_misses += 1;
         let gva = self.context.linear(gva);
-        if self.context.accessor.is_some() {
-            return self.translate_guarded(gva, access);
+        if let Some(accessor) = self.context.accessor {
+            return self.translate_guarded(accessor, gva, access);
         }
         let found = self.find(gva, access)?;
         self.keep(gva, access, &found);
@@ -180,11 +180,13 @@ impl Mmu {
             effects: Effects::Live,
             rmp: self.view.rmp.as_deref(),
         };
-        self.context.reach(gpa, kind, work).map(GpaTranslation::from)
+        let reached = self.context.reach(gpa, kind, work).map(GpaTranslation::from)?;
+        self.claim_reached(reached.spa, kind);
+        Ok(reached)
     }
 
     /// What the tables say about `gva` for `access`, without any side effect: no A or D bit, no cache, no counter. TLBs
-    /// are not asked.
+    /// are not asked, and a table is read as its bytes are, under whichever key.
     pub fn probe(&self, gva: Gva, access: Access) -> Result<Translation, MmuFault> {
         let mut uncounted = MmuStats::default();
         let work = self.dry(&mut uncounted);

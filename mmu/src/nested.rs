@@ -92,7 +92,9 @@ impl<P: Protection> TableMemory for Bare<'_, P> {
 
     #[inline(always)]
     fn locate(&mut self, slot: Gpa, _level: Level) -> Result<Spa, MmuFault> {
-        Ok(Spa::new(slot.raw()))
+        let spa = Spa::new(slot.raw());
+        self.protection.claim_table(spa);
+        Ok(spa)
     }
     #[inline(always)]
     fn locate_update(&mut self, slot: Gpa, _level: Level, found: Spa) -> Result<Spa, MmuFault> {
@@ -361,7 +363,10 @@ impl<F: NestedFormat, P: Protection> Nested<'_, F, P> {
         let reached = self.ask(question)?;
         let place = Place { spa: reached.spa, gpa: question.gpa, mapped: reached.size };
         match self.protection.judge_table(place, kind) {
-            Ok(()) => Ok(reached.spa),
+            Ok(()) => {
+                self.protection.claim_table(reached.spa);
+                Ok(reached.spa)
+            }
             Err(refusal) => Err(question.refuse_page(refusal, &reached)),
         }
     }

@@ -1,15 +1,17 @@
-//! What stands between a page that both stages of translation allow and the access to it: the RMP.
+//! What stands between a page that both stages of translation allow and the access to it: the RMP, and the key.
 //!
-//! Modelled: which checks apply to whom and what they leave for a TLB to remember. Source: AMD APM vol. 2, "RMP and VMPL
-//! Access Checks". [`Protection`] has two forms, chosen when registers are prepared for translating: [`Open`] checks nothing
+//! Modelled: which checks apply to whom, what they leave for a TLB to remember, and under which key memory is accessed.
+//! Source: AMD APM vol. 2, "RMP and VMPL Access Checks", "Encrypted Memory". [`Protection`] has two forms, chosen when registers are prepared for translating: [`Open`] checks nothing
 //! and costs nothing; [`Guarded`] is for a machine with an RMP in force, and for SNP guests, whose accesses have a C-bit.
 //!
 //! Always true: a verdict allows no more than what a check of its own would allow under the same effective C-bit, so that it
 //! can be cached in place of the check until [`crate::rmp::RmpChanges`] names the page.
 
+use emu_core::memory::Key;
 use emu_core::sev::CBit;
 use emu_core::{Access, AccessKind, Gpa, PageSize, Privilege, Spa};
 
+use crate::nested::Effects;
 use crate::rmp::{GuestAccess, Rmp, RmpRefusal, VmplPermissions};
 use crate::stage2::{Asid, SnpGuest};
 use crate::translation::PageFlags;
@@ -31,6 +33,15 @@ impl Accessor {
             (Accessor::Plain, _) => CBit::Clear,
             (Accessor::Snp(..), AccessKind::Execute) => CBit::Set,
             (Accessor::Snp(..), AccessKind::Read | AccessKind::Write) => leaf,
+        }
+    }
+
+    /// The key of an access with this effective C-bit. An ASID that no key belongs to owns no page either.
+    #[inline]
+    pub(crate) fn key(self, effective: CBit) -> Key {
+        match (self, effective) {
+            (Accessor::Snp(asid, _), CBit::Set) => Key::of_asid(asid.0).unwrap_or(Key::HOST),
+            (Accessor::Snp(..), CBit::Clear) | (Accessor::Plain, _) => Key::HOST,
         }
     }
 }
@@ -70,6 +81,8 @@ pub(crate) trait Protection {
     fn judge(&self, place: Place, access: Access, leaf: CBit) -> Result<Verdict, RmpRefusal>;
     /// Judges an access to an entry of the guest's own tables: a read, or a write where A or D is set.
     fn judge_table(&self, place: Place, kind: AccessKind) -> Result<(), RmpRefusal>;
+    /// Prepares memory for reading an entry of the guest's tables in it.
+    fn claim_table(&self, spa: Spa);
 }
 
 /// No RMP, no C-bit.
@@ -95,6 +108,8 @@ impl Protection for Open {
     fn judge_table(&self, _place: Place, _kind: AccessKind) -> Result<(), RmpRefusal> {
         Ok(())
     }
+    #[inline(always)]
+    fn claim_table(&self, _spa: Spa) {}
 }
 
 /// See the module.
@@ -103,6 +118,7 @@ pub(crate) struct Guarded<'a> {
     /// Absent where SNP is off and a guest has a C-bit nevertheless: then nothing is checked.
     pub(crate) rmp: Option<&'a Rmp>,
     pub(crate) accessor: Accessor,
+    pub(crate) effects: Effects,
 }
 
 const EXECUTE: PageFlags = PageFlags::NESTED_EXECUTE.union(PageFlags::NESTED_EXECUTE_USER);
@@ -187,6 +203,13 @@ impl Protection for Guarded<'_> {
             Accessor::Snp(asid, guest) => {
                 Self::judge_private(rmp, place, (asid, guest), Access::new(kind, Privilege::Supervisor)).map(|_| ())
             }
+        }
+    }
+
+    #[inline]
+    fn claim_table(&self, spa: Spa) {
+        if let (Some(rmp), Effects::Live) = (self.rmp, self.effects) {
+            rmp.rekey(spa.frame(), self.accessor.key(CBit::Set));
         }
     }
 }

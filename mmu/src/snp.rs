@@ -14,6 +14,7 @@
 
 use std::sync::Arc;
 
+use emu_core::memory::{Key, Writability};
 use emu_core::sev::{CBit, Vmpl};
 use emu_core::{Access, AccessKind, Gva, PageSize, Privilege, Spa};
 
@@ -24,9 +25,9 @@ use crate::nested::Judge;
 use crate::protect::Accessor;
 use crate::rmp::{
     Changed, GuestPage, Pvalidate, Rmp, RmpAdjust, RmpBacklog, RmpChange, RmpCursor, RmpError, RmpPageSize, RmpQuery,
-    RmpRefusal, Validated,
+    RmpRefusal, Taken, Validated,
 };
-use crate::translation::Translation;
+use crate::translation::{PageFlags, Translation};
 
 /// The RMP as one processor sees it.
 #[derive(Clone, Debug, Default)]
@@ -66,15 +67,52 @@ impl Mmu {
     }
 
     /// [`Mmu::translate`] where accesses are judged. Repeated only if somebody took away what it found meanwhile.
-    pub(crate) fn translate_guarded(&mut self, gva: Gva, access: Access) -> Result<Translation, MmuFault> {
+    pub(crate) fn translate_guarded(
+        &mut self,
+        accessor: Accessor,
+        gva: Gva,
+        access: Access,
+    ) -> Result<Translation, MmuFault> {
         self.catch_up_rmp();
         loop {
             let found = self.find(gva, access)?;
             let translation = found.outcome.translation;
-            if self.recheck(&translation) == Judged::Still {
+            let leaf = if translation.flags.contains(PageFlags::ENCRYPTED) { CBit::Set } else { CBit::Clear };
+            let key = accessor.key(accessor.effective(leaf, access.kind));
+            if self.claim(&translation, key) == Judged::Still {
                 self.keep(gva, access, &found);
                 return Ok(translation);
             }
+        }
+    }
+
+    /// Prepares the frame for an access under `key`, and looks whether anything was taken away meanwhile.
+    fn claim(&mut self, translation: &Translation, key: Key) -> Judged {
+        let Some(rmp) = &self.view.rmp else { return Judged::Still };
+        let sfn = translation.spa.frame();
+        if self.memory.key(sfn) != key {
+            rmp.rekey(sfn, key);
+        }
+        if !self.is_behind_rmp() {
+            return Judged::Still;
+        }
+        let page = reach(translation.spa, translation.size);
+        let mut judged = Judged::Still;
+        self.forget_taken(|change| {
+            if change.is_none_or(|change| change.what == Taken::Rights && overlap(regions(change), page)) {
+                judged = Judged::Before;
+            }
+        });
+        // ROM, and what is no memory, has no key.
+        let held = self.memory.page(sfn).is_none_or(|view| view.writability == Writability::Rom);
+        if self.memory.key(sfn) != key && !held { Judged::Before } else { judged }
+    }
+
+    /// The same for a frame that the second stage alone gave, which nothing is cached of but the way to it.
+    pub(crate) fn claim_reached(&mut self, spa: Spa, kind: AccessKind) {
+        if let (Some(rmp), Some(accessor)) = (&self.view.rmp, self.context.accessor) {
+            rmp.rekey(spa.frame(), accessor.key(accessor.effective(CBit::Set, kind)));
+            self.catch_up_rmp();
         }
     }
 
@@ -86,27 +124,15 @@ impl Mmu {
 
     /// Drops what the RMP took away since the last time.
     pub(crate) fn catch_up_rmp(&mut self) {
-        self.forget_taken(|_| {});
-    }
-
-    /// The same, and whether `translation` is of it.
-    fn recheck(&mut self, translation: &Translation) -> Judged {
-        let page = reach(translation.spa, translation.size);
-        let mut judged = Judged::Still;
-        self.forget_taken(|change| {
-            if change.is_none_or(|change| overlap(regions(change), page)) {
-                judged = Judged::Before;
-            }
-        });
-        judged
+        if self.is_behind_rmp() {
+            self.forget_taken(|_| {});
+        }
     }
 
     /// Tells `each` what was taken, nothing for all, and drops it.
+    #[cold]
     fn forget_taken(&mut self, mut each: impl FnMut(Option<RmpChange>)) {
         let Some(rmp) = &self.view.rmp else { return };
-        if !self.is_behind_rmp() {
-            return;
-        }
         match rmp.changes().catch_up(&mut self.view.cursor) {
             RmpBacklog::Lost => {
                 each(None);
@@ -115,20 +141,29 @@ impl Mmu {
             RmpBacklog::Changes(changes) => {
                 for change in changes {
                     each(Some(change));
-                    self.flush_frames(change);
+                    self.forget(change);
                 }
             }
         }
     }
 
-    /// Drops every translation that leads to the frames, and every pointer to a guest's table. A write through a large mapping
-    /// was allowed for what the whole 2 MiB region was, so the whole region goes. What nested tables say stays.
-    fn flush_frames(&mut self, change: RmpChange) {
+    /// Drops what leads to the frames past a check: pointers to a guest's tables, fast entries and, if rights changed,
+    /// translations, which are judged when they are made. What nested tables say stays.
+    fn forget(&mut self, change: RmpChange) {
         self.stats.flushes += 1;
-        let region = regions(change);
-        self.fast.flush_frames(region.first, region.frames);
-        self.caches.linear.drop_where(|entry| overlap(region, reach(Spa::new(entry.spa), entry.size)));
-        self.caches.guest_tables.flush();
+        if self.caches.guest_tables.leads_to(change.first, change.frames) {
+            self.caches.guest_tables.flush();
+        }
+        match change.what {
+            Taken::Rights => {
+                // A write through a large mapping was allowed for what the whole region was.
+                let region = regions(change);
+                self.fast.flush_frames(region.first, region.frames);
+                self.caches.linear.drop_where(|entry| overlap(region, reach(Spa::new(entry.spa), entry.size)));
+            }
+            // The frame's key is looked at whenever an entry for the fast TLB is made.
+            Taken::Bytes => self.fast.flush_frames(change.first, change.frames),
+        }
     }
 
     /// PVALIDATE of the page at `gva`: what EAX and the carry flag say, or the fault. Elsewhere than in an SNP guest, where it
@@ -207,7 +242,7 @@ impl Mmu {
 
 /// The frames of the page of `size` that `spa` is in.
 fn reach(spa: Spa, size: PageSize) -> RmpChange {
-    RmpChange { first: spa.align_down(size).frame(), frames: size.frames() }
+    RmpChange { what: Taken::Rights, first: spa.align_down(size).frame(), frames: size.frames() }
 }
 
 /// The 2 MiB regions that a change is in.
@@ -215,7 +250,7 @@ fn regions(change: RmpChange) -> RmpChange {
     let frames = PageSize::Size2M.frames();
     let first = change.first.align_down(PageSize::Size2M);
     let end = change.first.raw().saturating_add(change.frames);
-    RmpChange { first, frames: (end - first.raw()).div_ceil(frames) * frames }
+    RmpChange { first, frames: (end - first.raw()).div_ceil(frames) * frames, ..change }
 }
 
 fn overlap(a: RmpChange, b: RmpChange) -> bool {

@@ -31,7 +31,7 @@ fn nobody_sees_half_of_a_psmash() {
                 }
             });
         }
-        for _ in 0..500 {
+        for _ in 0..10_000 {
             rig.rmp.psmash(SPA).unwrap();
             rig.rmp.firmware(SPA, FirmwareCommand::Unsmash).unwrap();
         }

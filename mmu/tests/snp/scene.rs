@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use emu_core::memory::SystemMemory;
+use emu_core::memory::{Key, SystemMemory};
 use emu_core::regs::{Cr0, Cr4, Efer};
 use emu_core::sev::{CBit, Vmpl};
 use emu_core::{Access, AccessKind, Gpa, Gva, Privilege, Spa};
@@ -101,6 +101,10 @@ pub struct Scene {
     pointers: CBit,
 }
 
+pub fn guest_key() -> Key {
+    Key::of_asid(ASID.0).expect("an ASID that has a key")
+}
+
 fn mask(c: CBit) -> u64 {
     if c.is_set() { 1 << C_BIT } else { 0 }
 }
@@ -135,16 +139,25 @@ impl Scene {
         let mut scene = Scene { memory, rmp, mmu, guest, pointers: CBit::Set };
         scene.map_nested_data(nested);
         scene.launch_tables(VmplPermissions::all());
+        scene.put_tables_under(guest_key());
         scene.map_data(CBit::Set);
         scene.set_c_of_pointers(CBit::Set);
         scene
     }
 
+    /// Stores under the key that the frame is under.
     pub fn store(&self, spa: u64, value: u64) {
         self.memory.store(Spa::new(spa), value).expect("in memory");
     }
-    fn load(&self, spa: u64) -> u64 {
+    pub fn load(&self, spa: u64) -> u64 {
         self.memory.load(Spa::new(spa)).expect("in memory")
+    }
+
+    /// Declares that whoever owns `key` wrote the guest's tables.
+    pub fn put_tables_under(&self, key: Key) {
+        for n in 0..NR_TABLES {
+            self.memory.set_key(Spa::new(TABLES_SPA + n * 0x1000).frame(), key);
+        }
     }
 
     pub fn rmpupdate(&self, spa: u64, new: RmpUpdate) {
