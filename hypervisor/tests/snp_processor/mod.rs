@@ -1,6 +1,8 @@
 //! A toy processor in an SNP guest: it reads nested tables with the naive reader, asks the RMP, and hands every nested
 //! fault to the hypervisor until the access ends. It has no TLB.
 
+#![allow(dead_code, reason = "not every test that shares this processor asks everything of it")]
+
 use std::sync::Arc;
 
 use emu_core::memory::{Key, SystemMemory};
