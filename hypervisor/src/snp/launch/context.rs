@@ -18,6 +18,7 @@ use super::policy::Policy;
 use super::report::Report;
 use super::secrets::{SecretsPage, Vmpck};
 use super::status::FirmwareStatus;
+use crate::snp::memory;
 
 /// Kinds of pages that a launch puts into a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -263,6 +264,18 @@ impl GuestContext {
         }
         self.digest = digest;
         Ok(launched)
+    }
+
+    /// The same for 4 KiB that [`crate::Vm::snp_launch_update`] has put into the guest, without permissions for lower levels.
+    pub fn measure(&mut self, page: &memory::LaunchedPage<'_>) -> Result<(), FirmwareStatus> {
+        let update = LaunchUpdate {
+            kind: page.page_type,
+            gpa: page.gpa,
+            size: PageSize::Size4K,
+            contents: page.bytes.unwrap_or(&[0; PAGE_SIZE]),
+            permissions: [VmplPermissions::empty(); 3],
+        };
+        self.launch_update(&update).map(drop)
     }
 
     /// What the secrets page of this guest says, for whoever fills pages before they are measured.

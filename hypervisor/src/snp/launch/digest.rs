@@ -32,7 +32,7 @@ pub(super) fn sha384(bytes: &[u8]) -> [u8; 48] {
     Sha384::digest(bytes).into()
 }
 
-/// The guest physical address under which VMSAs are measured that the hypervisor makes (KVM).
+/// Where processors' save areas that the hypervisor makes are in the measurement: none of the guest's own addresses (KVM).
 pub const VMSA_GPA: Gpa = Gpa::new(0x0000_ffff_ffff_f000);
 
 /// Place of GUEST_TSC_SCALE and GUEST_TSC_OFFSET in a VMSA: they are measured as 0.

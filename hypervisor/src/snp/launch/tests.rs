@@ -172,6 +172,17 @@ fn pages_hold_what_their_type_says() {
 }
 
 #[test]
+fn pages_that_the_vm_has_put_into_the_guest_are_measured_as_they_are() {
+    let (mut whole, mut parts) = (launching(), launching());
+    whole.launch_update(&update(PageType::Normal, 0x3000, &PAGE)).unwrap();
+    whole.launch_update(&update(PageType::Zero, 0x4000, &[])).unwrap();
+    for (gpa, page_type, bytes) in [(0x3000, PageType::Normal, Some(&PAGE[..])), (0x4000, PageType::Zero, None)] {
+        parts.measure(&crate::snp::memory::LaunchedPage { gpa: Gpa::new(gpa), page_type, bytes }).unwrap();
+    }
+    assert_eq!(whole.digest(), parts.digest());
+}
+
+#[test]
 fn a_large_page_is_measured_as_512_small_ones() {
     let contents: Vec<u8> = (0..PageSize::Size2M.bytes()).map(|n| (n / 4096) as u8).collect();
     for kind in [PageType::Normal, PageType::Zero, PageType::Unmeasured] {

@@ -1,6 +1,7 @@
 //! Buffers of page state changes.
 
 use super::*;
+use crate::snp::memory::PageStateChange;
 
 impl Guest {
     /// A page state change over these entries, from `current` on; the buffer lies at the start of the shared buffer.
@@ -59,6 +60,16 @@ fn entries_that_continue_one_another_are_one_run() {
     for (index, &before) in entries.iter().enumerate() {
         let frames = if before >> 56 & 1 == 1 { 512 } else { 1 };
         assert_eq!(guest.entry(index), before | frames);
+    }
+}
+
+#[test]
+fn a_run_is_a_change_of_the_vms_memory() {
+    let (start, size) = (Gfn::new(0x200), PageSize::Size2M);
+    for (to, private) in [(PageState::Private, true), (PageState::Shared, false)] {
+        let change = PageStateChange::from(PageStateRun { start, frames: 1024, to, size });
+        assert_eq!((change.first, change.nr_pages, change.size), (start, 1024, size));
+        assert_eq!(change.to.is_private(), private);
     }
 }
 
