@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use emu_core::Spa;
 use emu_core::cpu_model::{CpuModel, Vendor};
 use emu_core::cpuid::Feature;
 use emu_core::memory::SystemMemory;
@@ -28,6 +29,7 @@ use crate::random::Random;
 use crate::segment::{SegReg, Segments};
 use crate::simd::VectorState;
 use crate::softfloat::F80;
+use crate::vmsa::VMSA_LEN;
 use crate::x87::X87State;
 
 /// What a processor is made of, beside its memory.
@@ -104,6 +106,10 @@ pub struct VcpuState {
 /// A virtual processor.
 pub struct Vcpu {
     pub(crate) engine: Engine,
+    /// What [`Vcpu::save_vmsa`] last wrote, while nothing else has replaced the registers.
+    pub(crate) saved: Option<Box<[u8; VMSA_LEN]>>,
+    /// Where its save area is, in a guest with encrypted state.
+    pub(crate) area: Option<Spa>,
 }
 
 impl Vcpu {
@@ -162,7 +168,7 @@ impl Vcpu {
         cpu.gpr[TWO_GIB as usize] = 1 << 31;
         cpu.gpr[2] = cpu.model.signature().eax() as u64;
         cpu.refresh_mode();
-        Vcpu { engine: Engine::new(cpu) }
+        Vcpu { engine: Engine::new(cpu), saved: None, area: None }
     }
 
     /// What `model` says about paging.
@@ -174,14 +180,23 @@ impl Vcpu {
                 Vendor::Amd => mmu::Vendor::Amd,
                 Vendor::Intel => mmu::Vendor::Intel,
             },
-            physical_bits: model.maxphyaddr(),
+            physical_bits: model.physical_width(),
             capabilities,
         }
     }
 
     /// Executes until `until` or until something needs the machine.
     pub fn run(&mut self, until: Instant) -> Exit {
-        self.engine.run(until)
+        match self.area {
+            None => self.engine.run(until),
+            Some(area) => self.run_from(area, until),
+        }
+    }
+
+    /// The time-stamp counter, and what RDTSCP gives beside it.
+    pub fn tsc(&self) -> (u64, u32) {
+        let cpu = &self.engine.cpu;
+        (cpu.tsc(cpu.now()), cpu.msr.tsc_aux as u32)
     }
 
     /// What software has added to the time-stamp counter, modulo 2^64.
@@ -245,11 +260,13 @@ impl Vcpu {
     /// INIT: the state after RESET, except what INIT keeps (APM vol. 2, "Processor Initialization"): MSRs other than EFER and the
     /// segment bases, x87 and vector state, XCR0, cache control, and the clock.
     pub fn init(&mut self) {
+        self.saved = None;
         self.engine.cpu.init();
     }
 
     /// A start-up IPI with `vector`: real mode at page `vector` of the first megabyte.
     pub fn start_at(&mut self, vector: u8) {
+        self.saved = None;
         self.engine.cpu.start_at(vector);
     }
 
@@ -274,6 +291,7 @@ impl Vcpu {
 
     /// Sets general register `n` (0 to 15), as a hypervisor gives back the result of a hypercall.
     pub fn set_gpr(&mut self, n: u8, value: u64) {
+        self.saved = None;
         self.engine.cpu.gpr[n as usize % 16] = value;
     }
 
@@ -316,6 +334,7 @@ impl Vcpu {
 
     /// Replaces the architectural state. CPL follows SS. The caller answers for a consistent state, as firmware does.
     pub fn set_state(&mut self, state: &VcpuState) {
+        self.saved = None;
         let cpu = &mut self.engine.cpu;
         cpu.gpr[..16].copy_from_slice(&state.gpr);
         cpu.set_rip(state.rip);
@@ -326,7 +345,7 @@ impl Vcpu {
         c.cr2 = state.cr2;
         c.cr3 = state.cr3;
         c.cr4 = state.cr4;
-        c.efer = state.efer;
+        c.efer = if cpu.sev.is_some() { state.efer | Efer::SVME } else { state.efer };
         c.xcr0 = state.xcr0;
         c.pkru = state.pkru;
         c.dr = state.dr;

@@ -152,6 +152,7 @@ pub struct CpuModel {
     signature: Signature,
     brand: [u8; 48],
     maxphyaddr: u8,
+    physical_width: u8,
     c_bit: Option<u8>,
     tsc_hz: u64,
     apic_hz: u64,
@@ -172,6 +173,7 @@ impl CpuModel {
             signature: Signature { family: 0x19, model: 0x01, stepping: 1 },
             brand: padded_brand("Bifold x86-64-v3 processor, AMD-like"),
             maxphyaddr: 48,
+            physical_width: 48,
             c_bit: None,
             tsc_hz: DEFAULT_TSC_HZ,
             apic_hz: DEFAULT_APIC_HZ,
@@ -182,8 +184,8 @@ impl CpuModel {
     }
 
     /// [`CpuModel::amd_v3`] with SEV, SEV-ES and SEV-SNP, as a machine with encrypted guests has it and as its guests see
-    /// it: C-bit 51, physical addresses of 52 bits (so that the C-bit is one of them and lies above all memory), four
-    /// privilege levels, caches that need no care when a page changes hands. Four-level paging alone: nothing gains by
+    /// it: C-bit 51, MAXPHYADDR 52 (so that the C-bit is an address bit), of which encryption takes four, so that memory lies
+    /// below 2^48 and nested tables keep reserved bits to mark devices with; four privilege levels, caches that need no care when a page changes hands. Four-level paging alone: nothing gains by
     /// five, and Linux would switch to them.
     pub fn amd_snp() -> CpuModel {
         let amd = CpuModel::amd_v3();
@@ -199,7 +201,7 @@ impl CpuModel {
             features = features.with(feature);
         }
         let brand = padded_brand("Bifold x86-64-v3 processor, AMD-like, SEV-SNP");
-        CpuModel { features, maxphyaddr: 52, c_bit: Some(51), brand, ..amd }
+        CpuModel { features, maxphyaddr: 52, physical_width: 48, c_bit: Some(51), brand, ..amd }
     }
 
     /// A general-purpose Intel-like processor of x86-64-v3.
@@ -210,6 +212,7 @@ impl CpuModel {
             signature: Signature { family: 6, model: 0x8f, stepping: 8 },
             brand: padded_brand("Bifold x86-64-v3 processor, Intel-like"),
             maxphyaddr: 46,
+            physical_width: 46,
             c_bit: None,
             tsc_hz: DEFAULT_TSC_HZ,
             apic_hz: DEFAULT_APIC_HZ,
@@ -244,21 +247,23 @@ impl CpuModel {
         Ok(self)
     }
 
-    /// The model with physical addresses of `bits` bits.
+    /// The model with physical addresses of `bits` bits, those from the C-bit on not for memory.
     pub fn with_maxphyaddr(mut self, bits: u8) -> Result<CpuModel, CpuModelError> {
         if !(36..=52).contains(&bits) {
             return Err(CpuModelError::Maxphyaddr(bits));
         }
         self.maxphyaddr = bits;
+        self.physical_width = bits.min(self.c_bit.unwrap_or(bits));
         Ok(self)
     }
 
-    /// The model with the memory-encryption bit at `bit` of page-table entries.
+    /// The model with the memory-encryption bit at `bit` of page-table entries; memory lies below it.
     pub fn with_c_bit(mut self, bit: u8) -> Result<CpuModel, CpuModelError> {
         if self.vendor != Vendor::Amd || !(32..=51).contains(&bit) {
             return Err(CpuModelError::CBit(bit));
         }
         self.c_bit = Some(bit);
+        self.physical_width = self.maxphyaddr.min(bit);
         Ok(self)
     }
 
@@ -310,10 +315,16 @@ impl CpuModel {
     pub const fn brand(&self) -> &[u8; 48] {
         &self.brand
     }
-    /// Width of physical addresses in bits.
+    /// MAXPHYADDR: width of physical addresses in bits, as CPUID 8000_0008 says.
     #[inline]
     pub const fn maxphyaddr(&self) -> u8 {
         self.maxphyaddr
+    }
+    /// Width in bits of the addresses that memory and devices can have: MAXPHYADDR less what encryption takes (CPUID
+    /// 8000_001F EBX\[11:6\]). Bits above are reserved in table entries, the C-bit of a guest excepted.
+    #[inline]
+    pub const fn physical_width(&self) -> u8 {
+        self.physical_width
     }
     /// Width of linear addresses in bits with all that the processor can: 48, or 57 with LA57.
     #[inline]
@@ -338,14 +349,10 @@ impl CpuModel {
         self.ucode_rev
     }
 
-    /// The bits a physical address may have: below MAXPHYADDR, and not the C-bit.
+    /// The bits a physical address may have. The C-bit is none of them.
     #[inline]
     pub const fn physical_mask(&self) -> u64 {
-        let below = (1 << self.maxphyaddr) - 1;
-        match self.c_bit {
-            Some(bit) => below & !(1 << bit),
-            None => below,
-        }
+        (1 << self.physical_width) - 1
     }
     /// Whether `gpa` is an address the processor can form.
     #[inline]
@@ -368,6 +375,13 @@ impl CpuModel {
     /// Bits of CR0 that exist. Bits 63:32 outside of it raise #GP when written as 1; lower ones are ignored.
     pub const fn cr0_allowed(&self) -> Cr0 {
         Cr0::all()
+    }
+    /// Bits of CR3 that may be 1 in long mode: flags, a physical address and the C-bit; all others raise #GP.
+    pub const fn cr3_allowed(&self) -> u64 {
+        match self.c_bit {
+            Some(bit) => self.physical_mask() | 1 << bit,
+            None => self.physical_mask(),
+        }
     }
     /// Bits of CR4 that may be 1; all others raise #GP. RDPMC exists without an advertisement, hence PCE.
     pub fn cr4_allowed(&self) -> Cr4 {

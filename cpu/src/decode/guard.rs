@@ -86,6 +86,10 @@ fn need(feature: CpuidFeature) -> Need {
         C::PREFETCHW => Has(Feature::Prefetchw),
         C::RDTSCP => Has(Feature::Rdtscp),
         C::WBNOINVD => Has(Feature::Wbnoinvd),
+        // No model has it; guests whose registers are encrypted find their hypervisor instead.
+        C::MONITOR => Has(Feature::SevEs),
+        C::SEV_SNP => Has(Feature::SevSnp),
+        C::RMPQUERY => Has(Feature::Rmpquery),
         _ => Never,
     }
 }

@@ -142,7 +142,7 @@ impl Cpu {
     }
 
     /// What an exception changes by being raised.
-    fn note_raised(&mut self, event: Event) {
+    pub fn note_raised(&mut self, event: Event) {
         match event {
             Event::Exception(Exception::PageFault { gva, .. }) => self.control.cr2 = gva.raw(),
             Event::Exception(Exception::Debug { dr6 }) => {

@@ -44,7 +44,7 @@ const ENCRYPTED_GUESTS: u32 = 1006;
 /// is for guests with encrypted state: the lowest for guests without is above them all.
 pub(super) fn encrypted_memory(model: &CpuModel, _: &CpuidDynamic, _: u32) -> CpuidResult {
     let Some(c_bit) = model.c_bit().map(u32::from) else { return CpuidResult::ZERO };
-    let reduction = u32::from(model.maxphyaddr()).saturating_sub(c_bit);
+    let reduction = u32::from(model.maxphyaddr() - model.physical_width());
     let levels = if model.has(Feature::Vmpl) { Vmpl::ALL.len() as u32 } else { 0 };
     let (ecx, edx) = if model.has(Feature::Sev) { (ENCRYPTED_GUESTS, ENCRYPTED_GUESTS + 1) } else { (0, 0) };
     CpuidResult { eax: 0, ebx: c_bit | reduction << 6 | levels << 12, ecx, edx }

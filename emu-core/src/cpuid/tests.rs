@@ -464,7 +464,7 @@ fn a_machine_with_snp_says_what_its_guests_look_for() {
     let snp = CpuModel::amd_snp();
     let leaf = snp.cpuid(0x8000_001f, 0, &now(1));
     assert_eq!(leaf.eax, 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 10);
-    assert_eq!(leaf.ebx, 51 | 1 << 6 | 4 << 12 | 1 << 31);
+    assert_eq!(leaf.ebx, 51 | 4 << 6 | 4 << 12 | 1 << 31);
     assert!(leaf.ecx > 0 && leaf.edx > leaf.ecx, "every ASID is for guests with encrypted state");
     assert!(snp.cpuid(0x8000_0000, 0, &now(1)).eax >= 0x8000_001f);
     assert_eq!(snp.cpuid(0x8000_0008, 0, &now(1)).eax & 0xffff, 48 << 8 | 52);
@@ -473,7 +473,8 @@ fn a_machine_with_snp_says_what_its_guests_look_for() {
     assert!(features >> 30 & 1 == 1, "RDRAND finds the C-bit");
     assert_eq!(snp.cpuid(7, 0, &now(1)).ecx >> 16 & 1, 0, "LA57");
     assert_ne!(snp.cpuid(0xd, 1, &now(1)).eax & 0b1010, 0, "XSAVEC or XSAVES");
-    assert_eq!(snp.physical_mask(), (1 << 51) - 1);
+    assert_eq!(snp.physical_mask(), (1 << 48) - 1);
+    assert_eq!(snp.clone().with_maxphyaddr(50).unwrap().physical_width(), 50);
     let amd = CpuModel::amd_v3();
     assert_eq!(amd.cpuid(0x8000_001f, 0, &now(1)), CpuidResult::ZERO);
     assert_eq!(amd.clone().with(Feature::Sev), Err(CpuModelError::NoCBit(Feature::Sev)));

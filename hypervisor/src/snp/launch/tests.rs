@@ -110,7 +110,8 @@ fn every_command_is_refused_in_every_other_state() {
         ("request", |guest| ask(guest, &report_request(1, 0, 0)).map(drop)),
     ];
     use FirmwareStatus::{Active, Inactive, InvalidGuestState};
-    let states: [(&str, GuestContext, [Result<(), FirmwareStatus>; 5]); 4] = [
+    type Row<'a> = (&'a str, GuestContext, [Result<(), FirmwareStatus>; 5]);
+    let states: [Row<'_>; 4] = [
         (
             "init",
             GuestContext::create(chip()),
