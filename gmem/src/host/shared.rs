@@ -19,7 +19,7 @@ use emu_core::sync::{Mutex, MutexGuard, Sharded, Task};
 use emu_core::{PageSize, Sfn, Spa};
 
 use super::{HostMemory, OutOfMemory};
-use crate::folio::{FolioFlags, FolioKind, Source};
+use crate::folio::{FolioFlags, FolioKind, FolioMeta, Source};
 use crate::numa::MemPolicy;
 use crate::pool::{HugeSize, SubpoolId};
 
@@ -170,6 +170,12 @@ impl Host {
         head
     }
 
+    /// Takes back what [`Host::take_fresh`] gave and nobody had.
+    #[cold]
+    pub(crate) fn put_fresh(&self, kind: Stocked, head: Sfn, task: &Task<'_>) {
+        self.memory.lock(task).put_back(kind, head);
+    }
+
     /// Adds zeroed frames for page tables to `tables` until it has `enough`.
     pub fn alloc_tables(&self, tables: &mut Vec<Spa>, enough: usize, task: &Task<'_>) -> Result<(), OutOfMemory> {
         if tables.len() >= enough {
@@ -201,6 +207,9 @@ impl Host {
     }
 }
 
+/// The entry of a 4K page of an inode that somebody has: see [`HostMemory::hand_out`].
+const HANDED_OUT: FolioMeta = FolioMeta { kind: FolioKind::Gmem, flags: FolioFlags::UPTODATE, refs: 1, maps: 0 };
+
 impl HostMemory {
     /// Draws up to `nr` folios and enters them as their user will have them; ascending.
     fn draw(&mut self, kind: Stocked, nr: u64, heads: &mut Vec<Sfn>) {
@@ -209,15 +218,17 @@ impl HostMemory {
                 let nodes = MemPolicy::Any.order(0, self.frames.online());
                 if size == PageSize::Size4K {
                     let nr = nr.min(self.frames.pages.free_frames());
+                    let folios = &mut self.folios;
                     self.frames.pages.alloc_frames(nr, nodes, |first, nr| {
                         heads.extend((first.raw()..first.raw() + nr).map(Sfn::new));
+                        folios.insert_pages(first, nr, HANDED_OUT);
                     });
                 } else {
                     heads.extend((0..nr).map_while(|_| self.frames.pages.alloc(size.order(), nodes)));
-                }
-                for &head in &*heads {
-                    self.begin_use(head, size, FolioKind::Gmem, FolioFlags::empty(), Source::Pages);
-                    self.hand_out(head);
+                    for &head in &*heads {
+                        let refs = size.frames() as u32;
+                        self.folios.insert(head, size, FolioMeta { refs, ..HANDED_OUT }, Source::Pages);
+                    }
                 }
             }
             Stocked::Pool(subpool) => {

@@ -64,6 +64,7 @@ impl Sized<'_> {
 
 /// The largest size that the memory, the slot, the attributes and the policy allow. `mmu_lock` is held and the fault was
 /// found not to be stale under it.
+#[inline(always)]
 pub fn choose<'s>(backed: Backed<'s>, vm: &Vm, task: &Task<'_>) -> Sized<'s> {
     let fault = backed.fault().fault();
     let size = allowed(vm, fault.slot(), fault.fault().gfn(), backed.folio(), backed.origin(), task);
@@ -72,6 +73,7 @@ pub fn choose<'s>(backed: Backed<'s>, vm: &Vm, task: &Task<'_>) -> Sized<'s> {
 }
 
 /// The largest leaf that may be around `gfn` of `slot` over `memory` (`kvm_mmu_max_mapping_level`).
+#[inline(always)]
 pub(crate) fn allowed(
     vm: &Vm,
     slot: &Slot,
@@ -81,6 +83,10 @@ pub(crate) fn allowed(
     task: &Task<'_>,
 ) -> PageSize {
     let gmem::Backed { sfn, size } = memory;
+    if size == PageSize::Size4K {
+        // Nothing makes a leaf larger than the memory.
+        return size;
+    }
     if task.has(Defect::OrderWithoutCongruence) {
         return size.min(vm.pages.max_level);
     }

@@ -192,7 +192,7 @@ impl Vm {
         task.report_with(|| Event::PageFault { gpa: input.gpa, access: input.kind, error_code: input.error_code() });
         let unresolved = Unresolved::new(input, &self.invalidation);
         task.at(Point::F1);
-        let in_slot = resolve::resolve(&slots, unresolved)?;
+        let in_slot = resolve::resolve(slots.lookup(unresolved.gfn()), unresolved)?;
         let attribute = self.slot_attribute(in_slot.slot(), unresolved.gfn(), task);
         task.at(Point::F2);
         let admitted = admit::admit(attribute, in_slot)?;

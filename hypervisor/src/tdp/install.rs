@@ -6,7 +6,7 @@ use emu_core::{PageSize, Sfn};
 use super::leaf::{HostAccess, NewLeaf, SplitExecute, Touch};
 use super::mmio::{MmioGeneration, MmioSpte};
 use super::spte::{Entry, Level, Rights, Spte};
-use super::tables::{Lost, Place, Tables};
+use super::tables::{LastTable, Lost, Place, Tables};
 use crate::config::VmError;
 use crate::fault::level::Sized;
 use crate::flush::Owed;
@@ -30,6 +30,8 @@ pub enum Outcome {
 /// What an installation may use and leaves behind.
 pub(crate) struct Install<'a> {
     pub(crate) cache: &'a mut TableCache,
+    /// Where the processor's last walk ended.
+    pub(crate) walked: &'a mut Option<LastTable>,
     pub(crate) owed: &'a mut Owed,
     pub(crate) touch: Touch,
     pub(crate) nx: NxHugePages,
@@ -45,13 +47,25 @@ impl Tables {
     pub(crate) fn install(&self, fault: &Sized<'_>, with: &mut Install<'_>) -> Result<Outcome, VmError> {
         let gfn = fault.gfn();
         let mut goal = Level::of_leaf(fault.size());
-        let (mut table, mut level) = (self.root(), Level::ROOT);
+        let root = self.root();
+        let mut shortcut = self.walked(*with.walked, root, gfn, goal);
+        let (mut table, mut level) = shortcut.map_or((root, Level::ROOT), |table| (table, goal));
         loop {
             let place = Place::in_table(table, level, gfn);
             let spte = self.load(place)?;
+            if let (Some(next), Some(below)) = (self.format.next_table(spte, level), level.below())
+                && level > goal
+            {
+                (table, level) = (next, below);
+                continue;
+            }
             let entry = self.format.read(spte, level);
             if entry == Entry::Frozen {
-                return Ok(Outcome::Retry);
+                if shortcut.take().is_none() {
+                    return Ok(Outcome::Retry);
+                }
+                (table, level) = (root, Level::ROOT);
+                continue;
             }
             if let Entry::Leaf { sfn, rights } = entry {
                 if level <= goal || self.format.allows(spte, level, fault.kind()) {
@@ -80,6 +94,7 @@ impl Tables {
             }
             let below = level.below().filter(|_| level > goal);
             let Some(below) = below else {
+                *with.walked = Some(self.note_walk(root, table, level, gfn));
                 return self.put_leaf(place, spte, fault, with);
             };
             table = match entry {

@@ -39,10 +39,23 @@ pub(super) struct Place {
 }
 
 impl Place {
+    #[inline]
     pub(super) fn in_table(table: Spa, level: Level, gfn: Gfn) -> Place {
         // A table is one frame, so the sum stays inside it.
         Place { at: table.wrapping_add(8 * level.slot(gfn)), level, gfn: level.base(gfn) }
     }
+}
+
+/// Where a walk ended, for the next walk that ends in the same table: what a paging-structure cache is to a processor. A
+/// table that has left the tree since is known by its frozen entries, and one that was freed by the burials.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LastTable {
+    root: Spa,
+    table: Spa,
+    level: Level,
+    /// Of the guest frames under the table, what its own slots do not tell.
+    above: u64,
+    burials: u64,
 }
 
 /// Another writer changed the entry since it was read.
@@ -94,6 +107,8 @@ pub struct Tables {
     pub(super) current_root: AtomicU64,
     counters: Sharded<Counters>,
     pub(super) kept: Mutex<Kept>,
+    /// How often tables were freed; changes with `mmu_lock` held for writing.
+    burials: AtomicU64,
     /// Tables that were made for entries of devices.
     mmio_tables: AtomicU64,
     /// Who removes with `mmu_lock` held for reading and has not flushed yet.
@@ -125,6 +140,7 @@ impl Tables {
             current_root: AtomicU64::new(root.raw()),
             counters: Sharded::default(),
             kept: Mutex::default(),
+            burials: AtomicU64::new(0),
             mmio_tables: AtomicU64::new(0),
             shared_zaps: AtomicU64::new(0),
             walkers: ShardedLock::default(),
@@ -187,8 +203,24 @@ impl Tables {
         self.counters.iter().map(of).sum()
     }
 
+    #[inline]
     pub(super) fn load(&self, place: Place) -> Result<Spte, BusError> {
         Ok(Spte::from_raw(self.memory.load(place.at)?))
+    }
+
+    /// The table in which the entry of `gfn` at `level` stands, if that is `last` and the walk is to start at `root`.
+    /// `mmu_lock` is held: it is not freed meanwhile. It may be out of the tree, and then its entries are frozen.
+    #[inline]
+    pub(super) fn walked(&self, last: Option<LastTable>, root: Spa, gfn: Gfn, level: Level) -> Option<Spa> {
+        let last = last?;
+        let same = last.level == level && last.above == level.above(gfn) && last.root == root;
+        (same && last.burials == self.burials.load(Ordering::Acquire)).then_some(last.table)
+    }
+
+    /// That a walk for `gfn` from `root` ended in `table`.
+    #[inline]
+    pub(super) fn note_walk(&self, root: Spa, table: Spa, level: Level, gfn: Gfn) -> LastTable {
+        LastTable { root, table, level, above: level.above(gfn), burials: self.burials.load(Ordering::Acquire) }
     }
 
     /// Takes note of a change to the tree that is no change of an entry.
@@ -246,6 +278,7 @@ impl Tables {
         let mut kept = self.kept.lock(task);
         if !kept.graveyard.is_empty() {
             drop(self.walkers.write(task));
+            self.burials.fetch_add(1, Ordering::Release);
             let mut host = host.lock(task);
             kept.graveyard.drain(..).for_each(|table| host.free_table(table));
         }
