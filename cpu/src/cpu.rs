@@ -24,6 +24,7 @@ use crate::msr::MsrFile;
 use crate::op::{GPR_SLOTS, Op, OpenLink, RIP};
 use crate::random::Random;
 use crate::segment::{SegReg, Segments};
+use crate::sev::SevGuest;
 use crate::simd::VectorState;
 use crate::width::Width;
 use crate::x87::X87State;
@@ -97,6 +98,8 @@ pub(crate) struct Cpu {
     pub cpu_count: u32,
     /// IA32_APIC_BASE.EN as the board last said, for CPUID.
     pub apic_enabled: bool,
+    /// The guest mode of encrypted state, while it is in force.
+    pub sev: Option<SevGuest>,
 }
 
 impl Cpu {

@@ -55,6 +55,8 @@ pub(crate) enum Asked {
     Halt,
     /// VMCALL or VMMCALL
     Hypercall,
+    /// VMGEXIT
+    VmgExit,
     /// WRMSR of the TSC or IA32_TSC_ADJUST
     TscMoved,
     /// A write of paging registers over shadow tables

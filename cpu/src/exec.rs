@@ -406,6 +406,8 @@ impl Engine {
                 Backlog::Lost => self.drop_code(),
             }
             self.cpu.mmu.catch_up();
+        } else if cpu.mmu.is_behind_rmp() {
+            cpu.mmu.catch_up();
         }
         if self.code.is_full() {
             self.drop_code();

@@ -38,6 +38,8 @@ pub enum Exit {
     },
     /// VMCALL or VMMCALL retired; the arguments are in the registers.
     Hypercall,
+    /// VMGEXIT retired in a guest with encrypted state: what it wants is in the GHCB, or in its MSR ([`crate::Vcpu::ghcb`]).
+    VmgExit,
     /// A write to the TSC or to IA32_TSC_ADJUST retired: [`crate::Vcpu::tsc_offset`] is another, and what waits for a
     /// value of the TSC waits for another time.
     TscMoved,

@@ -5,7 +5,8 @@
 //! - Decoding ([`mod@decode`], the only place that sees iced-x86) turns bytes into blocks of [`op::Op`]s, cached by system-physical
 //!   address in [`code`]. Handlers hand over to each other in tail position ([`op`], [`dispatch`]); [`exec`] is the loop
 //!   around them.
-//! - Meanings live in one module a manual group: [`int`], [`system`], [`x87`], [`simd`]; values of vectors in [`vector`], of
+//! - Meanings live in one module a manual group: [`int`], [`system`], [`x87`], [`simd`]; what a guest with encrypted state changes
+//!   of them in [`sev`], and how its registers lie in memory in [`vmsa`]; values of vectors in [`vector`], of
 //!   floating point in [`softfloat`].
 //!
 //! Always true: an instruction that stops (fault or exit) has changed nothing and starts again from its first byte; how
@@ -33,6 +34,7 @@ mod msr;
 mod op;
 mod random;
 mod segment;
+mod sev;
 mod simd;
 mod softfloat;
 mod step;
@@ -40,6 +42,7 @@ mod system;
 mod tail;
 mod vcpu;
 mod vector;
+pub mod vmsa;
 mod width;
 mod x87;
 
@@ -47,5 +50,7 @@ pub use event::{Event, SoftwareKind};
 pub use exit::{Completion, Exit, IoAccess, LinearData, LinearOperand, MmioAccess, MmioData, MsrAccess, PageFaultExit};
 pub use mode::{CodeSize, Mode};
 pub use segment::{DescriptorTable, SegReg, Segment, SegmentAttributes, Segments};
+pub use sev::emulate::{Emulated, EmulationRefused};
+pub use sev::{SevGuest, SevRefused};
 pub use step::{MediaRegisters, Stepped, UserRegisters};
 pub use vcpu::{Vcpu, VcpuConfig, VcpuState, X87Registers};

@@ -17,6 +17,7 @@ use crate::cpu::Cpu;
 use crate::exit::{Completion, Exit, LinearData, MmioAccess, MmioData, Trap};
 use crate::intercept::Refused;
 use crate::latch::Question;
+use crate::sev::intercept::vc;
 
 /// The fast path cannot: take the slow one.
 pub(crate) struct Miss;
@@ -260,7 +261,8 @@ impl Cpu {
                     Ok(Target::Device { gpa: found.gpa, refused: None })
                 }
             }
-            Err(MmuFault::Nested(fault)) if matches!(fault.cause, Stage2Cause::FinalAddress) => {
+            // What a guest with encrypted state wanted there, nobody is told.
+            Err(MmuFault::Nested(fault)) if matches!(fault.cause, Stage2Cause::FinalAddress) && self.sev.is_none() => {
                 Ok(Target::Device { gpa: fault.gpa, refused: Some(fault) })
             }
             Err(MmuFault::Guest { gva, code }) if self.is_shadowed() => {
@@ -284,11 +286,10 @@ impl Cpu {
             MmuFault::NonCanonical { .. } => self.bad_address(seg).into(),
             MmuFault::Guest { gva, code } if self.is_shadowed() => self.page_fault(gva, code),
             MmuFault::Guest { gva, code } => Exception::PageFault { gva, code }.into(),
-            MmuFault::Nested(fault) => Exit::NestedPageFault { fault, access: None }.into(),
+            MmuFault::Nested(fault) => self.nested_trap(fault),
             MmuFault::NotValidated { gva } => {
                 self.control.cr2 = gva.raw();
-                let exit_code = ExitCode::PAGE_NOT_VALIDATED.0 as u32;
-                Exception::VmmCommunication { exit_code }.into()
+                vc(ExitCode::PAGE_NOT_VALIDATED).into()
             }
             MmuFault::LogFull => Exit::ModificationLogFull.into(),
             // A page table where no memory is reads as all ones on the bus; no system has one on purpose.

@@ -28,6 +28,7 @@ use crate::random::Random;
 use crate::segment::{SegReg, Segments};
 use crate::simd::VectorState;
 use crate::softfloat::F80;
+use crate::vmsa::VMSA_LEN;
 use crate::x87::X87State;
 
 /// What a processor is made of, beside its memory.
@@ -104,6 +105,8 @@ pub struct VcpuState {
 /// A virtual processor.
 pub struct Vcpu {
     pub(crate) engine: Engine,
+    /// What [`Vcpu::save_vmsa`] last wrote, while nothing else has replaced the registers.
+    pub(crate) saved: Option<Box<[u8; VMSA_LEN]>>,
 }
 
 impl Vcpu {
@@ -156,12 +159,13 @@ impl Vcpu {
             meeting_point: None,
             skipped: 0,
             apic_enabled: true,
+            sev: None,
         };
         cpu.gpr[RIP as usize] = 0xfff0;
         cpu.gpr[TWO_GIB as usize] = 1 << 31;
         cpu.gpr[2] = cpu.model.signature().eax() as u64;
         cpu.refresh_mode();
-        Vcpu { engine: Engine::new(cpu) }
+        Vcpu { engine: Engine::new(cpu), saved: None }
     }
 
     /// What `model` says about paging.
@@ -173,7 +177,7 @@ impl Vcpu {
                 Vendor::Amd => mmu::Vendor::Amd,
                 Vendor::Intel => mmu::Vendor::Intel,
             },
-            physical_bits: model.maxphyaddr(),
+            physical_bits: model.physical_width(),
             capabilities,
         }
     }
@@ -315,6 +319,7 @@ impl Vcpu {
 
     /// Replaces the architectural state. CPL follows SS. The caller answers for a consistent state, as firmware does.
     pub fn set_state(&mut self, state: &VcpuState) {
+        self.saved = None;
         let cpu = &mut self.engine.cpu;
         cpu.gpr[..16].copy_from_slice(&state.gpr);
         cpu.set_rip(state.rip);

@@ -5,7 +5,7 @@
 //! advertised and what works cannot drift apart. Two models fit one test: nothing here is global.
 //!
 //! Always true of a model: every feature's needs are in the set; no feature belongs to the other vendor;
-//! `maxphyaddr` is 36 to 52; `apic_hz` fits CPUID leaf 0x15.
+//! `maxphyaddr` is 36 to 52; SEV has a C-bit; `apic_hz` fits CPUID leaf 0x15.
 //!
 //! Left out on purpose: threads per core (every processor is a core of its own) and several packages.
 
@@ -134,6 +134,9 @@ pub enum CpuModelError {
     /// The C-bit must lie in the upper part of an entry's address field.
     #[error("the C-bit must be at bit 32 to 51 of an AMD model, not at bit {0}")]
     CBit(u8),
+    /// Encrypted memory without a bit that says which.
+    #[error("{0:?} needs a C-bit, which the CPU model lacks")]
+    NoCBit(Feature),
     /// A clock outside of what CPUID can express.
     #[error("a clock of {0} Hz cannot be told by CPUID: it must be 1 MHz to 4 GHz")]
     Clock(u64),
@@ -149,6 +152,7 @@ pub struct CpuModel {
     signature: Signature,
     brand: [u8; 48],
     maxphyaddr: u8,
+    physical_width: u8,
     c_bit: Option<u8>,
     tsc_hz: u64,
     apic_hz: u64,
@@ -169,6 +173,7 @@ impl CpuModel {
             signature: Signature { family: 0x19, model: 0x01, stepping: 1 },
             brand: padded_brand("Bifold x86-64-v3 processor, AMD-like"),
             maxphyaddr: 48,
+            physical_width: 48,
             c_bit: None,
             tsc_hz: DEFAULT_TSC_HZ,
             apic_hz: DEFAULT_APIC_HZ,
@@ -176,6 +181,27 @@ impl CpuModel {
             ucode_rev: 0x0a00_11ff,
             features: const { FeatureSet::default_of(Vendor::Amd) },
         }
+    }
+
+    /// [`CpuModel::amd_v3`] with SEV, SEV-ES and SEV-SNP, as a machine with encrypted guests has it and as its guests see
+    /// it: C-bit 51, MAXPHYADDR 52 (so that the C-bit is an address bit), of which encryption takes four, so that memory lies
+    /// below 2^48 and nested tables keep reserved bits to mark devices with; four privilege levels, caches that need no care when a page changes hands. Four-level paging alone: nothing gains by
+    /// five, and Linux would switch to them.
+    pub fn amd_snp() -> CpuModel {
+        let amd = CpuModel::amd_v3();
+        let mut features = amd.features.without(Feature::La57);
+        for feature in [
+            Feature::Sev,
+            Feature::SevEs,
+            Feature::SevSnp,
+            Feature::Vmpl,
+            Feature::HwEnfCacheCoh,
+            Feature::CoherencySfwNo,
+        ] {
+            features = features.with(feature);
+        }
+        let brand = padded_brand("Bifold x86-64-v3 processor, AMD-like, SEV-SNP");
+        CpuModel { features, maxphyaddr: 52, physical_width: 48, c_bit: Some(51), brand, ..amd }
     }
 
     /// A general-purpose Intel-like processor of x86-64-v3.
@@ -186,6 +212,7 @@ impl CpuModel {
             signature: Signature { family: 6, model: 0x8f, stepping: 8 },
             brand: padded_brand("Bifold x86-64-v3 processor, Intel-like"),
             maxphyaddr: 46,
+            physical_width: 46,
             c_bit: None,
             tsc_hz: DEFAULT_TSC_HZ,
             apic_hz: DEFAULT_APIC_HZ,
@@ -204,6 +231,9 @@ impl CpuModel {
         if let Some(&needs) = feature.needs().iter().find(|&&needed| !self.has(needed)) {
             return Err(CpuModelError::MissingNeed { feature, needs });
         }
+        if feature == Feature::Sev && self.c_bit.is_none() {
+            return Err(CpuModelError::NoCBit(feature));
+        }
         self.features = self.features.with(feature);
         Ok(self)
     }
@@ -217,21 +247,23 @@ impl CpuModel {
         Ok(self)
     }
 
-    /// The model with physical addresses of `bits` bits.
+    /// The model with physical addresses of `bits` bits, those from the C-bit on not for memory.
     pub fn with_maxphyaddr(mut self, bits: u8) -> Result<CpuModel, CpuModelError> {
         if !(36..=52).contains(&bits) {
             return Err(CpuModelError::Maxphyaddr(bits));
         }
         self.maxphyaddr = bits;
+        self.physical_width = bits.min(self.c_bit.unwrap_or(bits));
         Ok(self)
     }
 
-    /// The model with the memory-encryption bit at `bit` of page-table entries.
+    /// The model with the memory-encryption bit at `bit` of page-table entries; memory lies below it.
     pub fn with_c_bit(mut self, bit: u8) -> Result<CpuModel, CpuModelError> {
         if self.vendor != Vendor::Amd || !(32..=51).contains(&bit) {
             return Err(CpuModelError::CBit(bit));
         }
         self.c_bit = Some(bit);
+        self.physical_width = self.maxphyaddr.min(bit);
         Ok(self)
     }
 
@@ -283,10 +315,16 @@ impl CpuModel {
     pub const fn brand(&self) -> &[u8; 48] {
         &self.brand
     }
-    /// Width of physical addresses in bits.
+    /// MAXPHYADDR: width of physical addresses in bits, as CPUID 8000_0008 says.
     #[inline]
     pub const fn maxphyaddr(&self) -> u8 {
         self.maxphyaddr
+    }
+    /// Width in bits of the addresses that memory and devices can have: MAXPHYADDR less what encryption takes (CPUID
+    /// 8000_001F EBX\[11:6\]). Bits above are reserved in table entries, the C-bit of a guest excepted.
+    #[inline]
+    pub const fn physical_width(&self) -> u8 {
+        self.physical_width
     }
     /// Width of linear addresses in bits with all that the processor can: 48, or 57 with LA57.
     #[inline]
@@ -311,14 +349,10 @@ impl CpuModel {
         self.ucode_rev
     }
 
-    /// The bits a physical address may have: below MAXPHYADDR, and not the C-bit.
+    /// The bits a physical address may have. The C-bit is none of them.
     #[inline]
     pub const fn physical_mask(&self) -> u64 {
-        let below = (1 << self.maxphyaddr) - 1;
-        match self.c_bit {
-            Some(bit) => below & !(1 << bit),
-            None => below,
-        }
+        (1 << self.physical_width) - 1
     }
     /// Whether `gpa` is an address the processor can form.
     #[inline]
@@ -341,6 +375,13 @@ impl CpuModel {
     /// Bits of CR0 that exist. Bits 63:32 outside of it raise #GP when written as 1; lower ones are ignored.
     pub const fn cr0_allowed(&self) -> Cr0 {
         Cr0::all()
+    }
+    /// Bits of CR3 that may be 1 in long mode: flags, a physical address and the C-bit; all others raise #GP.
+    pub const fn cr3_allowed(&self) -> u64 {
+        match self.c_bit {
+            Some(bit) => self.physical_mask() | 1 << bit,
+            None => self.physical_mask(),
+        }
     }
     /// Bits of CR4 that may be 1; all others raise #GP. RDPMC exists without an advertisement, hence PCE.
     pub fn cr4_allowed(&self) -> Cr4 {

@@ -50,6 +50,10 @@ impl SelectorError {
     pub const fn external(self) -> SelectorError {
         SelectorError(self.0 | 1)
     }
+    /// The code with these bits, as a frame or an event injected by a hypervisor has it.
+    pub const fn from_raw(code: u16) -> SelectorError {
+        SelectorError(code)
+    }
     /// The 16-bit code.
     pub const fn raw(self) -> u16 {
         self.0

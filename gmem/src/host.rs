@@ -24,6 +24,7 @@ use crate::cma::{CmaArea, CmaStats, Hold, Loan};
 use crate::directmap::{DirectMap, DirectMapPolicy, Effect};
 use crate::folio::{Folio, FolioFlags, FolioKind, FolioMeta, FolioTable, RefError, Source};
 use crate::numa::{MemPolicy, NodeId};
+use crate::owner::FrameOwner;
 use crate::pool::{Demotion, HugePool, HugeSize, PoolStats, SubpoolId, TakeError};
 use crate::provider::unit::UnitTable;
 use crate::vmemmap::{SystemFrames, VmemmapMode, VmemmapStats};
@@ -136,8 +137,10 @@ pub struct HostStats {
     pub split_units: u64,
     /// Frames of split units that are back and wait for the rest.
     pub waiting_frames: u64,
-    /// Frames lost to memory failures (`HardwareCorrupted`), as far as they are out of use.
+    /// Frames lost to memory failures (`HardwareCorrupted`), as far as they are out of use, and leaked ones.
     pub retired_frames: u64,
+    /// Frames that could not be taken back from their guest and are given up (`snp_nr_leaked_pages`).
+    pub leaked_frames: u64,
     /// The host's own map of its memory; zero when it is not modelled.
     pub direct_map: DirectMapStats,
 }
@@ -166,8 +169,12 @@ pub struct HostMemory {
     pub(crate) folios: FolioTable,
     pub(crate) units: UnitTable,
     pub(crate) direct_map: Option<Box<DirectMap>>,
+    /// Frames that must not be used again: their memory failed, or they are leaked.
     pub(crate) poisoned: BTreeSet<u64>,
     pub(crate) retired: u64,
+    pub(crate) owner: Option<Arc<dyn FrameOwner>>,
+    /// Those that their owner kept.
+    pub(crate) leaked: BTreeSet<u64>,
     /// What [`HostMemory::occupy`] took, as `(first, frames)`.
     occupied: Vec<(Sfn, u64)>,
     /// Inodes created so far.
@@ -214,6 +221,8 @@ impl HostMemory {
             units: UnitTable::default(),
             poisoned: BTreeSet::new(),
             retired: 0,
+            owner: None,
+            leaked: BTreeSet::new(),
             occupied: Vec::new(),
             inodes: 0,
         };
@@ -410,6 +419,7 @@ impl HostMemory {
             split_units: self.units.len() as u64,
             waiting_frames: self.units.waiting_frames(),
             retired_frames: self.retired,
+            leaked_frames: self.leaked.len() as u64,
             direct_map: self.direct_map.as_ref().map_or_else(DirectMapStats::default, |map| DirectMapStats {
                 entries: map.entries(),
                 table_pages: map.table_pages(),
@@ -532,6 +542,23 @@ impl HostMemory {
 
     /// Makes whole frames read as zero, at no cost in host memory.
     pub(crate) fn clear(&self, first: Sfn, nr_frames: u64) {
+        if !self.leaked.is_empty() {
+            return self.clear_around_leaked(first.raw(), first.raw() + nr_frames);
+        }
+        self.clear_all(first, nr_frames);
+    }
+
+    /// What its guest kept is not the host's to write.
+    #[cold]
+    fn clear_around_leaked(&self, mut at: u64, end: u64) {
+        for &leaked in self.leaked.range(at..end) {
+            self.clear_all(Sfn::new(at), leaked - at);
+            at = leaked + 1;
+        }
+        self.clear_all(Sfn::new(at), end - at);
+    }
+
+    fn clear_all(&self, first: Sfn, nr_frames: u64) {
         let done = self.memory.discard(first.base(), nr_frames * PageSize::Size4K.bytes());
         assert!(done.is_ok(), "the host's range is system memory: {done:?}");
     }

@@ -14,6 +14,7 @@
 //!   which page ([`shareability`]).
 //! - [`mm::Mm`] is the address space of a process on the host: anonymous memory, guest_memfd and device memory at user
 //!   addresses, get_user_pages, and the notifiers by which a secondary MMU learns that pages go.
+//! - [`FrameOwner`] is told of frames that leave the private side, where hardware keeps books of who owns what.
 //! - [`GmemPolicy`] is every decision in which implementations of guest_memfd differ.
 //! - [`Invalidation`] is the sequence by which a fault notices that it raced with a removal.
 //!
@@ -36,6 +37,7 @@ pub mod inode;
 pub mod invalidate;
 pub mod mm;
 pub mod numa;
+pub mod owner;
 pub mod pagemap;
 pub mod policy;
 pub mod pool;
@@ -55,6 +57,7 @@ pub use inode::{
 pub use invalidate::{Invalidation, SeqSample};
 pub use mm::{Kernel, Mm, MmId, MmuNotifier, NoNotifier};
 pub use numa::{MemPolicy, NodeId, NodeMask};
+pub use owner::{FrameOwner, Leaving, Reclaimed};
 pub use policy::{
     BusyPages, Content, Generation, GmemPolicy, HostMapping, LruBatches, OrderRule, PunchPolicy, Quirks, SharedFolios,
     SlotSpan, SplitPolicy,

@@ -1,7 +1,7 @@
 //! What a VM is to be, and what can go wrong on the host's side.
 
-use emu_core::PageSize;
 use emu_core::memory::BusError;
+use emu_core::{Gpa, PageSize};
 use gmem::host::HostSetupError;
 use gmem::provider::PoisonError;
 use gmem::{
@@ -14,6 +14,7 @@ use crate::dirty::DirtyLogError;
 use crate::follow::{FollowPolicy, PfnError};
 use crate::kind::VmKind;
 use crate::memslot::MemslotError;
+use crate::snp::memory::{AssignError, SnpConfig, SnpSetupError};
 use crate::tdp::TdpFormat;
 use crate::vcpu::VcpuId;
 use crate::vm::GmemId;
@@ -58,6 +59,8 @@ pub struct VmConfig {
     pub gmem: GmemPolicy,
     /// How the hypervisor gets at user memory.
     pub follow: FollowPolicy,
+    /// Exactly for a VM of [`VmKind::Snp`]: its reverse map, and who it is there.
+    pub snp: Option<SnpConfig>,
 }
 
 impl VmConfig {
@@ -72,6 +75,7 @@ impl VmConfig {
             kind: VmKind::Default,
             gmem: GmemPolicy::DEFAULT,
             follow: FollowPolicy::DEFAULT,
+            snp: None,
         }
     }
 }
@@ -89,6 +93,18 @@ pub enum VmError {
     /// The host's memory could not be set up.
     #[error(transparent)]
     Host(#[from] HostSetupError),
+    /// It cannot be an SNP guest.
+    #[error(transparent)]
+    Snp(#[from] SnpSetupError),
+    /// A private page cannot be assigned to the guest.
+    #[error(transparent)]
+    Assign(#[from] AssignError),
+    /// `EFAULT`: a private access met an entry for a device. The guest cannot be emulated there and ends.
+    #[error("a private access at {gpa} met an entry for a device")]
+    PrivateMmio {
+        /// Where.
+        gpa: Gpa,
+    },
     /// No frame for a page table.
     #[error("no memory for a nested page table: {0}")]
     Table(#[from] OutOfMemory),

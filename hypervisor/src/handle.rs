@@ -17,6 +17,7 @@ use crate::fault::{
     memory_fault, resolve,
 };
 use crate::flush::Owed;
+use crate::kind::VmKind;
 use crate::memslot::Slot;
 use crate::mmio::MmioFault;
 use crate::params::NxHugePages;
@@ -35,7 +36,15 @@ impl Vm {
         own.stats.on_guest_tables += u64::from(fault.cause == FaultCause::GuestTable);
         own.stats.denied += u64::from(fault.entry == EntryState::Denied);
         task.report_with(|| Event::PageFault { gpa: fault.gpa, access: fault.kind, error_code: fault.error_code() });
-        let action = match self.fault(vcpu, &mut own, fault, Touch::Demand, task) {
+        let done = self.fault(vcpu, &mut own, fault, Touch::Demand, task).and_then(|resumed| {
+            if let EntryState::Rmp(cause) = fault.entry
+                && resumed != Resumed::Retry
+            {
+                self.rmp_fault(&fault, cause, task)?;
+            }
+            Ok(resumed)
+        });
+        let action = match done {
             Ok(resumed) => Ok(Action::Resume(resumed)),
             Err(Stop::Answer(action)) => Ok(action),
             Err(Stop::Failed(error)) => Err(error),
@@ -67,6 +76,7 @@ impl Vm {
         let gfn = input.gpa.frame();
         if input.entry == EntryState::Reserved && self.mmio_fault(own, gfn, task)? == MmioFault::Mmio {
             return Err(match input.privacy.is_private() {
+                true if self.kind == VmKind::Snp => VmError::PrivateMmio { gpa: input.gpa }.into(),
                 true => memory_fault(&input, MemoryFaultReason::PrivateWithoutSlot),
                 false => Stop::Answer(Action::Mmio { gpa: input.gpa }),
             });
@@ -195,7 +205,7 @@ impl Vm {
     ) -> Result<Option<Resumed>, Stop> {
         let may_be_tracked = self.tdp.ad() == AdType::Disabled;
         let candidate = match input.entry {
-            EntryState::Reserved => false,
+            EntryState::Reserved | EntryState::Rmp(_) => false,
             EntryState::NotPresent => may_be_tracked,
             EntryState::Denied => may_be_tracked || input.kind == AccessKind::Write,
         };
@@ -244,6 +254,11 @@ fn report_level(fault: &Sized<'_>, slot: &Slot, vm: &Vm, task: &Task<'_>) {
         ClipReason::DirtyLogging
     } else if size == vm.pages.max_level {
         ClipReason::Limit
+    } else if vm.snp.is_some() && {
+        let (memory, origin) = fault.memory();
+        size < level::allowed_by_memory(vm, slot, gfn, memory, origin, task)
+    } {
+        ClipReason::Rmp
     } else if size < fits {
         ClipReason::Attributes
     } else if (gfn.raw() ^ sfn.raw()) & (folio.frames() - 1) != 0 {

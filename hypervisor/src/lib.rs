@@ -15,13 +15,14 @@
 //! - [`shadow`] is what takes their place for a processor without nested paging.
 //! - [`dirty`] finds what the guest writes; [`mmio`] remembers where no memory is. [`MmuParams`] says how all this works.
 //! - [`Vm::populate`] fills private memory before the guest runs.
+//! - [`snp`] is SEV-SNP: who owns a page by the reverse map, the launch, the GHCB protocol.
 //! - [`plan`] lays out guest RAM and the system memory that a guest of some size needs.
 //!
 //! Always true: an entry holds no reference to its frame; what keeps it legal is that backing changes only between the
 //! begin and the end of an invalidation, which zaps, and that a fault which raced retries. Removals owe a flush: it waits
 //! in each vCPU's mailbox ([`Vm::take_flush`]), which the machine empties before the vCPU enters the guest again.
 //!
-//! Left out so far: the RMP, faults in system management mode (its memslots are kept).
+//! Left out so far: faults in system management mode (its memslots are kept).
 #![forbid(unsafe_code)]
 
 mod age;
@@ -70,6 +71,10 @@ pub use plan::{RamLayout, RamRange, SystemMemoryPlan};
 pub use pml::PML_ENTRIES;
 pub use populate::{LaunchPage, Populate, PopulateError, PostPopulate, SourceUse};
 pub use prefault::{PreFault, PreFaultError};
+pub use snp::memory::{
+    Assign, AssignError, LaunchContent, LaunchError, LaunchedPage, Measure, PageStateChange, PageStateError, RmpSizes,
+    SizeHint, SnpConfig, SnpLaunchUpdate, SnpPageType, SnpSetupError, SnpStats,
+};
 pub use stats::{FaultStats, VmStats};
 pub use tdp::TdpFormat;
 pub use vcpu::{InGuest, VcpuId};

@@ -4,8 +4,10 @@
 //! guest_memfd with a memslot for each part, at offsets congruent with their addresses so that 2M and 1G leaves fit.
 //! [`SystemMemoryPlan`] sizes the flat, sparse system memory below: too much costs nothing.
 
-use emu_core::{Gpa, PageSize, Sfn};
+use emu_core::{Gpa, PageSize, Sfn, Spa};
 use gmem::{FolioPolicy, HostConfig};
+use mmu::Rmp;
+use mmu::rmp::RmpPlace;
 use thiserror::Error;
 
 use crate::config::PagePolicy;
@@ -134,6 +136,25 @@ impl SystemMemoryPlan {
         };
         let nr_frames = arena_bytes / PageSize::Size4K.bytes() - FIRST_FRAME.raw();
         SystemMemoryPlan { arena_bytes, host: HostConfig { first: FIRST_FRAME, nr_frames, pools } }
+    }
+}
+
+impl SystemMemoryPlan {
+    /// The same with room for a reverse map behind the host's memory, which covers all of it. It starts and ends on a
+    /// boundary of 2M, so that no page of memory shares a 2M page with the table.
+    pub fn with_rmp(self) -> (SystemMemoryPlan, RmpPlace) {
+        let unit = PageSize::Size2M.bytes();
+        let base = self.arena_bytes.next_multiple_of(unit);
+        // The table covers itself too: an entry of 16 bytes for each 4 KiB of it is far less than what rounding leaves.
+        let mut len_bytes = 0;
+        while Rmp::bytes_for(base + len_bytes) > len_bytes {
+            len_bytes += unit;
+        }
+        let arena_bytes = base + len_bytes;
+        (
+            SystemMemoryPlan { arena_bytes, ..self },
+            RmpPlace::Contiguous { base: Spa::new(base), last: Spa::new(arena_bytes - 1) },
+        )
     }
 }
 

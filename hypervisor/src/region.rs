@@ -18,6 +18,7 @@ use gmem::{FilePut, GmemFlags, GuestMemfd, PageIndex, SlotId};
 use crate::config::VmError;
 use crate::dirty::DirtyLogging;
 use crate::flush::Owed;
+use crate::kind::VmKind;
 use crate::memslot::{
     GmemServes, GmemView, MemFd, MemSlot, MemSlotSpec, MemslotError, Publication, Request, Slot, SlotChange, SlotFlags,
     SlotState, UserMemoryRegion2, Wanted,
@@ -253,10 +254,13 @@ impl Vm {
         }
     }
 
-    /// Guest RAM: one guest_memfd, shared with the host, and a memslot for each part, numbered from `first_id`. All or
+    /// Guest RAM: one guest_memfd, shared with the host (private to begin with for an SNP guest), and a memslot for each part, numbered from `first_id`. All or
     /// nothing.
     pub fn add_ram(&self, layout: &RamLayout, first_id: SlotId, task: &Task<'_>) -> Result<GmemId, VmError> {
-        let flags = GmemFlags::MMAP | GmemFlags::INIT_SHARED;
+        let flags = match self.kind {
+            VmKind::Default | VmKind::SwProtected => GmemFlags::MMAP | GmemFlags::INIT_SHARED,
+            VmKind::Snp => GmemFlags::MMAP,
+        };
         let gmem = self.create_guest_memfd(layout.inode_bytes, flags.bits(), task)?;
         for (n, range) in layout.ranges.iter().enumerate() {
             let added = self.add_memslot(

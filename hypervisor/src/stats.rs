@@ -4,6 +4,7 @@ use gmem::host::HostStats;
 
 use crate::fault::{Action, Resumed};
 use crate::shadow::ShadowStats;
+use crate::snp::memory::SnpStats;
 use crate::tdp::TablesStats;
 
 /// Faults by how they ended. Sizes are indexed by [`emu_core::PageSize::index`].
@@ -86,4 +87,6 @@ pub struct VmStats {
     pub invalidations: u64,
     /// Flushes that were asked of every vCPU.
     pub flushes: u64,
+    /// Memory of an SNP guest; all zero for any other.
+    pub snp: SnpStats,
 }

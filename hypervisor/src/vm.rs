@@ -16,7 +16,8 @@ use emu_core::memory::SystemMemory;
 use emu_core::sync::{Mutex, Point, ReadGuard, ShardedLock, Task};
 use emu_core::{Gfn, PageSize, Spa};
 use gmem::{
-    CreateInfo, FilePut, FolioPolicy, GmemPolicy, GuestMemfd, Host, HostMemory, Invalidation, Kernel, Mm, MmId,
+    CreateInfo, FilePut, FolioPolicy, FrameOwner, GmemPolicy, GuestMemfd, Host, HostMemory, Invalidation, Kernel, Mm,
+    MmId,
 };
 
 use crate::attributes::AttributeTree;
@@ -27,6 +28,7 @@ use crate::follow::{FollowPolicy, UserSignal};
 use crate::kind::VmKind;
 use crate::memslot::{MemSlots, MemslotError, SlotSets};
 use crate::params::{MmuParams, NxHugePages, Pml};
+use crate::snp::memory::{SnpMemory, SnpStats};
 use crate::stats::{FaultStats, VmStats};
 use crate::tdp::{AdBit, Tables, TdpFormat};
 use crate::vcpu::{InGuest, Vcpu, VcpuId};
@@ -61,6 +63,8 @@ pub struct Vm {
     pub(crate) pages: PagePolicy,
     pub(crate) kind: VmKind,
     pub(crate) gmem: GmemPolicy,
+    /// Of an SNP guest.
+    pub(crate) snp: Option<Arc<SnpMemory>>,
     /// Without nested paging.
     pub(crate) shadow: Option<crate::shadow::ShadowVm>,
     pub(crate) params: MmuParams,
@@ -88,7 +92,12 @@ impl Vm {
         if !(32..=48).contains(&maxphyaddr) {
             return Err(VmError::MaxPhyAddr { maxphyaddr });
         }
-        let host = Host::new(HostMemory::new(Arc::clone(&memory), &config.host)?);
+        let mut host = HostMemory::new(Arc::clone(&memory), &config.host)?;
+        let snp = SnpMemory::of(config, &memory)?.map(Arc::new);
+        if let Some(snp) = &snp {
+            host.set_frame_owner(Arc::clone(snp) as Arc<dyn FrameOwner>);
+        }
+        let host = Host::new(host);
         let tables = Arc::new(Tables::new(&host, config.format, params.ad, &Task::QUIET)?);
         let logs = config.format == TdpFormat::Ept && params.pml == Pml::On;
         let vcpus = (0..config.nr_vcpus.max(1)).map(|n| {
@@ -115,6 +124,7 @@ impl Vm {
             pages: config.pages,
             kind: config.kind,
             gmem: config.gmem,
+            snp,
             shadow: None,
             params,
             nx: AtomicBool::new(params.nx_huge_pages == NxHugePages::On),
@@ -129,6 +139,11 @@ impl Vm {
     /// What kind of VM it is.
     pub const fn kind(&self) -> VmKind {
         self.kind
+    }
+
+    /// The reverse map and the ASID of an SNP guest.
+    pub fn rmp(&self) -> Option<(&Arc<mmu::Rmp>, mmu::Asid)> {
+        self.snp.as_ref().map(|snp| (snp.rmp(), snp.asid()))
     }
 
     /// The root of the nested tables.
@@ -233,6 +248,7 @@ impl Vm {
             host: self.host.lock(task).stats(),
             invalidations: self.invalidation.seq(),
             flushes: self.flushes.load(Ordering::Relaxed),
+            snp: self.snp.as_ref().map_or_else(SnpStats::default, |snp| snp.stats()),
         }
     }
 

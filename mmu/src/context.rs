@@ -3,17 +3,20 @@
 
 use emu_core::memory::SystemMemory;
 use emu_core::regs::{Cr4, Efer};
-use emu_core::{Access, AccessKind, Gpa, Gva, PageFaultCode, PageSize, Spa};
+use emu_core::sev::CBit;
+use emu_core::{Access, AccessKind, Gpa, Gva, PageFaultCode, PageSize, Privilege, Spa};
 
 use crate::fault::MmuFault;
 use crate::format::{Entry, EptFormat, Format, Grants, Legacy, Long, NestedFormat, Pae, bits};
 use crate::level::Level;
-use crate::nested::{Bare, Effects, GuestMemory, Nested, Reached};
+use crate::nested::{Bare, Effects, GuestMemory, Judge, Nested, Reached, Wanted};
 use crate::paging::{PagingFeatures, PagingMode, PagingState};
 use crate::pml::ModificationLog;
+use crate::protect::{Accessor, Guarded, Open, Protection};
 use crate::rights::{LinearMode, Rules};
+use crate::rmp::Rmp;
 use crate::stage1::{self, Outcome, Request};
-use crate::stage2::{NestedNx, Stage2};
+use crate::stage2::{NestedNx, Npt, Stage2};
 use crate::stats::MmuStats;
 use crate::tlb::{Space, SpaceId, Tlb};
 use crate::walk_cache::{TablePointer, WalkCache};
@@ -46,6 +49,8 @@ struct Tree {
 pub(crate) struct Context {
     pub(crate) tables: Tables,
     nesting: Nesting,
+    /// Whose accesses are judged; `None`: nobody's.
+    pub(crate) accessor: Option<Accessor>,
     pub(crate) rules: Rules,
     pub(crate) cr3: u64,
     pub(crate) pdptes: Option<[u64; 4]>,
@@ -74,17 +79,55 @@ pub(crate) struct Work<'a> {
     /// Only EPT is logged.
     pub(crate) log: Option<&'a mut ModificationLog>,
     pub(crate) effects: Effects,
+    /// The machine's, if SNP is on.
+    pub(crate) rmp: Option<&'a Rmp>,
+}
+
+/// What the first stage is to do.
+#[derive(Clone, Copy)]
+struct First {
+    gva: Gva,
+    access: Access,
+    effects: Effects,
+    judge: Judge,
+}
+
+/// Whether an RMP is in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SnpMode {
+    Off,
+    On,
+}
+
+/// Whose accesses `stage2` makes, as far as they are judged. Processors with EPT have no RMP.
+fn accessor(stage2: &Stage2, mode: SnpMode) -> Option<Accessor> {
+    match (stage2, mode) {
+        (Stage2::Npt(Npt { asid, snp: Some(guest), .. }), _) => Some(Accessor::Snp(*asid, *guest)),
+        (Stage2::Ept(_), _) | (_, SnpMode::Off) => None,
+        (Stage2::None | Stage2::Untranslated(_) | Stage2::Npt(_), SnpMode::On) => Some(Accessor::Plain),
+    }
 }
 
 impl Context {
-    pub(crate) fn new(features: &PagingFeatures, paging: &PagingState, stage2: &Stage2, id: SpaceId) -> Context {
+    pub(crate) fn new(
+        features: &PagingFeatures,
+        paging: &PagingState,
+        stage2: &Stage2,
+        id: SpaceId,
+        mode: SnpMode,
+    ) -> Context {
         let nxe = paging.efer.contains(Efer::NXE);
+        let accessor = accessor(stage2, mode);
+        let c_bit = match accessor {
+            Some(Accessor::Snp(_, guest)) => guest.c_bit_mask(),
+            Some(Accessor::Plain) | None => 0,
+        };
         let tables = match paging.mode() {
             PagingMode::Off => Tables::Off,
             PagingMode::Legacy32 => Tables::Legacy(Legacy::new(features, paging.cr4.contains(Cr4::PSE))),
-            PagingMode::Pae => Tables::Pae(Pae::new(features, nxe)),
-            PagingMode::FourLevel => Tables::Long(Long::new(features, nxe), Level::PML4),
-            PagingMode::FiveLevel => Tables::Long(Long::new(features, nxe), Level::PML5),
+            PagingMode::Pae => Tables::Pae(Pae::new(features, nxe).with_c_bit(c_bit)),
+            PagingMode::FourLevel => Tables::Long(Long::new(features, nxe).with_c_bit(c_bit), Level::PML4),
+            PagingMode::FiveLevel => Tables::Long(Long::new(features, nxe).with_c_bit(c_bit), Level::PML5),
         };
         let nesting = match stage2 {
             Stage2::None | Stage2::Untranslated(_) => Nesting::None,
@@ -100,8 +143,9 @@ impl Context {
         Context {
             tables,
             nesting,
+            accessor,
             rules: Rules::new(paging),
-            cr3: paging.cr3,
+            cr3: paging.cr3 & !c_bit,
             pdptes: paging.pdptes,
             space: Space::new(id, paging.pcid()),
             id,
@@ -122,8 +166,97 @@ impl Context {
         }
     }
 
-    fn nested<'a, F: NestedFormat>(&self, format: F, tree: Tree, gva: Option<Gva>, work: Work<'a>) -> Nested<'a, F> {
-        let Work { memory, stats, caches, log, effects } = work;
+    /// Translates without asking the TLB of linear translations.
+    #[inline]
+    pub(crate) fn translate(&self, gva: Gva, access: Access, work: Work<'_>) -> Result<Outcome, MmuFault> {
+        self.translate_for(gva, access, Judge::Walk, work)
+    }
+
+    /// The same for whoever asks the RMP himself.
+    pub(crate) fn translate_for(
+        &self,
+        gva: Gva,
+        access: Access,
+        judge: Judge,
+        work: Work<'_>,
+    ) -> Result<Outcome, MmuFault> {
+        match self.accessor {
+            None => self.translate_under(Open, gva, access, judge, work),
+            Some(accessor) => {
+                let guarded = Guarded { rmp: work.rmp, accessor, effects: work.effects };
+                self.translate_under(guarded, gva, access, judge, work)
+            }
+        }
+    }
+
+    #[inline]
+    fn translate_under<P: Protection>(
+        &self,
+        protection: P,
+        gva: Gva,
+        access: Access,
+        judge: Judge,
+        mut work: Work<'_>,
+    ) -> Result<Outcome, MmuFault> {
+        let walk = work.caches.walk.take();
+        let wanted = First { gva, access, effects: work.effects, judge };
+        match self.nesting {
+            Nesting::None => {
+                let mut memory = Bare { memory: work.memory, stats: work.stats, protection, gva: Some(gva) };
+                self.first_stage(&mut memory, walk, wanted)
+            }
+            Nesting::Npt(format, tree) => {
+                let mut memory = self.nested(format, tree, Some(gva), protection, work);
+                self.first_stage(&mut memory, walk, wanted)
+            }
+            Nesting::Ept(format, tree) => {
+                // Nobody's accesses are judged under EPT.
+                let mut memory = self.nested(format, tree, Some(gva), Open, work);
+                self.first_stage(&mut memory, walk, wanted)
+            }
+        }
+    }
+
+    /// Translates a guest physical address.
+    pub(crate) fn reach(&self, gpa: Gpa, kind: AccessKind, work: Work<'_>) -> Result<Reached, MmuFault> {
+        match self.accessor {
+            None => self.reach_under(Open, gpa, kind, work),
+            Some(accessor) => {
+                self.reach_under(Guarded { rmp: work.rmp, accessor, effects: work.effects }, gpa, kind, work)
+            }
+        }
+    }
+
+    fn reach_under<P: Protection>(
+        &self,
+        protection: P,
+        gpa: Gpa,
+        kind: AccessKind,
+        work: Work<'_>,
+    ) -> Result<Reached, MmuFault> {
+        let wanted = Wanted {
+            access: Access::new(kind, Privilege::Supervisor),
+            mode: LinearMode::Supervisor,
+            c_bit: CBit::Set,
+            page: PageSize::Size4K,
+            judge: Judge::Walk,
+        };
+        match self.nesting {
+            Nesting::None => Bare { memory: work.memory, stats: work.stats, protection, gva: None }.reach(gpa, wanted),
+            Nesting::Npt(format, tree) => self.nested(format, tree, None, protection, work).reach(gpa, wanted),
+            Nesting::Ept(format, tree) => self.nested(format, tree, None, Open, work).reach(gpa, wanted),
+        }
+    }
+
+    fn nested<'a, F: NestedFormat, P: Protection>(
+        &self,
+        format: F,
+        tree: Tree,
+        gva: Option<Gva>,
+        protection: P,
+        work: Work<'a>,
+    ) -> Nested<'a, F, P> {
+        let Work { memory, stats, caches, log, effects, rmp: _ } = work;
         Nested {
             memory,
             stats,
@@ -136,36 +269,7 @@ impl Context {
             effects,
             log: if F::LOGS_MODIFICATIONS { log } else { None },
             gva,
-        }
-    }
-
-    /// Translates without asking the TLB of linear translations.
-    #[inline]
-    pub(crate) fn translate(&self, gva: Gva, access: Access, mut work: Work<'_>) -> Result<Outcome, MmuFault> {
-        let (walk, effects) = (work.caches.walk.take(), work.effects);
-        match self.nesting {
-            Nesting::None => {
-                let mut memory = Bare { memory: work.memory, stats: work.stats };
-                self.first_stage(&mut memory, walk, gva, access, effects)
-            }
-            Nesting::Npt(format, tree) => {
-                let mut memory = self.nested(format, tree, Some(gva), work);
-                self.first_stage(&mut memory, walk, gva, access, effects)
-            }
-            Nesting::Ept(format, tree) => {
-                let mut memory = self.nested(format, tree, Some(gva), work);
-                self.first_stage(&mut memory, walk, gva, access, effects)
-            }
-        }
-    }
-
-    /// Translates a guest physical address.
-    pub(crate) fn reach(&self, gpa: Gpa, kind: AccessKind, work: Work<'_>) -> Result<Reached, MmuFault> {
-        let mode = LinearMode::Supervisor;
-        match self.nesting {
-            Nesting::None => Bare { memory: work.memory, stats: work.stats }.reach(gpa, kind, mode),
-            Nesting::Npt(format, tree) => self.nested(format, tree, None, work).reach(gpa, kind, mode),
-            Nesting::Ept(format, tree) => self.nested(format, tree, None, work).reach(gpa, kind, mode),
+            protection,
         }
     }
 
@@ -173,15 +277,14 @@ impl Context {
         &self,
         memory: &mut M,
         walk_cache: Option<&mut WalkCache<Gpa>>,
-        gva: Gva,
-        access: Access,
-        effects: Effects,
+        wanted: First,
     ) -> Result<Outcome, MmuFault> {
+        let First { gva, access, effects, judge } = wanted;
         let root =
             |level, mask| TablePointer { level, table: Gpa::new(self.cr3 & mask), spa: None, grants: Grants::all() };
-        let request = |root| Request { gva, access, rules: &self.rules, root, space: self.space, effects };
+        let request = |root| Request { gva, access, rules: &self.rules, root, space: self.space, effects, judge };
         match &self.tables {
-            Tables::Off => stage1::unpaged(memory, gva, access),
+            Tables::Off => stage1::unpaged(memory, gva, access, judge),
             Tables::Legacy(format) => {
                 stage1::translate(format, memory, walk_cache, request(root(Level::PD, 0xffff_f000)))
             }

@@ -51,7 +51,7 @@ impl Mmu {
         let old = core::mem::replace(&mut self.paging, new);
         let old_rules = self.context.rules;
         let stage2 = *self.stage2();
-        self.context = Context::new(&self.features, &new, &stage2, self.context.id);
+        self.context = Context::new(&self.features, &new, &stage2, self.context.id, self.view.mode());
 
         let mine = self.same_owner();
         let changed = |bit: Cr4| (old.cr4 ^ new.cr4).intersects(bit);
@@ -129,7 +129,7 @@ impl Mmu {
             self.spaces.push(stage2);
             self.spaces.len() - 1
         });
-        self.context = Context::new(&self.features, &self.paging, &stage2, SpaceId::new(index));
+        self.context = Context::new(&self.features, &self.paging, &stage2, SpaceId::new(index), self.view.mode());
         self.drop_fast();
     }
 

@@ -11,7 +11,7 @@ use bitflags::bitflags;
 use emu_core::memory::{BusError, SystemMemory};
 use emu_core::{Access, AccessKind, Gpa, Gva, PageFaultCode, Spa};
 
-use crate::context::{Context, Tables};
+use crate::context::{Context, SnpMode, Tables};
 use crate::fault::MmuFault;
 use crate::format::{Entry, Format, Grants, Legacy, Long, Pae, bits};
 use crate::level::Level;
@@ -202,7 +202,8 @@ impl TableMemory for Software<'_> {
 impl GuestPaging {
     /// Prepares `state` on a processor with `features`.
     pub fn new(features: &PagingFeatures, state: &PagingState) -> GuestPaging {
-        GuestPaging { context: Context::new(features, state, &Stage2::None, SpaceId::HOST), state: *state }
+        let context = Context::new(features, state, &Stage2::None, SpaceId::HOST, SnpMode::Off);
+        GuestPaging { context, state: *state }
     }
 
     /// The registers.

@@ -2,7 +2,8 @@
 //!
 //! Modelled: first-stage paging (32-bit, PAE, 4-level, 5-level), AMD nested page tables, Intel EPT, the TLB and the
 //! paging-structure caches. Sources: AMD APM vol. 2, "Page Translation and Protection" and "Nested Paging"; Intel SDM
-//! vol. 3, "Paging" and "VMX Support for Address Translation".
+//! vol. 3, "Paging" and "VMX Support for Address Translation". Also the reverse map of SEV-SNP: who may use a page, whatever
+//! tables say (APM vol. 2, "Secure Nested Paging").
 //!
 //! [`Mmu`] is the door, one for each virtual processor: it takes an [`emu_core::Gva`] and an [`emu_core::Access`], and
 //! gives a [`Translation`] or an [`MmuFault`]. Registers reach it as a [`PagingState`], nested tables as a [`Stage2`].
@@ -11,7 +12,8 @@
 //! - `format`: what a raw entry means, one file a format. `walk`: the one walker, and the setting of A and D.
 //! - `nested`: the second stage, as memory that the walker reads guest tables from. `stage1`: the first stage.
 //! - `guest`: the same walk made by software, for a hypervisor that looks at its guest's tables.
-//! - [`rmp`]: who owns each page of system memory.
+//! - [`rmp`]: who owns each page of system memory. `protect`: its checks behind the second stage. `snp`: what [`Mmu`] does
+//!   about it.
 //! - `pml`: the log of pages that were written. `rights`: pure judgement of a finished walk.
 //! - `tlb`, `walk_cache`, `caches`: what is remembered. `flush`: when it is forgotten. [`fast`]: the front.
 //!
@@ -38,8 +40,10 @@ mod mmu;
 mod nested;
 mod paging;
 mod pml;
+mod protect;
 mod rights;
 pub mod rmp;
+mod snp;
 mod stage1;
 mod stage2;
 mod stats;

@@ -8,12 +8,13 @@ use emu_core::memory::{SystemMemory, Writability};
 use emu_core::{Access, AccessKind, Gpa, Gva, Privilege, Spa};
 
 use crate::caches::{CacheStore, Caches};
-use crate::context::{CacheRefs, Context, Work};
+use crate::context::{CacheRefs, Context, SnpMode, Work};
 use crate::fast::{FastRights, FastTlb};
 use crate::fault::{MmuFault, Stage2Rights};
-use crate::nested::{Effects, Reached};
+use crate::nested::{Effects, Judge, Reached};
 use crate::paging::{PagingFeatures, PagingState};
 use crate::pml::ModificationLog;
+use crate::snp::RmpView;
 use crate::stage1::Outcome;
 use crate::stage2::Stage2;
 use crate::stats::MmuStats;
@@ -34,6 +35,7 @@ pub struct Mmu {
     pub(crate) spaces: Vec<Stage2>,
     pub(crate) caches: CacheStore,
     code: Cursor,
+    pub(crate) view: RmpView,
     /// Absent while page-modification logging is off.
     log: Option<ModificationLog>,
     pub(crate) stats: MmuStats,
@@ -63,10 +65,11 @@ impl Mmu {
             memory,
             features,
             paging,
-            context: Context::new(&features, &paging, &Stage2::None, SpaceId::HOST),
+            context: Context::new(&features, &paging, &Stage2::None, SpaceId::HOST, SnpMode::Off),
             spaces: vec![Stage2::None],
             caches: CacheStore::new(),
             code: Cursor::default(),
+            view: RmpView::default(),
             log: None,
             stats: MmuStats::default(),
         }
@@ -113,30 +116,57 @@ impl Mmu {
     pub fn translate(&mut self, gva: Gva, access: Access) -> Result<Translation, MmuFault> {
         self.stats.fast_misses += 1;
         let gva = self.context.linear(gva);
-        let uses_tlb = self.caches.enabled.contains(Caches::TLB) && self.context.is_paged();
-        if uses_tlb && let Some(outcome) = self.look_up(gva, access) {
-            self.stats.tlb_hits += 1;
-            self.fill_fast(gva, access.privilege, &outcome);
-            return Ok(outcome.translation);
+        if let Some(accessor) = self.context.accessor {
+            return self.translate_guarded(accessor, gva, access);
         }
+        let found = self.find(gva, access)?;
+        self.keep(gva, access, &found);
+        Ok(found.outcome.translation)
+    }
+
+    /// What the TLB says, or else the tables.
+    #[inline]
+    pub(crate) fn find(&mut self, gva: Gva, access: Access) -> Result<Found, MmuFault> {
+        if self.uses_tlb()
+            && let Some(outcome) = self.look_up(gva, access)
+        {
+            self.stats.tlb_hits += 1;
+            return Ok(Found { outcome, source: Source::Tlb });
+        }
+        let outcome = self.walk(gva, access, Judge::Walk)?;
+        Ok(Found { outcome, source: Source::Tables })
+    }
+
+    /// Enters what was found in the TLBs.
+    #[inline]
+    pub(crate) fn keep(&mut self, gva: Gva, access: Access, found: &Found) {
+        if found.source == Source::Tables && self.uses_tlb() {
+            self.fill_tlb(gva, &found.outcome);
+        }
+        self.fill_fast(gva, access.privilege, &found.outcome);
+    }
+
+    fn uses_tlb(&self) -> bool {
+        self.caches.enabled.contains(Caches::TLB) && self.context.is_paged()
+    }
+
+    /// What the tables say.
+    #[inline]
+    pub(crate) fn walk(&mut self, gva: Gva, access: Access, judge: Judge) -> Result<Outcome, MmuFault> {
         let work = Work {
             memory: &self.memory,
             stats: &mut self.stats,
             caches: self.caches.refs(),
             log: self.log.as_mut(),
             effects: Effects::Live,
+            rmp: self.view.rmp.as_deref(),
         };
-        let outcome = self.context.translate(gva, access, work).inspect_err(|fault| {
+        self.context.translate_for(gva, access, judge, work).inspect_err(|fault| {
             // A page fault invalidates what is cached for its page; the TLB's part went in `look_up`.
             if let MmuFault::Guest { .. } = fault {
                 self.fast.flush_page(gva);
             }
-        })?;
-        if uses_tlb {
-            self.fill_tlb(gva, &outcome);
-        }
-        self.fill_fast(gva, access.privilege, &outcome);
-        Ok(outcome.translation)
+        })
     }
 
     /// Translates a guest physical address by the second stage alone, as a read, write or fetch of the processor's own
@@ -148,12 +178,15 @@ impl Mmu {
             caches: self.caches.refs(),
             log: self.log.as_mut(),
             effects: Effects::Live,
+            rmp: self.view.rmp.as_deref(),
         };
-        self.context.reach(gpa, kind, work).map(GpaTranslation::from)
+        let reached = self.context.reach(gpa, kind, work).map(GpaTranslation::from)?;
+        self.claim_reached(reached.spa, kind);
+        Ok(reached)
     }
 
     /// What the tables say about `gva` for `access`, without any side effect: no A or D bit, no cache, no counter. TLBs
-    /// are not asked.
+    /// are not asked, and a table is read as its bytes are, under whichever key.
     pub fn probe(&self, gva: Gva, access: Access) -> Result<Translation, MmuFault> {
         let mut uncounted = MmuStats::default();
         let work = self.dry(&mut uncounted);
@@ -168,12 +201,20 @@ impl Mmu {
     }
 
     fn dry<'a>(&'a self, uncounted: &'a mut MmuStats) -> Work<'a> {
-        Work { memory: &self.memory, stats: uncounted, caches: CacheRefs::NONE, log: None, effects: Effects::Dry }
+        Work {
+            memory: &self.memory,
+            stats: uncounted,
+            caches: CacheRefs::NONE,
+            log: None,
+            effects: Effects::Dry,
+            rmp: self.view.rmp.as_deref(),
+        }
     }
 
-    /// Drops fast write entries of frames that hold translated code by now. Whoever executes calls this before it trusts
-    /// a fast write entry after another processor or device may have decoded code.
+    /// Drops fast write entries of frames that hold translated code by now, and whatever leads to pages that the RMP took
+    /// away. Whoever executes calls this before it trusts the fast TLB after others may have decoded code or changed the RMP.
     pub fn catch_up(&mut self) {
+        self.catch_up_rmp();
         if !self.memory.code().is_behind(self.code) {
             return;
         }
@@ -198,7 +239,7 @@ impl Mmu {
         let flags = entry.flags;
         let marked = access.kind != AccessKind::Write || flags.contains(PageFlags::DIRTY);
         let allowed = marked
-            && flags.nested_allows(access.kind)
+            && flags.nested_allows(access)
             && self.context.rules.check(flags, entry.protection_key, access).is_ok();
         if !allowed {
             let tag = entry.space;
@@ -215,11 +256,11 @@ impl Mmu {
             protection_key: entry.protection_key,
             flags,
         };
-        Some(Outcome { translation, page_shift: entry.page_shift })
+        Some(Outcome { translation, page_shift: entry.page_shift, nested: entry.size })
     }
 
     fn fill_tlb(&mut self, gva: Gva, outcome: &Outcome) {
-        let Outcome { translation: t, page_shift } = *outcome;
+        let Outcome { translation: t, page_shift, nested: _ } = *outcome;
         let global = t.flags.contains(PageFlags::GLOBAL);
         self.caches.linear.fill(TlbEntry {
             space: if global { Space::global(self.context.id) } else { self.context.space },
@@ -240,7 +281,7 @@ impl Mmu {
     /// are not entered; pages with a clear D bit, ROM and frames with translated code are not entered for writing.
     #[inline]
     fn fill_fast(&mut self, gva: Gva, privilege: Privilege, outcome: &Outcome) {
-        let Outcome { translation: t, page_shift } = *outcome;
+        let Outcome { translation: t, page_shift, nested: _ } = *outcome;
         if !self.caches.enabled.contains(Caches::FAST) {
             return;
         }
@@ -248,7 +289,7 @@ impl Mmu {
         let Some(page) = self.memory.page(sfn) else { return };
         let allows = |kind| {
             let access = Access::new(kind, privilege);
-            t.flags.nested_allows(kind) && self.context.rules.check(t.flags, t.protection_key, access).is_ok()
+            t.flags.nested_allows(access) && self.context.rules.check(t.flags, t.protection_key, access).is_ok()
         };
         let storable = page.writability == Writability::Ram && self.memory.code().lines(sfn).0 == 0;
         let rights = FastRights {
@@ -266,6 +307,19 @@ impl Mmu {
             self.fast_facts.supervisor_keys |= 1 << t.protection_key;
         }
     }
+}
+
+/// A translation, and where it is from.
+pub(crate) struct Found {
+    pub(crate) outcome: Outcome,
+    pub(crate) source: Source,
+}
+
+/// Who knew a translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    Tlb,
+    Tables,
 }
 
 impl From<Reached> for GpaTranslation {

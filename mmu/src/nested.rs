@@ -6,13 +6,15 @@
 
 use emu_core::memory::SystemMemory;
 use emu_core::sev::CBit;
-use emu_core::{AccessKind, Gpa, Gva, MemoryType, PageSize, Spa};
+use emu_core::{Access, AccessKind, Gpa, Gva, MemoryType, PageFaultCode, PageSize, Spa};
 
 use crate::fault::{MmuFault, NestedFaultKind, NestedPageFault, Stage2Cause, Stage2Rights};
 use crate::format::{Grants, NestedFormat};
 use crate::level::Level;
 use crate::pml::ModificationLog;
+use crate::protect::{Place, Protection};
 use crate::rights::{LinearMode, needed};
+use crate::rmp::RmpRefusal;
 use crate::stats::MmuStats;
 use crate::tlb::{Space, Tlb, TlbEntry};
 use crate::translation::PageFlags;
@@ -36,29 +38,70 @@ pub(crate) struct Reached {
     pub(crate) flags: PageFlags,
 }
 
+/// What the final address is wanted for.
+#[derive(Clone, Copy)]
+pub(crate) struct Wanted {
+    pub(crate) access: Access,
+    /// U/S of the linear address.
+    pub(crate) mode: LinearMode,
+    /// C-bit of the guest's leaf.
+    pub(crate) c_bit: CBit,
+    /// Size of the guest's page.
+    pub(crate) page: PageSize,
+    pub(crate) judge: Judge,
+}
+
+/// Who asks the RMP about the final address.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Judge {
+    /// The walk, as for an access.
+    Walk,
+    /// An instruction about the page's entry, by rules of its own. The access is private.
+    Instruction,
+}
+
 /// A guest's physical memory.
 pub(crate) trait GuestMemory: TableMemory<Address = Gpa> {
     /// Whether it is reached through nested tables.
     const NESTED: bool;
     /// Translates the final address of an access.
-    fn reach(&mut self, gpa: Gpa, kind: AccessKind, mode: LinearMode) -> Result<Reached, MmuFault>;
+    fn reach(&mut self, gpa: Gpa, wanted: Wanted) -> Result<Reached, MmuFault>;
+    /// Whether data of a page whose leaf has this C-bit is private.
+    fn encrypts(&self, c_bit: CBit) -> bool;
 }
 
 /// No second stage: the numbers are the same.
-pub(crate) struct Bare<'a> {
+pub(crate) struct Bare<'a, P> {
     pub(crate) memory: &'a SystemMemory,
     pub(crate) stats: &'a mut MmuStats,
+    pub(crate) protection: P,
+    /// The linear address being translated, for the fault.
+    pub(crate) gva: Option<Gva>,
 }
 
-impl TableMemory for Bare<'_> {
+impl<P> Bare<'_, P> {
+    /// Without a second stage the RMP's refusal is a page fault.
+    fn refuse(&self, gpa: Gpa, code: PageFaultCode) -> MmuFault {
+        let code = code | PageFaultCode::P | PageFaultCode::W | PageFaultCode::RMP;
+        MmuFault::Guest { gva: self.gva.unwrap_or(Gva::new(gpa.raw())), code }
+    }
+}
+
+impl<P: Protection> TableMemory for Bare<'_, P> {
     type Address = Gpa;
 
     #[inline(always)]
     fn locate(&mut self, slot: Gpa, _level: Level) -> Result<Spa, MmuFault> {
-        Ok(Spa::new(slot.raw()))
+        let spa = Spa::new(slot.raw());
+        self.protection.claim_table(spa);
+        Ok(spa)
     }
     #[inline(always)]
-    fn locate_update(&mut self, _slot: Gpa, _level: Level, found: Spa) -> Result<Spa, MmuFault> {
+    fn locate_update(&mut self, slot: Gpa, _level: Level, found: Spa) -> Result<Spa, MmuFault> {
+        let place = Place { spa: found, gpa: slot, mapped: PageSize::Size4K };
+        // The processor's own access: a supervisor's.
+        let judged = self.protection.judge_table(place, AccessKind::Write);
+        judged.map_err(|_| self.refuse(slot, PageFaultCode::empty()))?;
         Ok(found)
     }
     #[inline(always)]
@@ -71,17 +114,23 @@ impl TableMemory for Bare<'_> {
     }
 }
 
-impl GuestMemory for Bare<'_> {
+impl<P: Protection> GuestMemory for Bare<'_, P> {
     const NESTED: bool = false;
 
     #[inline(always)]
-    fn reach(&mut self, gpa: Gpa, _kind: AccessKind, _mode: LinearMode) -> Result<Reached, MmuFault> {
-        Ok(Reached {
-            spa: Spa::new(gpa.raw()),
-            size: PageSize::Size1G,
-            memory_type: MemoryType::WriteBack,
-            flags: PageFlags::NESTED,
-        })
+    fn reach(&mut self, gpa: Gpa, wanted: Wanted) -> Result<Reached, MmuFault> {
+        let spa = Spa::new(gpa.raw());
+        let place = Place { spa, gpa, mapped: wanted.page };
+        let judged = self.protection.judge(place, wanted.access, wanted.c_bit);
+        let verdict = judged.map_err(|_| {
+            let user = if wanted.access.privilege.is_user() { PageFaultCode::U } else { PageFaultCode::empty() };
+            self.refuse(gpa, user)
+        })?;
+        Ok(Reached { spa, size: verdict.size, memory_type: MemoryType::WriteBack, flags: verdict.allows })
+    }
+    #[inline(always)]
+    fn encrypts(&self, c_bit: CBit) -> bool {
+        self.protection.encrypts(c_bit)
     }
 }
 
@@ -138,17 +187,29 @@ struct Question {
     mode: LinearMode,
     cause: Stage2Cause,
     gva: Option<Gva>,
+    /// The effective one.
+    c_bit: CBit,
 }
 
 impl Question {
     fn refuse(self, kind: NestedFaultKind, rights: Stage2Rights) -> MmuFault {
-        let Question { gpa, kind: access, cause, gva, .. } = self;
-        MmuFault::Nested(NestedPageFault { gpa, gva, access, cause, kind, rights, c_bit: CBit::Clear })
+        let Question { gpa, kind: access, cause, gva, c_bit, .. } = self;
+        MmuFault::Nested(NestedPageFault { gpa, gva, access, cause, kind, rights, c_bit })
+    }
+
+    /// The RMP refuses what was `reached`.
+    #[cold]
+    fn refuse_page(self, refusal: RmpRefusal, reached: &Reached) -> MmuFault {
+        match refusal {
+            RmpRefusal::Rmp(cause) => self.refuse(NestedFaultKind::Rmp(cause), reached.flags.nested_rights()),
+            // Without a linear address paging is off, and the numbers are the same.
+            RmpRefusal::NotValidated => MmuFault::NotValidated { gva: self.gva.unwrap_or(Gva::new(self.gpa.raw())) },
+        }
     }
 }
 
 /// Nested tables of format `F`.
-pub(crate) struct Nested<'a, F> {
+pub(crate) struct Nested<'a, F, P> {
     pub(crate) memory: &'a SystemMemory,
     pub(crate) stats: &'a mut MmuStats,
     pub(crate) format: F,
@@ -165,9 +226,11 @@ pub(crate) struct Nested<'a, F> {
     pub(crate) log: Option<&'a mut ModificationLog>,
     /// The linear address being translated, for the fault.
     pub(crate) gva: Option<Gva>,
+    /// What judges pages that the tables allow.
+    pub(crate) protection: P,
 }
 
-impl<F: NestedFormat> Nested<'_, F> {
+impl<F: NestedFormat, P: Protection> Nested<'_, F, P> {
     /// How the processor accesses a guest table entry in order to read it.
     fn table_read(&self) -> AccessKind {
         if self.format.table_reads_are_writes() { AccessKind::Write } else { AccessKind::Read }
@@ -178,7 +241,7 @@ impl<F: NestedFormat> Nested<'_, F> {
         let allows = |kind| rights.contains(needed(kind, mode, self.format.mode_based_execute()));
         flags.set(PageFlags::NESTED_READ, allows(AccessKind::Read));
         flags.set(PageFlags::NESTED_WRITE, allows(AccessKind::Write));
-        flags.set(PageFlags::NESTED_EXECUTE, allows(AccessKind::Execute));
+        flags.set(PageFlags::NESTED_EXECUTE | PageFlags::NESTED_EXECUTE_USER, allows(AccessKind::Execute));
         flags.set(PageFlags::NESTED_DIRTY, dirty);
         flags
     }
@@ -286,25 +349,49 @@ impl<F: NestedFormat> Nested<'_, F> {
     }
 }
 
-impl<F: NestedFormat> TableMemory for Nested<'_, F> {
+impl<F: NestedFormat, P: Protection> Nested<'_, F, P> {
+    /// How an entry of the guest's table at `level` is asked for. Accesses to tables are private.
+    fn about_table(&self, slot: Gpa, kind: AccessKind, cause: Stage2Cause) -> Question {
+        // What an instruction fetch is to the C-bit, a walk is too.
+        let c_bit = self.protection.effective(CBit::Set, kind);
+        Question { gpa: slot, kind, mode: LinearMode::Supervisor, cause, gva: self.gva, c_bit }
+    }
+
+    /// Translates the address of an entry and judges the page it is in. `kind` is what is done to the entry itself.
+    #[inline]
+    fn ask_table(&mut self, question: Question, kind: AccessKind) -> Result<Spa, MmuFault> {
+        let reached = self.ask(question)?;
+        let place = Place { spa: reached.spa, gpa: question.gpa, mapped: reached.size };
+        match self.protection.judge_table(place, kind) {
+            Ok(()) => {
+                self.protection.claim_table(reached.spa);
+                Ok(reached.spa)
+            }
+            Err(refusal) => Err(question.refuse_page(refusal, &reached)),
+        }
+    }
+}
+
+impl<F: NestedFormat, P: Protection> TableMemory for Nested<'_, F, P> {
     type Address = Gpa;
 
     #[inline]
     fn locate(&mut self, slot: Gpa, level: Level) -> Result<Spa, MmuFault> {
-        let cause = Stage2Cause::GuestTableEntry { level };
-        let kind = self.table_read();
-        self.ask(Question { gpa: slot, kind, mode: LinearMode::Supervisor, cause, gva: self.gva })
-            .map(|reached| reached.spa)
+        let question = self.about_table(slot, self.table_read(), Stage2Cause::GuestTableEntry { level });
+        self.ask_table(question, AccessKind::Read)
     }
     #[inline]
     fn locate_update(&mut self, slot: Gpa, level: Level, found: Spa) -> Result<Spa, MmuFault> {
-        if self.format.table_reads_are_writes() {
-            return Ok(found);
-        }
-        let cause = Stage2Cause::GuestTableUpdate { level };
-        let question =
-            Question { gpa: slot, kind: AccessKind::Write, mode: LinearMode::Supervisor, cause, gva: self.gva };
-        self.ask(question).map(|reached| reached.spa)
+        let cause = if self.format.table_reads_are_writes() {
+            if !P::JUDGES {
+                return Ok(found);
+            }
+            Stage2Cause::GuestTableEntry { level }
+        } else {
+            Stage2Cause::GuestTableUpdate { level }
+        };
+        let question = self.about_table(slot, AccessKind::Write, cause);
+        self.ask_table(question, AccessKind::Write)
     }
     #[inline]
     fn system(&self) -> &SystemMemory {
@@ -316,11 +403,34 @@ impl<F: NestedFormat> TableMemory for Nested<'_, F> {
     }
 }
 
-impl<F: NestedFormat> GuestMemory for Nested<'_, F> {
+impl<F: NestedFormat, P: Protection> GuestMemory for Nested<'_, F, P> {
     const NESTED: bool = true;
 
     #[inline]
-    fn reach(&mut self, gpa: Gpa, kind: AccessKind, mode: LinearMode) -> Result<Reached, MmuFault> {
-        self.ask(Question { gpa, kind, mode, cause: Stage2Cause::FinalAddress, gva: self.gva })
+    fn reach(&mut self, gpa: Gpa, wanted: Wanted) -> Result<Reached, MmuFault> {
+        let Wanted { access, mode, c_bit, judge, .. } = wanted;
+        let cause = Stage2Cause::FinalAddress;
+        let effective = match judge {
+            Judge::Walk => self.protection.effective(c_bit, access.kind),
+            Judge::Instruction => self.protection.effective(CBit::Set, access.kind),
+        };
+        let question = Question { gpa, kind: access.kind, mode, cause, gva: self.gva, c_bit: effective };
+        let mut reached = self.ask(question)?;
+        if judge == Judge::Instruction {
+            return Ok(reached);
+        }
+        let place = Place { spa: reached.spa, gpa, mapped: reached.size };
+        match self.protection.judge(place, access, c_bit) {
+            Ok(verdict) => {
+                reached.size = reached.size.min(verdict.size);
+                reached.flags &= verdict.allows;
+                Ok(reached)
+            }
+            Err(refusal) => Err(question.refuse_page(refusal, &reached)),
+        }
+    }
+    #[inline]
+    fn encrypts(&self, c_bit: CBit) -> bool {
+        self.protection.encrypts(c_bit)
     }
 }

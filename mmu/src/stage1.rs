@@ -5,11 +5,12 @@
 //! rights are judged; then the final address goes through the second stage; only then A and D of the guest's entries are
 //! set. A walk that faults leaves the guest's tables as they were.
 
+use emu_core::sev::CBit;
 use emu_core::{Access, AccessKind, Gpa, Gva, PageFaultCode, PageSize};
 
 use crate::fault::MmuFault;
 use crate::format::Format;
-use crate::nested::{Effects, GuestMemory, Reached};
+use crate::nested::{Effects, GuestMemory, Judge, Reached, Wanted};
 use crate::rights::{Controls, LinearMode, Rules};
 use crate::tlb::Space;
 use crate::translation::{PageFlags, Translation};
@@ -22,6 +23,8 @@ pub(crate) struct Outcome {
     pub(crate) translation: Translation,
     /// log2 of the guest's page.
     pub(crate) page_shift: u8,
+    /// How far the second stage reaches.
+    pub(crate) nested: PageSize,
 }
 
 /// One translation to make.
@@ -34,6 +37,7 @@ pub(crate) struct Request<'a> {
     /// Tag of cached table pointers.
     pub(crate) space: Space,
     pub(crate) effects: Effects,
+    pub(crate) judge: Judge,
 }
 
 impl Request<'_> {
@@ -50,7 +54,7 @@ pub(crate) fn translate<F: Format, M: GuestMemory>(
     mut walk_cache: Option<&mut WalkCache<Gpa>>,
     request: Request<'_>,
 ) -> Result<Outcome, MmuFault> {
-    let Request { gva, access, rules, root, space, effects } = request;
+    let Request { gva, access, rules, root, space, effects, judge } = request;
     let input = gva.raw();
     if M::NESTED {
         memory.stats().walks_2d += 1;
@@ -73,12 +77,15 @@ pub(crate) fn translate<F: Format, M: GuestMemory>(
         let mut flags = PageFlags::of_grants(leaf.grants);
         flags.set(PageFlags::GLOBAL, attributes.global && rules.controls.contains(Controls::PGE));
         flags.set(PageFlags::DIRTY, write || leaf.raw & format.dirty() != 0);
+        let c_bit = format.c_bit(leaf.raw);
+        flags.set(PageFlags::ENCRYPTED, memory.encrypts(c_bit));
         rules.check(flags, attributes.protection_key, access).map_err(|code| MmuFault::Guest { gva, code })?;
 
         let page_shift = F::shift(way.level);
         let gpa = Gpa::new(format.page(leaf.raw, way.level) | input & ((1 << page_shift) - 1));
         let mode = if flags.contains(PageFlags::USER) { LinearMode::User } else { LinearMode::Supervisor };
-        let reached = memory.reach(gpa, access.kind, mode)?;
+        let page = largest_within(page_shift);
+        let reached = memory.reach(gpa, Wanted { access, mode, c_bit, page, judge })?;
         if effects == Effects::Live && mark(format, memory, &way, write)? == Marked::Raced {
             continue;
         }
@@ -92,13 +99,13 @@ pub(crate) fn translate<F: Format, M: GuestMemory>(
         let translation = Translation {
             spa: reached.spa,
             gpa,
-            size: reached.size.min(largest_within(page_shift)),
+            size: reached.size.min(page),
             memory_type: reached.memory_type,
             pat_index: attributes.pat_index,
             protection_key: attributes.protection_key,
             flags: flags | reached.flags,
         };
-        return Ok(Outcome { translation, page_shift: page_shift as u8 });
+        return Ok(Outcome { translation, page_shift: page_shift as u8, nested: reached.size });
     }
 }
 
@@ -111,13 +118,21 @@ const fn largest_within(shift: u32) -> PageSize {
     }
 }
 
-/// Translates with paging off: only the second stage has a say.
-pub(crate) fn unpaged<M: GuestMemory>(memory: &mut M, gva: Gva, access: Access) -> Result<Outcome, MmuFault> {
+/// Translates with paging off: only the second stage has a say. Everything an encrypted guest does then is private.
+pub(crate) fn unpaged<M: GuestMemory>(
+    memory: &mut M,
+    gva: Gva,
+    access: Access,
+    judge: Judge,
+) -> Result<Outcome, MmuFault> {
     let gpa = Gpa::new(gva.raw());
-    let Reached { spa, size, memory_type, flags } = memory.reach(gpa, access.kind, LinearMode::User)?;
-    let own = PageFlags::WRITABLE | PageFlags::USER | PageFlags::EXECUTABLE | PageFlags::DIRTY;
+    let c_bit = CBit::Set;
+    let wanted = Wanted { access, mode: LinearMode::User, c_bit, page: PageSize::Size4K, judge };
+    let Reached { spa, size, memory_type, flags } = memory.reach(gpa, wanted)?;
+    let mut own = PageFlags::WRITABLE | PageFlags::USER | PageFlags::EXECUTABLE | PageFlags::DIRTY;
+    own.set(PageFlags::ENCRYPTED, memory.encrypts(c_bit));
     let translation = Translation { spa, gpa, size, memory_type, pat_index: 0, protection_key: 0, flags: own | flags };
-    Ok(Outcome { translation, page_shift: size.shift() as u8 })
+    Ok(Outcome { translation, page_shift: size.shift() as u8, nested: size })
 }
 
 #[cfg(test)]

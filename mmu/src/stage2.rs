@@ -6,6 +6,7 @@
 use emu_core::Spa;
 use emu_core::sev::Vmpl;
 
+use crate::format::bits;
 use crate::level::Level;
 
 /// Address-space identifier of SVM. 0 is the host.
@@ -88,6 +89,13 @@ pub struct SnpGuest {
     pub c_bit: u8,
     /// The privilege level that runs.
     pub vmpl: Vmpl,
+}
+
+impl SnpGuest {
+    /// The C-bit as a mask; nothing for a number outside the address field of an entry.
+    pub(crate) const fn c_bit_mask(self) -> u64 {
+        if self.c_bit < 64 { (1 << self.c_bit) & bits::ADDRESS } else { 0 }
+    }
 }
 
 /// The EPT pointer of a VMCS (Intel SDM vol. 3, "Extended-Page-Table Pointer (EPTP)"). Its checks belong to VM entry.

@@ -1,8 +1,9 @@
 //! What a translation that succeeded says.
 
 use bitflags::bitflags;
-use emu_core::{AccessKind, Gpa, MemoryType, PageSize, Spa};
+use emu_core::{Access, AccessKind, Gpa, MemoryType, PageSize, Spa};
 
+use crate::fault::Stage2Rights;
 use crate::format::Grants;
 
 bitflags! {
@@ -19,14 +20,18 @@ bitflags! {
         const GLOBAL = 1 << 3;
         /// D of the guest's leaf is set, or there is no leaf because paging is off.
         const DIRTY = 1 << 4;
-        /// The nested entries allow reads.
+        /// The nested entries and the RMP allow reads.
         const NESTED_READ = 1 << 5;
-        /// The nested entries allow writes.
+        /// The nested entries and the RMP allow writes.
         const NESTED_WRITE = 1 << 6;
-        /// The nested entries allow the fetches of this page's mode.
+        /// The nested entries allow the fetches of this page's mode, and the RMP those of CPL 0 to 2.
         const NESTED_EXECUTE = 1 << 7;
         /// D of the nested leaf is set, or nobody keeps it.
         const NESTED_DIRTY = 1 << 8;
+        /// The nested entries allow the fetches of this page's mode, and the RMP those of CPL 3.
+        const NESTED_EXECUTE_USER = 1 << 9;
+        /// The page is mapped with the C-bit set, in an SNP guest: its data is private. Fetches are private in any case.
+        const ENCRYPTED = 1 << 10;
     }
 }
 
@@ -35,6 +40,7 @@ impl PageFlags {
     pub const NESTED: PageFlags = PageFlags::NESTED_READ
         .union(PageFlags::NESTED_WRITE)
         .union(PageFlags::NESTED_EXECUTE)
+        .union(PageFlags::NESTED_EXECUTE_USER)
         .union(PageFlags::NESTED_DIRTY);
 
     /// The rights of a guest's page from what its entries grant together.
@@ -47,12 +53,22 @@ impl PageFlags {
         flags
     }
 
-    /// Whether the nested part allows an access of `kind` without another nested walk.
+    /// What the nested part allows, for a fault.
+    pub(crate) fn nested_rights(self) -> Stage2Rights {
+        let mut rights = Stage2Rights::empty();
+        rights.set(Stage2Rights::READ, self.contains(PageFlags::NESTED_READ));
+        rights.set(Stage2Rights::WRITE, self.contains(PageFlags::NESTED_WRITE));
+        rights.set(Stage2Rights::EXECUTE, self.contains(PageFlags::NESTED_EXECUTE));
+        rights
+    }
+
+    /// Whether the nested part allows `access` without another nested walk.
     #[inline]
-    pub(crate) const fn nested_allows(self, kind: AccessKind) -> bool {
-        match kind {
+    pub(crate) const fn nested_allows(self, access: Access) -> bool {
+        match access.kind {
             AccessKind::Read => self.contains(PageFlags::NESTED_READ),
             AccessKind::Write => self.contains(PageFlags::NESTED_WRITE.union(PageFlags::NESTED_DIRTY)),
+            AccessKind::Execute if access.privilege.is_user() => self.contains(PageFlags::NESTED_EXECUTE_USER),
             AccessKind::Execute => self.contains(PageFlags::NESTED_EXECUTE),
         }
     }

@@ -7,7 +7,7 @@
 //! Every operation that must drop some of it drops all of it, which costs one increment; the manuals allow more
 //! invalidation than asked for.
 
-use emu_core::Spa;
+use emu_core::{Sfn, Spa};
 
 use crate::format::Grants;
 use crate::level::Level;
@@ -70,6 +70,15 @@ impl<A: Copy> WalkCache<A> {
         let prefix = input >> shift(above);
         let slot = prefix as usize & (entries.len() - 1);
         entries[slot] = Some(Entry { generation: self.generation, space, prefix, pointer });
+    }
+
+    /// Whether a table that is remembered lies in one of `frames` frames from `first`.
+    pub(crate) fn leads_to(&self, first: Sfn, frames: u64) -> bool {
+        self.levels.iter().flatten().flatten().any(|entry| {
+            let sfn = entry.pointer.spa.map(Spa::frame);
+            entry.generation == self.generation
+                && sfn.and_then(|sfn| sfn.offset_from(first)).is_some_and(|distance| distance < frames)
+        })
     }
 
     /// Forgets everything.

@@ -109,6 +109,7 @@ pub(super) fn begin(config: &RunConfig, image: &str) -> Result<Option<Recording>
             match config.vm.kind {
                 VmKind::Default => "default",
                 VmKind::SwProtected => "sw-protected",
+                VmKind::Snp => "snp",
             }
             .to_owned(),
         ),

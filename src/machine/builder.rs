@@ -201,7 +201,7 @@ impl Builder {
         };
         let vm_config = VmConfig {
             format,
-            maxphyaddr: config.model.maxphyaddr().min(48),
+            maxphyaddr: config.model.physical_width().min(48),
             nr_vcpus: config.cpus,
             kind: config.kind,
             gmem: config.gmem,
@@ -211,7 +211,11 @@ impl Builder {
         lens.task().report(Event::VmCreated { nr_vcpus: config.cpus });
         let params = MmuParams {
             // With 52 address bits NPT has none left that would be reserved.
-            mmio_caching: if config.model.maxphyaddr() < 52 { config.params.mmio_caching } else { MmioCaching::Off },
+            mmio_caching: if config.model.physical_width() < 52 {
+                config.params.mmio_caching
+            } else {
+                MmioCaching::Off
+            },
             ..config.params
         };
         let mut vm = Vm::with_params(memory.clone(), &vm_config, params)?;
@@ -227,7 +231,7 @@ impl Builder {
         let board = Board::new(BoardConfig {
             tsc_hertz: config.model.tsc_hz(),
             apic_timer_hertz: config.model.apic_hz(),
-            phys_bits: config.model.maxphyaddr() as u32,
+            phys_bits: config.model.physical_width() as u32,
             test_ports: TestPorts::Present,
             ..BoardConfig::new(config.cpus, low, high)
         })?;

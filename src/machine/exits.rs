@@ -59,6 +59,8 @@ impl Machine {
                 self.vcpus[n].vcpu.set_gpr(0, answer);
                 Ok(Ok(BoardEvents::empty()))
             }
+            // Without a GHCB there is nothing to read: the guest goes on, as KVM lets it.
+            Exit::VmgExit => Ok(Ok(BoardEvents::empty())),
             Exit::TscMoved => {
                 let offset = self.vcpus[n].vcpu.tsc_offset();
                 if let Some(lapic) = self.board.lapic_mut(CpuIndex(n as u16)) {

@@ -26,6 +26,7 @@ pub(super) fn reason(exit: &Exit) -> ExitReason {
         Exit::Msr(_) => ExitReason::Msr,
         Exit::TaskPriority { .. } => ExitReason::TaskPriority,
         Exit::Hypercall => ExitReason::Hypercall,
+        Exit::VmgExit => ExitReason::VmgExit,
         Exit::TscMoved => ExitReason::TscMoved,
         Exit::PageFault(_) => ExitReason::Exception,
         Exit::PagingWritten { .. } | Exit::Invlpg { .. } | Exit::Invpcid { .. } | Exit::ReadPdptes { .. } => {

@@ -22,7 +22,7 @@ struct Bench {
     question: &'static str,
 }
 
-const BENCHES: [Bench; 9] = [
+const BENCHES: [Bench; 10] = [
     Bench {
         package: "hypervisor",
         name: "handle_fault",
@@ -67,6 +67,12 @@ const BENCHES: [Bench; 9] = [
     },
     Bench { package: "hypervisor", name: "slots", groups: &["memslots/"], question: "Memslots, by how many there are" },
     Bench { package: "mmu", name: "translate", groups: &["translate/"], question: "Walks of page tables" },
+    Bench {
+        package: "mmu",
+        name: "rmp",
+        groups: &["rmp_check/", "rmp_change/", "memory_key/"],
+        question: "The reverse map: a check, validating a GiB, dividing a large page; changing the key of a page",
+    },
 ];
 
 /// The most that a figure should be, in nanoseconds on a machine at rest.

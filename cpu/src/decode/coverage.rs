@@ -50,7 +50,7 @@ fn beginnings() -> Vec<Vec<u8>> {
 #[test]
 fn what_is_advertised_is_executed() {
     let mut missing: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for model in [CpuModel::amd_v3(), CpuModel::intel_v3()] {
+    for model in [CpuModel::amd_v3(), CpuModel::amd_snp(), CpuModel::intel_v3()] {
         for key in keys() {
             for beginning in beginnings() {
                 for opcode in 0..=255_u8 {

@@ -86,6 +86,10 @@ fn need(feature: CpuidFeature) -> Need {
         C::PREFETCHW => Has(Feature::Prefetchw),
         C::RDTSCP => Has(Feature::Rdtscp),
         C::WBNOINVD => Has(Feature::Wbnoinvd),
+        // No model has it; guests whose registers are encrypted find their hypervisor instead.
+        C::MONITOR => Has(Feature::SevEs),
+        C::SEV_SNP => Has(Feature::SevSnp),
+        C::RMPQUERY => Has(Feature::Rmpquery),
         _ => Never,
     }
 }
@@ -105,8 +109,9 @@ pub(crate) fn refuses(context: &Context<'_>) -> Option<Handler> {
     {
         return undefined;
     }
-    // VMCALL and VMMCALL reach the machine whatever CPUID says of VMX and SVM: that is how a guest finds its host.
-    if matches!(insn.mnemonic(), Mnemonic::Vmcall | Mnemonic::Vmmcall) {
+    // VMCALL and VMMCALL reach the machine whatever CPUID says of VMX and SVM: that is how a guest finds its host. VMGEXIT is
+    // VMMCALL with a prefix.
+    if matches!(insn.mnemonic(), Mnemonic::Vmcall | Mnemonic::Vmmcall | Mnemonic::Vmgexit) {
         return None;
     }
     let has = |feature| match need(feature) {

@@ -7,6 +7,7 @@ use super::{Context, Lowered};
 use crate::dispatch::{ender, pure, slow};
 use crate::op::{Handler, Op};
 use crate::segment::SegReg;
+use crate::sev::rmp;
 use crate::system::{
     REGISTER, cache, control, debug, far, flags, identity, interrupt, io, iret, load, msr, syscall, tables, verify,
 };
@@ -224,10 +225,31 @@ fn without_operands(context: &Context<'_>) -> Option<Lowered> {
         M::Cpuid => Inside(slow::<identity::Cpuid>),
         M::Rdpkru => Inside(slow::<identity::Rdpkru>),
         M::Wrpkru => Ends(ender::<identity::Wrpkru>),
-        M::Invd | M::Wbinvd | M::Wbnoinvd => Inside(slow::<cache::WriteBack>),
+        M::Wbinvd | M::Wbnoinvd => Inside(slow::<cache::WriteBack>),
+        M::Invd => Inside(slow::<cache::Invd>),
+        M::Monitor | M::Mwait => {
+            op.aux = if context.insn.mnemonic() == M::Monitor { cache::MONITOR } else { cache::MWAIT };
+            Ends(slow::<cache::MonitorWait>)
+        }
+        M::Pvalidate => {
+            op.aux = match context.insn.code() {
+                Code::Pvalidatew => 2,
+                Code::Pvalidated => 4,
+                _ => 8,
+            };
+            Ends(ender::<rmp::Pvalidate>)
+        }
+        M::Rmpadjust => Ends(ender::<rmp::Rmpadjust>),
+        M::Rmpquery => Ends(ender::<rmp::Rmpquery>),
+        M::Rmpupdate => Ends(ender::<rmp::Rmpupdate>),
+        M::Psmash => Ends(ender::<rmp::Psmash>),
         M::Mfence | M::Lfence | M::Sfence => Inside(pure::<cache::Fence>),
         M::Hlt => Ends(ender::<cache::Hlt>),
-        M::Vmcall | M::Vmmcall => Ends(ender::<cache::Hypercall>),
+        M::Vmgexit => Ends(ender::<cache::Vmgexit>),
+        M::Vmcall | M::Vmmcall => {
+            op.aux = if context.insn.mnemonic() == M::Vmcall { cache::VMCALL } else { cache::VMMCALL };
+            Ends(ender::<cache::Hypercall>)
+        }
         _ => return None,
     };
     finish(shape, op)

@@ -1,5 +1,7 @@
 //! INS and OUTS: string instructions with a port at one end.
 
+use emu_core::sev::ExitCode;
+
 use crate::address::Use;
 use crate::cpu::Cpu;
 use crate::exit::Trap;
@@ -21,6 +23,7 @@ impl StringOp for Ins {
     fn step<T: Width>(cpu: &mut Cpu, _op: &Op, _from: u64, to: u64) -> Result<(), Trap> {
         let port = cpu.reg::<u16>(2);
         check_io_permission(cpu, port, T::BYTES as u8)?;
+        cpu.intercept(ExitCode::IOIO)?;
         let to = destination::<T>(cpu, to, Use::Write)?;
         Slow::probe_store(cpu, to, ES, T::BYTES)?;
         let value = read_port(cpu, port, T::BYTES as u8)?;
@@ -34,6 +37,7 @@ impl StringOp for Outs {
     fn step<T: Width>(cpu: &mut Cpu, op: &Op, from: u64, _to: u64) -> Result<(), Trap> {
         let port = cpu.reg::<u16>(2);
         check_io_permission(cpu, port, T::BYTES as u8)?;
+        cpu.intercept(ExitCode::IOIO)?;
         let from = source::<T>(cpu, op, from)?;
         let value: T = Slow::load(cpu, from, op.seg)?;
         write_port(cpu, port, T::BYTES as u8, value.zero_extend() as u32)

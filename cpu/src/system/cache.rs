@@ -6,6 +6,7 @@
 use core::sync::atomic::Ordering;
 
 use emu_core::regs::Cr4;
+use emu_core::sev::ExitCode;
 use emu_core::{Access, AccessKind};
 use mmu::fast::Others;
 use mmu::{Invpcid as Scope, MmuFault, Pcid, Stage2Cause};
@@ -19,7 +20,7 @@ use crate::intercept::Refused;
 use crate::mem::{Path, Slow};
 use crate::op::Op;
 use crate::system::control::whole;
-use crate::system::descriptor::gp0;
+use crate::system::descriptor::{gp0, ud};
 use crate::system::load::privileged;
 
 /// INVLPG
@@ -74,11 +75,37 @@ impl Ender for Invpcid {
     }
 }
 
-/// INVD, WBINVD, WBNOINVD
+/// WBINVD, WBNOINVD
 pub(crate) struct WriteBack;
 impl Act for WriteBack {
     fn exec(cpu: &mut Cpu, _op: &Op) -> Result<(), Trap> {
-        privileged(cpu)
+        privileged(cpu)?;
+        Ok(cpu.intercept(ExitCode::WBINVD)?)
+    }
+}
+
+/// INVD
+pub(crate) struct Invd;
+impl Act for Invd {
+    fn exec(cpu: &mut Cpu, _op: &Op) -> Result<(), Trap> {
+        privileged(cpu)?;
+        Ok(cpu.intercept(ExitCode::INVD)?)
+    }
+}
+
+/// MONITOR and MWAIT (which of them in `aux`): of no model, but processors that run encrypted guests have them, so that
+/// these guests' hypervisor sees them.
+pub(crate) struct MonitorWait;
+/// [`Op::aux`] of MONITOR.
+pub(crate) const MONITOR: u16 = 0;
+/// [`Op::aux`] of MWAIT.
+pub(crate) const MWAIT: u16 = 1;
+impl Act for MonitorWait {
+    fn exec(cpu: &mut Cpu, op: &Op) -> Result<(), Trap> {
+        if cpu.cpl == 0 {
+            cpu.intercept(if op.aux == MONITOR { ExitCode::MONITOR } else { ExitCode::MWAIT })?;
+        }
+        Err(ud())
     }
 }
 
@@ -110,6 +137,15 @@ impl Pure for Fence {
     }
 }
 
+/// VMGEXIT; without encrypted state it is VMMCALL with a prefix that means nothing.
+pub(crate) struct Vmgexit;
+impl Ender for Vmgexit {
+    fn exec(cpu: &mut Cpu, _op: &Op) -> Result<Flow, Trap> {
+        cpu.pending.asked = Some(if cpu.sev.is_some() { Asked::VmgExit } else { Asked::Hypercall });
+        Ok(Flow::Next)
+    }
+}
+
 /// HLT
 pub(crate) struct Hlt;
 impl Ender for Hlt {
@@ -120,10 +156,20 @@ impl Ender for Hlt {
     }
 }
 
-/// VMCALL and VMMCALL
+/// [`Op::aux`] of VMMCALL.
+pub(crate) const VMMCALL: u16 = 0;
+/// [`Op::aux`] of VMCALL.
+pub(crate) const VMCALL: u16 = 1;
+
+/// VMCALL and VMMCALL (which of them in `aux`)
 pub(crate) struct Hypercall;
 impl Ender for Hypercall {
-    fn exec(cpu: &mut Cpu, _op: &Op) -> Result<Flow, Trap> {
+    fn exec(cpu: &mut Cpu, op: &Op) -> Result<Flow, Trap> {
+        // Intel's instruction reaches a hypervisor on AMD only where that lets undefined opcodes through.
+        if op.aux == VMCALL && cpu.sev.is_some() {
+            return Err(ud());
+        }
+        cpu.intercept(ExitCode::VMMCALL)?;
         cpu.pending.asked = Some(Asked::Hypercall);
         Ok(Flow::Next)
     }

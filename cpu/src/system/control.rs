@@ -112,11 +112,7 @@ impl Cpu {
         let pcide = c.cr4.contains(Cr4::PCIDE);
         let no_flush = pcide && value & NO_FLUSH != 0;
         let value = if pcide { value & !NO_FLUSH } else { value };
-        let mut allowed = u64::MAX >> (64 - self.model.maxphyaddr() as u32);
-        if let Some(bit) = self.model.c_bit() {
-            allowed |= 1 << bit;
-        }
-        if value & !allowed != 0 {
+        if value & !self.model.cr3_allowed() != 0 {
             return Err(gp0());
         }
         let pdptes = if self.pae_is_on() { self.pdptes_at(value)? } else { None };

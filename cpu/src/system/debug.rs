@@ -4,6 +4,7 @@
 
 use emu_core::Exception;
 use emu_core::regs::{BreakpointKind, Cr4, Dr6, Dr7};
+use emu_core::sev::ExitCode;
 
 use crate::cpu::Cpu;
 use crate::dispatch::{Act, Ender, Flow};
@@ -17,6 +18,16 @@ use crate::system::load::privileged;
 const DR6_WRITABLE: u64 = 0xe00f;
 /// Bits of DR7 that software can change: enables, LE, GE, GD, kinds and lengths.
 const DR7_WRITABLE: u64 = 0xffff_23ff;
+
+/// DR6 after a write of `value`.
+pub(crate) const fn dr6_of(value: u64) -> Dr6 {
+    Dr6::from_bits_retain(value & DR6_WRITABLE).union(Dr6::FIXED)
+}
+
+/// DR7 after a write of `value`.
+pub(crate) const fn dr7_of(value: u64) -> Dr7 {
+    Dr7(value & DR7_WRITABLE | Dr7::RESET.0)
+}
 
 /// The register that number `n` names: 4 and 5 are 6 and 7 unless CR4.DE.
 fn resolve(cpu: &Cpu, n: u16) -> Result<u16, Trap> {
@@ -39,10 +50,15 @@ impl Ender for MovToDr {
     fn exec(cpu: &mut Cpu, op: &Op) -> Result<Flow, Trap> {
         let n = resolve(cpu, op.aux)?;
         let value = whole(cpu, op.src);
+        if matches!(n, 6 | 7) && value >> 32 != 0 {
+            return Err(gp0());
+        }
+        if n == 7 {
+            cpu.intercept(ExitCode::DR7_WRITE)?;
+        }
         match n {
-            6 | 7 if value >> 32 != 0 => return Err(gp0()),
-            6 => cpu.control.dr6 = Dr6::from_bits_retain(value & DR6_WRITABLE) | Dr6::FIXED,
-            7 => cpu.control.dr7 = Dr7(value & DR7_WRITABLE | Dr7::RESET.0),
+            6 => cpu.control.dr6 = dr6_of(value),
+            7 => cpu.control.dr7 = dr7_of(value),
             n => cpu.control.dr[n as usize % 4] = value,
         }
         cpu.refresh_privilege();
@@ -54,7 +70,11 @@ impl Ender for MovToDr {
 pub(crate) struct MovFromDr;
 impl Act for MovFromDr {
     fn exec(cpu: &mut Cpu, op: &Op) -> Result<(), Trap> {
-        let value = match resolve(cpu, op.aux)? {
+        let n = resolve(cpu, op.aux)?;
+        if n == 7 {
+            cpu.intercept(ExitCode::DR7_READ)?;
+        }
+        let value = match n {
             6 => cpu.control.dr6.bits(),
             7 => cpu.control.dr7.0,
             n => cpu.control.dr[n as usize % 4],

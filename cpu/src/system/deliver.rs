@@ -78,6 +78,7 @@ impl Cpu {
     pub fn take_asked(&mut self) -> Option<Exit> {
         match self.pending.asked.take()? {
             Asked::Hypercall => Some(Exit::Hypercall),
+            Asked::VmgExit => Some(Exit::VmgExit),
             Asked::TscMoved => Some(Exit::TscMoved),
             Asked::Paging(change) => Some(Exit::PagingWritten { change }),
             Asked::Invlpg(gva) => Some(Exit::Invlpg { gva }),
@@ -141,7 +142,7 @@ impl Cpu {
     }
 
     /// What an exception changes by being raised.
-    fn note_raised(&mut self, event: Event) {
+    pub fn note_raised(&mut self, event: Event) {
         match event {
             Event::Exception(Exception::PageFault { gva, .. }) => self.control.cr2 = gva.raw(),
             Event::Exception(Exception::Debug { dr6 }) => {

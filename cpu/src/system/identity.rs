@@ -6,6 +6,7 @@ use core::num::NonZeroU32;
 use emu_core::cpuid::{ApicState, CpuidDynamic};
 use emu_core::msr::Msr;
 use emu_core::regs::{Cr4, Rflags, Xcr0};
+use emu_core::sev::ExitCode;
 use mmu::PagingChange;
 
 use crate::cpu::Cpu;
@@ -15,18 +16,26 @@ use crate::op::Op;
 use crate::system::descriptor::{gp0, ud};
 use crate::system::load::seg_reg;
 
+impl Cpu {
+    /// The state that CPUID shows.
+    pub fn cpuid_state(&self) -> CpuidDynamic {
+        CpuidDynamic {
+            cr4: self.control.cr4,
+            xcr0: self.control.xcr0,
+            xss: Xcr0::from_bits_retain(self.msr.file.get(Msr::XSS)),
+            apic: if self.apic_enabled { ApicState::Enabled } else { ApicState::Disabled },
+            apic_id: self.apic_id,
+            cpu_count: NonZeroU32::new(self.cpu_count).unwrap_or(NonZeroU32::MIN),
+        }
+    }
+}
+
 /// CPUID
 pub(crate) struct Cpuid;
 impl Act for Cpuid {
     fn exec(cpu: &mut Cpu, _op: &Op) -> Result<(), Trap> {
-        let now = CpuidDynamic {
-            cr4: cpu.control.cr4,
-            xcr0: cpu.control.xcr0,
-            xss: Xcr0::from_bits_retain(cpu.msr.file.get(Msr::XSS)),
-            apic: if cpu.apic_enabled { ApicState::Enabled } else { ApicState::Disabled },
-            apic_id: cpu.apic_id,
-            cpu_count: NonZeroU32::new(cpu.cpu_count).unwrap_or(NonZeroU32::MIN),
-        };
+        cpu.intercept(ExitCode::CPUID)?;
+        let now = cpu.cpuid_state();
         let answer = cpu.model.cpuid(cpu.reg(0), cpu.reg(1), &now);
         cpu.set_reg(0, answer.eax);
         cpu.set_reg(3, answer.ebx);

@@ -2,7 +2,9 @@
 //!
 //! APM vol. 2, "I/O-Permission Bitmap"; Intel SDM vol. 1, "I/O Privilege Level", "I/O Permission Bit Map".
 //!
-//! The door for string I/O: [`check_io_permission`], then [`read_port`] or [`write_port`].
+//! The door for string I/O: [`check_io_permission`], then the intercept, then [`read_port`] or [`write_port`].
+
+use emu_core::sev::ExitCode;
 
 use crate::cpu::Cpu;
 use crate::dispatch::Act;
@@ -73,6 +75,7 @@ impl Act for In {
     fn exec(cpu: &mut Cpu, op: &Op) -> Result<(), Trap> {
         let (port, size) = (port(cpu, op), op.aux as u8);
         check_io_permission(cpu, port, size)?;
+        cpu.intercept(ExitCode::IOIO)?;
         let value = read_port(cpu, port, size)?;
         super::write_reg(cpu, 0, size, value as u64);
         Ok(())
@@ -85,6 +88,7 @@ impl Act for Out {
     fn exec(cpu: &mut Cpu, op: &Op) -> Result<(), Trap> {
         let (port, size) = (port(cpu, op), op.aux as u8);
         check_io_permission(cpu, port, size)?;
+        cpu.intercept(ExitCode::IOIO)?;
         let mask = u32::MAX >> (32 - 8 * size as u32);
         write_port(cpu, port, size, cpu.reg::<u32>(0) & mask)
     }

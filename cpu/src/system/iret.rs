@@ -185,6 +185,15 @@ impl Cpu {
     }
 }
 
+impl Cpu {
+    /// The handler of an NMI returns, unless its guest says so by other means ([`crate::Vcpu::nmi_complete`]).
+    fn end_nmi(&mut self) {
+        if self.sev.is_none() {
+            self.pending.nmi_blocked = false;
+        }
+    }
+}
+
 /// IRET, IRETD, IRETQ (operand size in `aux`)
 pub(crate) struct Iret;
 impl Ender for Iret {
@@ -196,11 +205,11 @@ impl Ender for Iret {
             }
             let link: u16 = cpu.load_system(cpu.system_linear(cpu.segments.tr.base, 0))?;
             let flow = super::far::switch_task(cpu, op, Selector(link), TaskCause::Iret)?;
-            cpu.pending.nmi_blocked = false;
+            cpu.end_nmi();
             return Ok(flow);
         }
         let rip = cpu.iret(op.aux as u8)?;
-        cpu.pending.nmi_blocked = false;
+        cpu.end_nmi();
         Ok(cpu.go(rip))
     }
 }

@@ -3,8 +3,9 @@
 //! APM vol. 3, "RDMSR", "WRMSR", "RDTSC", "RDTSCP", "RDPMC", "RDPID". Which registers exist, and what a write accepts, is in
 //! [`emu_core::msr`]; here are the fields they live in and what a write sets off.
 
-use emu_core::msr::{Msr, MsrClass, validate_write};
+use emu_core::msr::{Msr, MsrClass, MsrRefused, validate_write};
 use emu_core::regs::{Cr0, Cr4, Efer};
+use emu_core::sev::ExitCode;
 use emu_core::time::Instant;
 use mmu::PagingChange;
 
@@ -15,6 +16,7 @@ use crate::exit::{Completion, Exit, MsrAccess, Trap};
 use crate::latch::Question;
 use crate::op::Op;
 use crate::segment::SegReg;
+use crate::sev::intercept::MsrUse;
 use crate::system::control::set_whole;
 use crate::system::descriptor::gp0;
 use crate::system::load::privileged;
@@ -43,14 +45,23 @@ impl Cpu {
         }
     }
 
+    /// What the processor itself answers to RDMSR; `None` if the board does.
+    pub fn own_msr(&mut self, msr: Msr, now: Instant) -> Result<Option<u64>, MsrRefused> {
+        let entry = self.model.readable_msr(msr)?;
+        self.check_guest_only(msr)?;
+        Ok(match entry.class {
+            MsrClass::Register(_) => Some(self.stored_msr(msr)),
+            MsrClass::Constant(constant) => Some(constant.value(&self.model)),
+            MsrClass::Time if msr == Msr::TSC => Some(self.tsc(now)),
+            MsrClass::Time => Some(self.msr.tsc_adjust),
+            MsrClass::Apic => None,
+        })
+    }
+
     fn read_msr(&mut self, msr: Msr, now: Instant) -> Result<u64, Trap> {
-        let entry = self.model.readable_msr(msr).map_err(|_| gp0())?;
-        match entry.class {
-            MsrClass::Register(_) => Ok(self.stored_msr(msr)),
-            MsrClass::Constant(constant) => Ok(constant.value(&self.model)),
-            MsrClass::Time if msr == Msr::TSC => Ok(self.tsc(now)),
-            MsrClass::Time => Ok(self.msr.tsc_adjust),
-            MsrClass::Apic => self.ask_apic(msr, None),
+        match self.own_msr(msr, now).map_err(|_| gp0())? {
+            Some(value) => Ok(value),
+            None => self.ask_apic(msr, None),
         }
     }
 
@@ -66,41 +77,52 @@ impl Cpu {
     }
 
     fn write_msr(&mut self, msr: Msr, value: u64, now: Instant) -> Result<(), Trap> {
-        let entry = self.model.msr(msr).map_err(|_| gp0())?;
+        if self.set_own_msr(msr, value, now).map_err(|_| gp0())?.is_none() {
+            self.ask_apic(msr, Some(value))?;
+            self.note_board_msr(msr, value);
+        }
+        Ok(())
+    }
+
+    /// The board has taken `value` for `msr`.
+    pub fn note_board_msr(&mut self, msr: Msr, value: u64) {
+        if msr == Msr::APIC_BASE {
+            self.apic_enabled = value & APIC_BASE_EN != 0;
+        }
+    }
+
+    /// WRMSR of a register that the processor itself has; `None`, and nothing has happened, if the board has it.
+    pub fn set_own_msr(&mut self, msr: Msr, value: u64, now: Instant) -> Result<Option<()>, MsrRefused> {
+        let entry = self.model.msr(msr)?;
+        self.check_guest_only(msr)?;
         match entry.class {
-            MsrClass::Apic => {
-                self.ask_apic(msr, Some(value))?;
-                if msr == Msr::APIC_BASE {
-                    self.apic_enabled = value & APIC_BASE_EN != 0;
-                }
-                Ok(())
-            }
+            MsrClass::Apic => return Ok(None),
             MsrClass::Time if msr == Msr::TSC => {
                 let step = value.wrapping_sub(self.tsc(now));
                 self.msr.tsc_adjust = self.msr.tsc_adjust.wrapping_add(step);
                 self.pending.asked = Some(Asked::TscMoved);
-                Ok(())
             }
             MsrClass::Time => {
                 self.msr.tsc_adjust = value;
                 self.pending.asked = Some(Asked::TscMoved);
-                Ok(())
             }
             MsrClass::Constant(_) | MsrClass::Register(_) => {
                 let old = self.stored_msr(msr);
-                let value = validate_write(&self.model, msr, old, value).map_err(|_| gp0())?;
-                self.store_msr(msr, old, value)
+                let fixed = self.fixed_bits(msr);
+                let value = validate_write(&self.model, msr, old & !fixed, value & !fixed)?;
+                self.store_msr(msr, old, value | old & fixed)?;
             }
         }
+        Ok(Some(()))
     }
 
     /// Stores a value that passed its rule, with all that follows from it.
-    fn store_msr(&mut self, msr: Msr, old: u64, value: u64) -> Result<(), Trap> {
+    fn store_msr(&mut self, msr: Msr, old: u64, value: u64) -> Result<(), MsrRefused> {
         match msr {
             Msr::EFER => {
                 let lme_changes = (old ^ value) & Efer::LME.bits() != 0;
                 if lme_changes && self.control.cr0.contains(Cr0::PG) {
-                    return Err(gp0());
+                    return Err(MsrRefused::Transition { msr, old, new: value });
                 }
                 self.control.efer = Efer::from_bits_retain(value);
                 self.update_paging(PagingChange::WriteEfer);
@@ -133,7 +155,9 @@ pub(crate) struct Rdmsr;
 impl Act for Rdmsr {
     fn exec(cpu: &mut Cpu, op: &Op) -> Result<(), Trap> {
         privileged(cpu)?;
-        let value = cpu.read_msr(Msr(cpu.reg::<u32>(1)), cpu.now_at(op))?;
+        let msr = Msr(cpu.reg::<u32>(1));
+        cpu.intercept_msr(msr, MsrUse::Read)?;
+        let value = cpu.read_msr(msr, cpu.now_at(op))?;
         set_edx_eax(cpu, value);
         Ok(())
     }
@@ -144,7 +168,9 @@ pub(crate) struct Wrmsr;
 impl Ender for Wrmsr {
     fn exec(cpu: &mut Cpu, op: &Op) -> Result<Flow, Trap> {
         privileged(cpu)?;
-        cpu.write_msr(Msr(cpu.reg::<u32>(1)), super::edx_eax(cpu), cpu.now_at(op))?;
+        let msr = Msr(cpu.reg::<u32>(1));
+        cpu.intercept_msr(msr, MsrUse::Write)?;
+        cpu.write_msr(msr, super::edx_eax(cpu), cpu.now_at(op))?;
         Ok(Flow::Next)
     }
 }
@@ -186,7 +212,10 @@ impl Act for Rdpid {
 /// RDPMC: there are no counters.
 pub(crate) struct Rdpmc;
 impl Act for Rdpmc {
-    fn exec(_cpu: &mut Cpu, _op: &Op) -> Result<(), Trap> {
+    fn exec(cpu: &mut Cpu, _op: &Op) -> Result<(), Trap> {
+        if cpu.cpl == 0 || cpu.control.cr4.contains(Cr4::PCE) {
+            cpu.intercept(ExitCode::RDPMC)?;
+        }
         Err(gp0())
     }
 }

@@ -30,12 +30,17 @@ pub fn flat(selector: u16, kind: u8, long: bool, dpl: u8) -> Segment {
 
 /// A processor in 64-bit mode with `code` at [`CODE`], over 16 MiB.
 pub fn long_mode(code: &[u8]) -> (Vcpu, Arc<SystemMemory>) {
+    long_mode_of(CpuModel::amd_v3(), code)
+}
+
+/// The same of a given model.
+pub fn long_mode_of(model: CpuModel, code: &[u8]) -> (Vcpu, Arc<SystemMemory>) {
     let memory = SystemMemory::flat(16 << 20).expect("16 MiB");
     // PML4 at 0x1000, PDPT at 0x2000 with one 1 GiB page.
     memory.store(Spa::new(0x1000), 0x2007_u64).unwrap();
     memory.store(Spa::new(0x2000), 0x87_u64).unwrap();
     memory.write(Spa::new(CODE), code).unwrap();
-    let config = VcpuConfig { model: CpuModel::amd_v3(), apic_id: 0, cpu_count: 1, seed: Seed(1) };
+    let config = VcpuConfig { model, apic_id: 0, cpu_count: 1, seed: Seed(1) };
     let mut vcpu = Vcpu::new(memory.clone(), &config);
     let mut state = vcpu.state();
     enter_long_mode(&mut state);

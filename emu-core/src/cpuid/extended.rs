@@ -1,7 +1,8 @@
 //! Leaves 8000_0000 to 8000_0004, 8000_0008 and 8000_001F.
 
-use super::{CpuidDynamic, CpuidResult, basic, chars, topology};
+use super::{CpuidDynamic, CpuidResult, Feature, basic, chars, topology};
 use crate::cpu_model::{CpuModel, Vendor};
+use crate::sev::Vmpl;
 
 /// Leaf 8000_0000. Only AMD repeats its name here.
 pub(super) fn vendor(model: &CpuModel, _: &CpuidDynamic, _: u32) -> CpuidResult {
@@ -36,7 +37,15 @@ pub(super) fn widths(model: &CpuModel, now: &CpuidDynamic, _: u32) -> CpuidResul
     CpuidResult { eax: (model.linear_width() as u32) << 8 | model.maxphyaddr() as u32, ecx, ..CpuidResult::ZERO }
 }
 
-/// Leaf 8000_001F: the C-bit's place. The feature bits in EAX say that nothing uses it yet.
+/// Guests of encrypted virtualisation that can run at a time: the highest ASID that names one.
+const ENCRYPTED_GUESTS: u32 = 1006;
+
+/// Leaf 8000_001F: the C-bit's place, by how many bits it narrows physical addresses, privilege levels, ASIDs. Every ASID
+/// is for guests with encrypted state: the lowest for guests without is above them all.
 pub(super) fn encrypted_memory(model: &CpuModel, _: &CpuidDynamic, _: u32) -> CpuidResult {
-    CpuidResult { ebx: model.c_bit().map_or(0, u32::from), ..CpuidResult::ZERO }
+    let Some(c_bit) = model.c_bit().map(u32::from) else { return CpuidResult::ZERO };
+    let reduction = u32::from(model.maxphyaddr() - model.physical_width());
+    let levels = if model.has(Feature::Vmpl) { Vmpl::ALL.len() as u32 } else { 0 };
+    let (ecx, edx) = if model.has(Feature::Sev) { (ENCRYPTED_GUESTS, ENCRYPTED_GUESTS + 1) } else { (0, 0) };
+    CpuidResult { eax: 0, ebx: c_bit | reduction << 6 | levels << 12, ecx, edx }
 }

@@ -25,7 +25,8 @@ const SPECULATION: &str = "there is no speculation to control, and Linux would p
 const TSX: &str = "no transactional memory";
 const POWER: &str = "no power or thermal management: one frequency";
 const SVM: &str = "hardware virtualisation for guests is not executed yet";
-const SEV: &str = "memory encryption is not offered to guests yet";
+const SEV: &str = "only guests of encrypted virtualisation, and the machine beneath them, have it";
+const SEV_OPTION: &str = "an option of encrypted virtualisation that no guest in use needs";
 const BEYOND_V3: &str = "beyond x86-64-v3";
 const RETIRED: &str = "retired extension";
 
@@ -361,32 +362,37 @@ cpuid_registers! {
 
     /// Leaf 8000_001F, EAX: encrypted memory (AMD APM vol. 2, "Secure Encrypted Virtualization").
     LEAF_8000_001F_EAX = (0x8000_001f, 0) Eax "leaf 8000_001F EAX" {
-        0 "SME" Absent(SEV);
-        1 "SEV" Absent(SEV);
-        2 "PageFlushMsr" Absent(SEV);
-        3 "SEV-ES" Absent(SEV);
-        4 "SEV-SNP" Absent(SEV);
-        5 "VMPL" Absent(SEV);
-        6 "RMPQUERY" Absent(SEV);
-        7 "VmplSSS" Absent(SEV);
-        8 "SecureTsc" Absent(SEV);
-        9 "TscAuxVirtualization" Absent(SEV);
-        10 "HwEnfCacheCoh" Absent(SEV);
-        11 "64BitHost" Absent(SEV);
-        12 "RestrictedInjection" Absent(SEV);
-        13 "AlternateInjection" Absent(SEV);
-        14 "DebugVirt" Absent(SEV);
-        15 "PreventHostIbs" Absent(SEV);
-        16 "VTE" Absent(SEV);
-        17 "VmgexitParameter" Absent(SEV);
-        18 "VirtualTomMsr" Absent(SEV);
-        19 "IbsVirtGuestCtl" Absent(SEV);
-        21 "RMPREAD" Absent(SEV);
-        23 "SegmentedRmp" Absent(SEV);
-        24 "VmsaRegProt" Absent(SEV);
-        25 "SmtProtection" Absent(SEV);
-        26 "SecureAvic" Absent(SEV);
-        27 "AllowedSevFeatures" Absent(SEV);
+        0 "SME" Absent("the machine's own memory is not encrypted: only guests are");
+        1 [Sev] "SEV" VendorOptional(Amd, SEV);
+        2 "PageFlushMsr" Absent("caches are coherent across keys: there is nothing to flush");
+        3 [SevEs] "SEV-ES" VendorOptional(Amd, SEV);
+        4 [SevSnp] "SEV-SNP" VendorOptional(Amd, SEV);
+        5 [Vmpl] "VMPL" VendorOptional(Amd, SEV);
+        6 [Rmpquery] "RMPQUERY" VendorOptional(Amd, SEV_OPTION);
+        7 "VmplSSS" Absent("no shadow stacks yet");
+        8 "SecureTsc" Absent(SEV_OPTION);
+        9 "TscAuxVirtualization" Absent(SEV_OPTION);
+        10 [HwEnfCacheCoh] "HwEnfCacheCoh" VendorOptional(Amd, SEV);
+        11 "64BitHost" Absent(SEV_OPTION);
+        12 "RestrictedInjection" Absent(SEV_OPTION);
+        13 "AlternateInjection" Absent(SEV_OPTION);
+        14 "DebugVirt" Absent(SEV_OPTION);
+        15 "PreventHostIbs" Absent(SEV_OPTION);
+        16 "VTE" Absent(SEV_OPTION);
+        17 "VmgexitParameter" Absent(SEV_OPTION);
+        18 "VirtualTomMsr" Absent(SEV_OPTION);
+        19 "IbsVirtGuestCtl" Absent(SEV_OPTION);
+        21 "RMPREAD" Absent("no hypervisor in use reads the RMP by it");
+        23 "SegmentedRmp" Absent(SEV_OPTION);
+        24 "VmsaRegProt" Absent(SEV_OPTION);
+        25 "SmtProtection" Absent(SEV_OPTION);
+        26 "SecureAvic" Absent(SEV_OPTION);
+        27 "AllowedSevFeatures" Absent(SEV_OPTION);
+    }
+
+    /// Leaf 8000_001F, EBX, above the numbers in bits 15:0.
+    LEAF_8000_001F_EBX = (0x8000_001f, 0) Ebx "leaf 8000_001F EBX" {
+        31 [CoherencySfwNo] "COHERENCY_SFW_NO" VendorOptional(Amd, SEV);
     }
 
     /// Leaf 8000_0021, EAX.

@@ -64,7 +64,7 @@ fn feature_registers_belong_to_listed_leaves_and_are_not_cut_off() {
 
 #[test]
 fn a_feature_shows_exactly_in_its_bit() {
-    for full in models() {
+    for full in models().into_iter().chain([CpuModel::amd_snp()]) {
         for feature in full.features().iter() {
             // Take away what stands on the feature, then the feature itself.
             let mut with = full.clone();
@@ -457,4 +457,39 @@ fn the_models_are_of_x86_64_v3() {
     assert_ne!(models()[0].features(), FeatureSet::EMPTY);
     assert_eq!(models()[0].cpuid(0, 0, &now(1)).ebx, u32::from_le_bytes(*b"Auth"));
     assert_eq!(models()[1].cpuid(0, 0, &now(1)).edx, u32::from_le_bytes(*b"ineI"));
+}
+
+#[test]
+fn a_machine_with_snp_says_what_its_guests_look_for() {
+    let snp = CpuModel::amd_snp();
+    let leaf = snp.cpuid(0x8000_001f, 0, &now(1));
+    assert_eq!(leaf.eax, 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 10);
+    assert_eq!(leaf.ebx, 51 | 4 << 6 | 4 << 12 | 1 << 31);
+    assert!(leaf.ecx > 0 && leaf.edx > leaf.ecx, "every ASID is for guests with encrypted state");
+    assert!(snp.cpuid(0x8000_0000, 0, &now(1)).eax >= 0x8000_001f);
+    assert_eq!(snp.cpuid(0x8000_0008, 0, &now(1)).eax & 0xffff, 48 << 8 | 52);
+    let features = snp.cpuid(1, 0, &now(1)).ecx;
+    assert!(features >> 31 & 1 == 1, "without the hypervisor bit Linux takes itself for the machine's owner");
+    assert!(features >> 30 & 1 == 1, "RDRAND finds the C-bit");
+    assert_eq!(snp.cpuid(7, 0, &now(1)).ecx >> 16 & 1, 0, "LA57");
+    assert_ne!(snp.cpuid(0xd, 1, &now(1)).eax & 0b1010, 0, "XSAVEC or XSAVES");
+    assert_eq!(snp.physical_mask(), (1 << 48) - 1);
+    assert_eq!(snp.clone().with_maxphyaddr(50).unwrap().physical_width(), 50);
+    let amd = CpuModel::amd_v3();
+    assert_eq!(amd.cpuid(0x8000_001f, 0, &now(1)), CpuidResult::ZERO);
+    assert_eq!(amd.clone().with(Feature::Sev), Err(CpuModelError::NoCBit(Feature::Sev)));
+    let needs = Err(CpuModelError::MissingNeed { feature: Feature::SevSnp, needs: Feature::SevEs });
+    assert_eq!(amd.with_c_bit(51).and_then(|m| m.with(Feature::Sev)).and_then(|m| m.with(Feature::SevSnp)), needs);
+}
+
+#[test]
+fn registers_of_encrypted_guests_exist_on_their_machines_alone() {
+    use crate::msr::Msr;
+    for msr in [Msr::GHCB, Msr::SEV_STATUS] {
+        assert!(models().iter().all(|model| model.msr(msr).is_err()), "{msr}");
+        assert!(CpuModel::amd_snp().readable_msr(msr).is_ok(), "{msr}");
+    }
+    let snp = CpuModel::amd_snp();
+    assert_eq!(validate_write(&snp, Msr::GHCB, 0, u64::MAX), Ok(u64::MAX));
+    assert_eq!(validate_write(&snp, Msr::SEV_STATUS, 7, 7), Err(MsrRefused::ReadOnly(Msr::SEV_STATUS)));
 }

@@ -126,6 +126,8 @@ words! {
         TaskPriority = "cr8",
         /// VMMCALL or VMCALL.
         Hypercall = "hypercall",
+        /// VMGEXIT.
+        VmgExit = "vmgexit",
         /// An exception the hypervisor asked for: a page fault over shadow tables.
         Exception = "exception",
         /// An instruction the hypervisor asked for: MOV to CR, INVLPG, INVPCID.

@@ -10,11 +10,14 @@
 //!
 //! Always true:
 //! - every write through this type to a line that holds translated code is recorded in the [`code`] log;
+//! - the bytes of a frame are what the owner of its [`Key`] reads; nobody changes the key but [`SystemMemory::rekey`] and
+//!   [`SystemMemory::set_key`];
 //! - a host page handed out stays mapped as long as the `SystemMemory` it came from.
 
 mod arena;
 pub mod atomic;
 pub mod code;
+mod key;
 
 use core::ptr::NonNull;
 use std::sync::Arc;
@@ -22,6 +25,8 @@ use std::sync::Arc;
 use arena::Arena;
 pub use arena::{HostError, Scalar};
 use code::{CodeWatch, LineMask};
+use key::Keys;
+pub use key::{Key, SeedIsFixed};
 use thiserror::Error;
 
 use crate::addr::{Sfn, Spa};
@@ -109,6 +114,7 @@ struct Slot {
 pub struct SystemMemory {
     slots: Vec<Slot>,
     code: CodeWatch,
+    keys: Keys,
 }
 
 impl core::fmt::Debug for SystemMemory {
@@ -156,7 +162,7 @@ impl SystemMemory {
             return Err(LayoutError::Overlap { at: Spa::new(pair[1].base) });
         }
         let frames = slots.last().map_or(0, |s| (s.base + s.len) / PAGE_SIZE as u64);
-        Ok(Arc::new(SystemMemory { slots, code: CodeWatch::reserve(frames)? }))
+        Ok(Arc::new(SystemMemory { slots, code: CodeWatch::reserve(frames)?, keys: Keys::reserve(frames)? }))
     }
 
     fn check(spec: &BankSpec) -> Result<(), LayoutError> {
@@ -280,7 +286,8 @@ impl SystemMemory {
         })
     }
 
-    /// Makes whole pages read as zero and gives their host memory back. `spa` and `len_bytes` are page-aligned.
+    /// Makes whole pages read as zero and gives their host memory back. `spa` and `len_bytes` are page-aligned. The pages
+    /// are under [`Key::HOST`] afterwards.
     pub fn discard(&self, spa: Spa, len_bytes: u64) -> Result<(), BusError> {
         let refused = BusError { spa, len_bytes: len_bytes as usize };
         let slot = self.slot(spa.raw()).ok_or(refused)?;
@@ -291,8 +298,46 @@ impl SystemMemory {
             return Err(refused);
         }
         slot.bank.discard(offset, len_bytes);
+        self.keys.clear(spa.frame(), len_bytes / page);
         self.code.note_discard(spa.frame(), len_bytes / page);
         Ok(())
+    }
+
+    /// Under which key the bytes of `sfn` are plain. What is no memory is the host's.
+    #[inline]
+    pub fn key(&self, sfn: Sfn) -> Key {
+        self.keys.tag(sfn)
+    }
+
+    /// Makes the bytes of `sfn` what the owner of `key` reads there: encrypts them with the key they are under, decrypts that
+    /// with `key`, and notes it. Says whether they changed: whoever cached the page or what is in it must look again. ROM
+    /// and what is no memory stay as they are.
+    pub fn rekey(&self, sfn: Sfn, key: Key) -> bool {
+        if self.keys.tag(sfn) == key {
+            return false;
+        }
+        let Some(view) = self.page(sfn).filter(|view| view.writability == Writability::Ram) else { return false };
+        let changed = self.keys.rekey(sfn, view.host, key);
+        if changed {
+            self.code.note_write(sfn, LineMask::ALL);
+        }
+        changed
+    }
+
+    /// Declares that the bytes of `sfn` are plain under `key` as they are: the firmware encrypts a page in place. ROM and
+    /// what is no memory stay as they are.
+    pub fn set_key(&self, sfn: Sfn, key: Key) {
+        if self.page(sfn).is_some_and(|view| view.writability == Writability::Ram) {
+            self.keys.set(sfn, key);
+        }
+    }
+
+    /// Chooses what the keys are derived from; 0 unless somebody does.
+    ///
+    /// # Errors
+    /// [`SeedIsFixed`] once a frame was encrypted, or the seed chosen.
+    pub fn seed_keys(&self, seed: u64) -> Result<(), SeedIsFixed> {
+        self.keys.seed(seed)
     }
 
     /// Translated-code bookkeeping: who holds code where, and which code was overwritten.
@@ -398,6 +443,104 @@ mod tests {
         assert!(matches!(SystemMemory::new(&[ram(0, 0x2000), ram(0x1000, 0x1000)]), Err(LayoutError::Overlap { .. })));
         assert!(matches!(SystemMemory::new(&[ram(1, 0x1000)]), Err(LayoutError::Misaligned { .. })));
         assert!(matches!(SystemMemory::new(&[ram(0, 0)]), Err(LayoutError::Misaligned { .. })));
+    }
+
+    fn key(asid: u32) -> Key {
+        Key::of_asid(asid).unwrap()
+    }
+
+    fn page_of(memory: &SystemMemory, sfn: u64) -> Vec<u8> {
+        let mut bytes = vec![0; PAGE_SIZE];
+        memory.read(Sfn::new(sfn).base(), &mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn a_page_comes_back_whatever_keys_it_went_through() {
+        let memory = SystemMemory::flat(0x4000).unwrap();
+        memory.seed_keys(7).unwrap();
+        let plain: Vec<u8> = (0..PAGE_SIZE).map(|i| (i / 3) as u8).collect();
+        memory.write(Spa::new(0x1000), &plain).unwrap();
+        let sfn = Sfn::new(1);
+        let mut seen = vec![page_of(&memory, 1), vec![0; PAGE_SIZE]];
+        for asid in [1, 2, 1023] {
+            assert!(memory.rekey(sfn, key(asid)));
+            assert_eq!(memory.key(sfn), key(asid));
+            let now = page_of(&memory, 1);
+            assert!(!seen.contains(&now), "neither plain nor zero nor what another key reads");
+            seen.push(now);
+        }
+        assert!(!memory.rekey(sfn, key(1023)), "there already");
+        assert!(memory.rekey(sfn, Key::HOST));
+        assert_eq!(page_of(&memory, 1), plain);
+        assert_eq!(memory.seed_keys(8), Err(SeedIsFixed));
+    }
+
+    #[test]
+    fn ciphertext_depends_on_the_place() {
+        let memory = SystemMemory::flat(0x4000).unwrap();
+        for sfn in [1, 2] {
+            memory.set_key(Sfn::new(sfn), key(3));
+            memory.rekey(Sfn::new(sfn), Key::HOST);
+        }
+        let (one, two) = (page_of(&memory, 1), page_of(&memory, 2));
+        assert_ne!(one, two);
+        let blocks: std::collections::BTreeSet<&[u8]> = one.chunks(16).chain(two.chunks(16)).collect();
+        assert_eq!(blocks.len(), 512, "no two blocks of two zero pages are alike");
+    }
+
+    #[test]
+    fn what_the_firmware_encrypts_in_place_the_guest_reads_in_plain() {
+        let memory = SystemMemory::flat(0x4000).unwrap();
+        memory.store(Spa::new(0x2000), 0x1234_u64).unwrap();
+        memory.set_key(Sfn::new(2), key(9));
+        assert_eq!(memory.load(Spa::new(0x2000)), Ok(0x1234_u64));
+        memory.rekey(Sfn::new(2), Key::HOST);
+        assert_ne!(memory.load(Spa::new(0x2000)), Ok(0x1234_u64), "the host reads noise");
+        memory.rekey(Sfn::new(2), key(9));
+        assert_eq!(memory.load(Spa::new(0x2000)), Ok(0x1234_u64));
+    }
+
+    #[test]
+    fn a_new_key_overwrites_translated_code() {
+        let memory = SystemMemory::flat(0x4000).unwrap();
+        memory.code().watch(Sfn::new(1), LineMask(0b101));
+        let mut cursor = code::Cursor::default();
+        memory.code().catch_up(&mut cursor);
+        memory.set_key(Sfn::new(1), key(1));
+        assert!(!memory.code().is_behind(cursor), "the same bytes");
+        memory.rekey(Sfn::new(1), key(2));
+        let written = code::CodeEvent::Written { sfn: Sfn::new(1), lines: LineMask(0b101) };
+        assert_eq!(memory.code().catch_up(&mut cursor), code::Backlog::Events(vec![written]));
+    }
+
+    #[test]
+    fn rom_holes_and_discarded_pages_are_the_hosts() {
+        let memory = two_banks();
+        memory.load_rom(Spa::new(0x10_0000), b"bios").unwrap();
+        for sfn in [Sfn::new(0x100), Sfn::new(0x50), Sfn::new(u64::MAX)] {
+            assert!(!memory.rekey(sfn, key(1)));
+            memory.set_key(sfn, key(1));
+            assert_eq!(memory.key(sfn), Key::HOST);
+        }
+        assert_eq!(memory.load(Spa::new(0x10_0000)), Ok(u32::from_le_bytes(*b"bios")));
+        memory.rekey(Sfn::new(1), key(1));
+        memory.discard(Spa::new(0x1000), 0x1000).unwrap();
+        assert_eq!((memory.key(Sfn::new(1)), page_of(&memory, 1)), (Key::HOST, vec![0; PAGE_SIZE]));
+    }
+
+    #[test]
+    fn threads_that_fight_for_a_frame_lose_nothing() {
+        let memory = SystemMemory::flat(0x4000).unwrap();
+        memory.write(Spa::new(0x1000), &[0x5a; PAGE_SIZE]).unwrap();
+        std::thread::scope(|scope| {
+            for asid in 1..4 {
+                let memory = &memory;
+                scope.spawn(move || (0..200).filter(|_| memory.rekey(Sfn::new(1), key(asid))).count());
+            }
+        });
+        memory.rekey(Sfn::new(1), Key::HOST);
+        assert_eq!(page_of(&memory, 1), [0x5a; PAGE_SIZE]);
     }
 
     #[test]

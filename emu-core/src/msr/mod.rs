@@ -155,6 +155,10 @@ pub enum MsrReg {
     TopMem2,
     /// Northbridge configuration (AMD).
     NbCfg,
+    /// Guest-hypervisor communication block (SEV-ES).
+    Ghcb,
+    /// Which kinds of encrypted virtualisation the running code is under (SEV).
+    SevStatus,
 }
 
 /// Registers with one value for all time.

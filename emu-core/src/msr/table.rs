@@ -134,6 +134,11 @@ msrs! {
     TOP_MEM2 = 0xc001_001d, Only(Vendor::Amd), Register(MsrReg::TopMem2), TopMem;
     /// Northbridge configuration (AMD). Linux sets bit 46, extended configuration through port 0xCF8.
     NB_CFG = 0xc001_001f, Only(Vendor::Amd), Register(MsrReg::NbCfg), Keep(1 << 46);
+    /// Guest physical address of the GHCB, or a request that needs none (SEV-ES). There for guests with encrypted state
+    /// alone: the processor refuses it to others.
+    GHCB = 0xc001_0130, With(Feature::SevEs), Register(MsrReg::Ghcb), Any;
+    /// Which kinds of encrypted virtualisation the running code is under; 0 for code that owns the machine (SEV).
+    SEV_STATUS = 0xc001_0131, With(Feature::Sev), Register(MsrReg::SevStatus), ReadOnly;
     /// Decode configuration (AMD): LFENCE serialises, always.
     DE_CFG = 0xc001_1029, Only(Vendor::Amd), MsrClass::Constant(Constant::Is(DE_CFG)), Discarded;
 }

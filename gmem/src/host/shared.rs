@@ -83,16 +83,24 @@ pub struct Host {
     lanes: Sharded<Mutex<Lane>>,
     /// Whether any stock may have something; written with `memory` held.
     stocked: CachePadded<AtomicBool>,
+    /// Whether the memory has a [`crate::FrameOwner`], for who would lock it only to ask.
+    has_frame_owner: bool,
 }
 
 impl Host {
     /// `memory` for many tasks.
     pub fn new(memory: HostMemory) -> Host {
         Host {
+            has_frame_owner: memory.owner.is_some(),
             memory: CachePadded::new(Mutex::new(memory)),
             lanes: Sharded::default(),
             stocked: CachePadded::default(),
         }
+    }
+
+    /// Whether hardware keeps books of who owns the frames.
+    pub const fn has_frame_owner(&self) -> bool {
+        self.has_frame_owner
     }
 
     /// Waits for the lock and takes it; all stocks are empty as long as it is held.

@@ -21,6 +21,7 @@ use super::{PageIndex, PageRange};
 use crate::Host;
 use crate::directmap::Refused;
 use crate::host::HostMemory;
+use crate::owner::Leaving;
 use crate::policy::{BusyPages, Content, Generation, HostMapping, Quirks, SplitPolicy};
 use crate::provider::SplitError;
 use crate::shareability::{Holders, Shareability, transition};
@@ -60,6 +61,13 @@ pub enum ConvertError {
         /// The first page that could not be noted.
         index: PageIndex,
     },
+    /// `EBUSY`: the guest's hardware does not let go of the page, as while a processor runs with its state in it. Pages
+    /// before it in the range were taken back and are to be accepted by the guest anew.
+    #[error("page {} cannot be taken back from its guest", index.0)]
+    Owned {
+        /// The first page that stays the guest's.
+        index: PageIndex,
+    },
     /// `EOPNOTSUPP`: the host's direct map is not split for this.
     #[error(transparent)]
     DirectMap(#[from] Refused),
@@ -80,6 +88,7 @@ impl ConvertError {
             ConvertError::OutOfBounds { .. } | ConvertError::Mapped { .. } => Errno::Inval,
             ConvertError::NotSupported { .. } => Errno::NoTty,
             ConvertError::DirectMap(_) => Errno::OpNotSupp,
+            ConvertError::Owned { .. } => Errno::Busy,
             ConvertError::Busy { .. } | ConvertError::Split { cause: SplitError::Busy { .. }, .. } => Errno::Again,
             ConvertError::Split { .. } | ConvertError::NoMemory { .. } => Errno::NoMem,
         }
@@ -88,9 +97,10 @@ impl ConvertError {
     /// The page that `error_offset` names, for errors that have one.
     pub const fn error_index(&self) -> Option<PageIndex> {
         match self {
-            ConvertError::Busy { index } | ConvertError::NoMemory { index } | ConvertError::Split { index, .. } => {
-                Some(*index)
-            }
+            ConvertError::Busy { index }
+            | ConvertError::NoMemory { index }
+            | ConvertError::Owned { index }
+            | ConvertError::Split { index, .. } => Some(*index),
             ConvertError::OutOfBounds { .. }
             | ConvertError::NotSupported { .. }
             | ConvertError::Mapped { .. }
@@ -274,6 +284,7 @@ impl Exclusive<'_> {
     /// invalidation.
     pub fn convert(&self, host: &Host, conversion: &Conversion, task: &Task<'_>) -> Result<(), ConvertError> {
         self.split_for(host, conversion, task)?;
+        self.take_back(host, conversion, task)?;
         self.store(host, conversion, task);
         self.merge_after(host, conversion, task);
         Ok(())
@@ -316,6 +327,33 @@ impl Exclusive<'_> {
             task.at(Point::A5);
         }
         Ok(())
+    }
+
+    /// Pages that become shared are the host's again (`kvm_arch_gmem_make_shared`), before anybody can use them as such.
+    fn take_back(
+        &self,
+        host: &Host,
+        &Conversion { range, to, .. }: &Conversion,
+        task: &Task<'_>,
+    ) -> Result<(), ConvertError> {
+        if to.is_private() || !host.has_frame_owner() {
+            return Ok(());
+        }
+        let mut books = self.inode.books(host, task);
+        let Books { cache, host, .. } = &mut books;
+        let (first, end) = (range.first.0, range.end().0);
+        let kept = cache.runs(first, end, |Run { first: at, nr_pages, sfn, .. }| {
+            let (from, to) = (at.max(first), (at + nr_pages).min(end));
+            let start = Sfn::new(sfn.raw() + (from - at));
+            match host.reclaim(start, to - from, Leaving::Shared, task) {
+                Some(kept) => ControlFlow::Break(from + (kept.raw() - start.raw())),
+                None => ControlFlow::Continue(()),
+            }
+        });
+        match kept.break_value() {
+            Some(index) => Err(ConvertError::Owned { index: PageIndex(index) }),
+            None => Ok(()),
+        }
     }
 
     /// Stores the attributes, and clears what is to be cleared of the pages that change.

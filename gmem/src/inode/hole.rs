@@ -5,6 +5,8 @@
 //! of the hole reads as zero afterwards, every byte beside it as before; who holds a reference on a page that was
 //! removed as a whole keeps its bytes.
 
+use core::sync::atomic::Ordering;
+
 use emu_core::event::Event;
 use emu_core::sync::Task;
 use emu_core::{Errno, PageSize, Sfn};
@@ -16,6 +18,7 @@ use super::reshape::Books;
 use super::tree::{Run, Unit};
 use super::{GuestMemfd, PageIndex, PageRange};
 use crate::Host;
+use crate::owner::Leaving;
 use crate::policy::{Generation, PunchPolicy, Quirks};
 
 /// Units that are removed before others may look at the page cache and the host's memory.
@@ -141,10 +144,14 @@ impl GuestMemfd {
         } else {
             (first, end)
         };
-        let host = &books.host;
-        books.cache.each_run(first, end, |Run { first: at, nr_pages, sfn, .. }| {
+        let Books { cache, host, .. } = books;
+        cache.each_run(first, end, |Run { first: at, nr_pages, sfn, .. }| {
             let (from, to) = (at.max(first), (at + nr_pages).min(end));
             let sfn = Sfn::new(sfn.raw() + (from - at));
+            if host.reclaim(sfn, to - from, Leaving::Freed, task).is_some() {
+                // The page is gone for good: its next use finds it lost.
+                self.nr_poisoned.fetch_add(1, Ordering::AcqRel);
+            }
             host.clear(sfn, to - from);
             task.report(Event::FolioZeroed { sfn, nr_pages: to - from });
         });

@@ -17,6 +17,7 @@ use super::tree::{PageCache, Place, Run, Unit};
 use super::{GmemFlags, GuestMemfd, PageIndex};
 use crate::Host;
 use crate::host::HostMemory;
+use crate::owner::Leaving;
 use crate::policy::{GmemPolicy, SharedFolios, SplitPolicy};
 use crate::provider::{FolioProvider, SplitError};
 use crate::shareability::{Shareability, ShareabilityMap};
@@ -280,6 +281,7 @@ impl Books<'_> {
 
     /// Drops the page cache's references on folios that it no longer has.
     pub(super) fn put_run(&mut self, run: Run) {
+        self.host.reclaim(run.sfn, run.nr_pages, Leaving::Freed, &self.task);
         self.host.put_run(run.sfn, run.nr_pages, run.size);
         if self.task.is_reporting() {
             for n in (0..run.nr_pages).step_by(run.size.frames() as usize) {

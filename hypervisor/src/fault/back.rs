@@ -7,10 +7,12 @@ use gmem::GetError;
 use gmem::mm::{Hold, UserAccess, Wait};
 
 use super::admit::Admitted;
+use super::level;
 use super::{Action, MemoryFaultReason, Resumed, Stop, memory_fault};
 use crate::config::VmError;
 use crate::follow::{FollowPfn, HeldPage, MapWritable, PfnError, UserSignal, follow};
 use crate::memslot::Slot;
+use crate::snp::memory::SnpMemory;
 use crate::tdp::Rights;
 use crate::vm::Vm;
 
@@ -85,8 +87,26 @@ fn from_gmem<'s>(fault: Admitted<'s>, vm: &'s Vm, task: &'s Task<'s>) -> Result<
         Err(GetError::Closed { .. }) => return Err(closed()),
         found => found?,
     };
+    if let Some(snp) = vm.snp.as_deref() {
+        prepare(&fault, snp, memory, vm, task)?;
+    }
     let page = HeldPage::new(None, UserAccess::Write, &vm.host, task);
     Ok(Backed { fault, memory, origin: Origin::Gmem, rights: Rights::all(), page })
+}
+
+/// A private page becomes the guest's before a leaf shows it (`kvm_gmem_prepare_folio`). The inode's lock is held: no
+/// conversion comes in between, and one since the fault was admitted is noticed.
+fn prepare(fault: &Admitted<'_>, snp: &SnpMemory, memory: gmem::Backed, vm: &Vm, task: &Task<'_>) -> Result<(), Stop> {
+    let (slot, unresolved) = (fault.fault().slot(), fault.fault().fault());
+    let gfn = unresolved.gfn();
+    if !unresolved.input().privacy.is_private() {
+        return Ok(());
+    }
+    if !vm.slot_attribute(slot, gfn, task).is_private() {
+        return Err(Stop::Answer(Action::Resume(Resumed::Retry)));
+    }
+    let largest = level::allowed_by_memory(vm, slot, gfn, memory, Origin::Gmem, task);
+    Ok(snp.assign(gfn, memory.sfn, largest, task).map_err(VmError::from)?)
 }
 
 /// `__kvm_faultin_pfn`: first without waiting for a disk, and if that is not enough with it. A guest that could do

@@ -26,6 +26,10 @@ impl Sized<'_> {
     pub const fn sfn(&self) -> Sfn {
         self.backed.folio().sfn
     }
+    /// The memory behind it.
+    pub(crate) const fn memory(&self) -> (gmem::Backed, Origin) {
+        (self.backed.folio(), self.backed.origin())
+    }
     /// Level of the leaf.
     pub const fn size(&self) -> PageSize {
         self.size
@@ -75,6 +79,25 @@ pub fn choose<'s>(backed: Backed<'s>, vm: &Vm, task: &Task<'_>) -> Sized<'s> {
 /// The largest leaf that may be around `gfn` of `slot` over `memory` (`kvm_mmu_max_mapping_level`).
 #[inline(always)]
 pub(crate) fn allowed(
+    vm: &Vm,
+    slot: &Slot,
+    gfn: Gfn,
+    memory: gmem::Backed,
+    origin: Origin,
+    task: &Task<'_>,
+) -> PageSize {
+    let size = allowed_by_memory(vm, slot, gfn, memory, origin, task);
+    match vm.snp.as_deref() {
+        // The page was assigned before; how large its entry is now is what counts.
+        Some(snp) if size > PageSize::Size4K && vm.slot_attribute(slot, gfn, task).is_private() => {
+            size.min(snp.max_mapping_size(memory.sfn))
+        }
+        _ => size,
+    }
+}
+
+/// The same as far as a reverse map has no say: how large an entry of that may be.
+pub(crate) fn allowed_by_memory(
     vm: &Vm,
     slot: &Slot,
     gfn: Gfn,

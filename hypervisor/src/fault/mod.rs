@@ -17,6 +17,7 @@ use emu_core::event::{FaultOutcome, NpfCode};
 use emu_core::sync::Task;
 use emu_core::{AccessKind, Gfn, Gpa, PageSize};
 use gmem::{Invalidation, SeqSample, Shareability};
+use mmu::RmpCause;
 
 use crate::config::VmError;
 
@@ -38,6 +39,8 @@ pub enum EntryState {
     Denied,
     /// An entry with a reserved bit (bit 3), or an EPT misconfiguration: what entries for devices are made for.
     Reserved,
+    /// An entry that allowed the access to a page whose entry in the reverse map did not (bits 0 and 31).
+    Rmp(RmpCause),
 }
 
 /// A nested fault as it left the processor.
@@ -79,6 +82,11 @@ impl FaultInput {
             FaultCause::FinalAddress => NpfCode::GUEST_FINAL,
             FaultCause::GuestTable => NpfCode::GUEST_PAGE,
         };
+        if let EntryState::Rmp(cause) = self.entry {
+            code |= NpfCode::GUEST_RMP;
+            code.set(NpfCode::GUEST_SIZEM, cause == RmpCause::SizeMismatch);
+            code.set(NpfCode::GUEST_VMPL, cause == RmpCause::Vmpl);
+        }
         code.set(NpfCode::PRESENT, self.entry != EntryState::NotPresent);
         code.set(NpfCode::RSVD, self.entry == EntryState::Reserved);
         code.set(NpfCode::GUEST_ENC, self.privacy.is_private());
@@ -111,6 +119,8 @@ pub enum MemoryFaultReason {
     PrivateWithoutGmem,
     /// Memory of a guest_memfd whose file was closed.
     FileClosed,
+    /// The reverse map withholds the page for good: from this privilege level, or until the firmware has launched it.
+    RmpDenied,
 }
 
 /// An exit to the VMM about guest memory.

@@ -296,7 +296,7 @@ impl Model {
             Op::MoveSlot { id, first } => self.relocate(id, first),
             Op::Fault { gfn, kind, privacy, .. } => {
                 let meant = match self.shape.kind {
-                    VmKind::Default => privacy,
+                    VmKind::Default | VmKind::Snp => privacy,
                     VmKind::SwProtected => self.attribute(gfn),
                 };
                 // Nothing is written until the instruction is executed again.

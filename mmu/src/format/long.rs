@@ -3,6 +3,7 @@
 //! Intel SDM vol. 3, "4-Level Paging and 5-Level Paging"; APM vol. 2, "Long-Mode Page Translation", "Nested Paging".
 
 use emu_core::MemoryType;
+use emu_core::sev::CBit;
 
 use super::{Entry, Format, Grants, LeafAttributes, NestedFormat, bits, pat_index, span};
 use crate::fault::Stage2Rights;
@@ -18,6 +19,8 @@ pub(crate) struct Long {
     top: u64,
     /// In a PDPTE besides, whatever it is.
     pdpte: u64,
+    /// The C-bit of an encrypted guest's entries, else 0.
+    c_bit: u64,
 }
 
 impl Long {
@@ -32,7 +35,13 @@ impl Long {
             common: features.reserved_address_bits() | nx,
             top: bits::PS | bit8,
             pdpte: if page_1g { 0 } else { bits::PS },
+            c_bit: 0,
         }
+    }
+
+    /// The format of an encrypted guest whose C-bit has this mask: neither reserved nor part of an address.
+    pub(crate) const fn with_c_bit(self, c_bit: u64) -> Long {
+        Long { common: self.common & !c_bit, c_bit, ..self }
     }
 }
 
@@ -65,6 +74,15 @@ impl Format for Long {
                 | Grants::READ.bits()
                 | Grants::EXECUTE_USER.bits(),
         )
+    }
+
+    #[inline(always)]
+    fn address(&self) -> u64 {
+        bits::ADDRESS & !self.c_bit
+    }
+    #[inline(always)]
+    fn c_bit(&self, raw: u64) -> CBit {
+        if raw & self.c_bit != 0 { CBit::Set } else { CBit::Clear }
     }
 
     #[inline(always)]

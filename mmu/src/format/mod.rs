@@ -11,6 +11,7 @@ mod pae;
 
 use bitflags::bitflags;
 use emu_core::MemoryType;
+use emu_core::sev::CBit;
 
 use crate::fault::Stage2Rights;
 use crate::level::Level;
@@ -86,13 +87,23 @@ pub(crate) trait Format {
     fn classify(&self, raw: u64, level: Level) -> Entry;
     /// What a present entry allows.
     fn grants(&self, raw: u64, level: Level) -> Grants;
+    /// The address field of an entry.
+    #[inline(always)]
+    fn address(&self) -> u64 {
+        bits::ADDRESS
+    }
     /// The table that a [`Entry::Table`] points to.
     fn table(&self, raw: u64) -> u64 {
-        raw & bits::ADDRESS
+        raw & self.address()
     }
     /// The first address of the page that a [`Entry::Leaf`] maps.
     fn page(&self, raw: u64, level: Level) -> u64 {
-        raw & bits::ADDRESS & (u64::MAX << Self::shift(level))
+        raw & self.address() & (u64::MAX << Self::shift(level))
+    }
+    /// What a leaf of an encrypted guest says of its C-bit. Where the format has none, all that such a guest maps is private.
+    #[inline(always)]
+    fn c_bit(&self, _raw: u64) -> CBit {
+        CBit::Set
     }
     /// What else the leaf says.
     fn leaf_attributes(&self, raw: u64, level: Level) -> LeafAttributes;

@@ -4,6 +4,8 @@
 //! keep the four in registers, loaded with CR3; AMD processors under nested paging read them from memory when used
 //! (APM vol. 2, "Legacy PAE Mode").
 
+use emu_core::sev::CBit;
+
 use super::{Entry, Format, Grants, LeafAttributes, bits, pat_index, span};
 use crate::level::Level;
 use crate::paging::PagingFeatures;
@@ -15,13 +17,20 @@ pub(crate) struct Pae {
     common: u64,
     /// In a PDPTE.
     pdpte: u64,
+    /// The C-bit of an encrypted guest's entries, else 0.
+    c_bit: u64,
 }
 
 impl Pae {
     pub(crate) const fn new(features: &PagingFeatures, nxe: bool) -> Pae {
         let high = features.reserved_address_bits() | span(52, 62);
         let nx = if nxe { 0 } else { bits::NX };
-        Pae { common: high | nx, pdpte: high | bits::NX | span(1, 2) | span(5, 8) }
+        Pae { common: high | nx, pdpte: high | bits::NX | span(1, 2) | span(5, 8), c_bit: 0 }
+    }
+
+    /// The format of an encrypted guest whose C-bit has this mask: neither reserved nor part of an address.
+    pub(crate) const fn with_c_bit(self, c_bit: u64) -> Pae {
+        Pae { common: self.common & !c_bit, pdpte: self.pdpte & !c_bit, c_bit }
     }
 }
 
@@ -50,6 +59,15 @@ impl Format for Pae {
         grants.set(Grants::USER, raw & bits::US != 0);
         grants.set(Grants::EXECUTE, raw & bits::NX == 0);
         grants
+    }
+
+    #[inline(always)]
+    fn address(&self) -> u64 {
+        bits::ADDRESS & !self.c_bit
+    }
+    #[inline(always)]
+    fn c_bit(&self, raw: u64) -> CBit {
+        if raw & self.c_bit != 0 { CBit::Set } else { CBit::Clear }
     }
 
     #[inline(always)]

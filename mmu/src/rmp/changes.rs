@@ -12,9 +12,20 @@ use std::collections::VecDeque;
 use emu_core::Sfn;
 use emu_core::sync::{Mutex, Task};
 
-/// Pages of which somebody may now do less, or which are smaller than they were.
+/// What was taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Taken {
+    /// Somebody may now do less with the pages, or they are smaller than they were.
+    Rights,
+    /// Their bytes: they are under another key.
+    Bytes,
+}
+
+/// Pages of which something was taken away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RmpChange {
+    /// What.
+    pub what: Taken,
     /// The first.
     pub first: Sfn,
     /// How many.
@@ -88,7 +99,7 @@ mod tests {
     #[test]
     fn each_reader_gets_what_it_missed_and_a_slow_one_is_told_so() {
         let changes = RmpChanges::default();
-        let of = |n| RmpChange { first: Sfn::new(n), frames: 1 };
+        let of = |n| RmpChange { what: Taken::Rights, first: Sfn::new(n), frames: 1 };
         changes.push(of(1));
         let (mut early, mut late) = (RmpCursor::default(), changes.now());
         assert!(changes.is_behind(early) && !changes.is_behind(late));

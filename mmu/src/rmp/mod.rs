@@ -6,7 +6,7 @@
 //! SEV firmware for entries and commands. Where these leave something open, docs/sev-snp.md says what was decided.
 //!
 //! [`Rmp`] is the door: one table for the machine, shared by all processors and the hypervisor, changed through `&self`. It
-//! lives in system memory in its own layout (`entry`, `place`). `transition` is the state machine and `check` the judgement,
+//! lives in system memory in its own layout (`entry`, `place`) where `registers` say. `transition` is the state machine and `check` the judgement,
 //! both pure; `table` only loads and stores.
 //!
 //! Always true:
@@ -22,6 +22,7 @@ mod changes;
 mod check;
 mod entry;
 mod place;
+mod registers;
 mod request;
 mod table;
 #[cfg(test)]
@@ -30,13 +31,14 @@ mod transition;
 
 use std::sync::Arc;
 
-use emu_core::memory::SystemMemory;
+use emu_core::memory::{Key, SystemMemory};
 use emu_core::sev::Vmpl;
 use emu_core::{AccessKind, PageSize, Sfn, Spa};
 
-pub use changes::{RmpBacklog, RmpChange, RmpChanges, RmpCursor};
+pub use changes::{RmpBacklog, RmpChange, RmpChanges, RmpCursor, Taken};
 pub use entry::{PageState, RmpEntry, RmpPageSize, VmplPermissions};
 pub use place::{RmpPlace, RmpSetupError};
+pub use registers::{RmpRegister, RmpRegisterRefused, RmpRegisters, SegmentShifts, Written};
 pub use request::{
     Assigned, Changed, FirmwareCommand, FirmwareRefused, GuestAccess, GuestPage, Immutable, InUse, Pvalidate,
     RegionStatus, RmpAdjust, RmpError, RmpQuery, RmpRead, RmpRefusal, RmpUpdate, Validated, Vmsa,
@@ -144,10 +146,8 @@ impl Rmp {
         if !spa.is_aligned(PageSize::Size4K) {
             return Err(RmpError::FailInput);
         }
-        let sfn = spa.frame();
-        let writer = self.table.write(sfn).ok_or(RmpError::FailInput)?;
-        let entry = writer.entry(sfn);
-        let others = spa.is_aligned(PageSize::Size2M) && writer.slots()[1..].iter().any(|other| other.assigned());
+        let (entry, others) = self.table.entry_and_others(spa.frame()).ok_or(RmpError::FailInput)?;
+        let others = others && spa.is_aligned(PageSize::Size2M);
         Ok(RmpRead {
             gpa: entry.gpa(),
             assigned: if entry.assigned() { Assigned::Yes } else { Assigned::No },
@@ -300,8 +300,16 @@ impl Rmp {
         }
     }
 
+    /// Makes the bytes of `sfn` what the owner of `key` reads there ([`SystemMemory::rekey`]), before somebody accesses them
+    /// under that key. If they changed, every processor forgets what leads to the frame.
+    pub fn rekey(&self, sfn: Sfn, key: Key) {
+        if self.table.memory().rekey(sfn, key) {
+            self.changes.push(RmpChange { what: Taken::Bytes, first: sfn, frames: 1 });
+        }
+    }
+
     fn took(&self, first: Sfn, frames: u64) {
-        self.changes.push(RmpChange { first, frames });
+        self.changes.push(RmpChange { what: Taken::Rights, first, frames });
     }
 
     /// The whole page that `entry` is for, which `sfn` lies in.

@@ -43,6 +43,11 @@ impl Table {
         Table { memory, layout, shards: (0..SHARDS).map(|_| Shard::default()).collect() }
     }
 
+    /// The memory it is in, and is about.
+    pub(super) fn memory(&self) -> &SystemMemory {
+        &self.memory
+    }
+
     #[inline]
     fn shard(&self, sfn: Sfn) -> &Shard {
         &self.shards[(sfn.raw() / REGION_FRAMES) as usize % SHARDS]
@@ -85,6 +90,16 @@ impl Table {
             RmpPageSize::Size4K if number == 0 => head.with_subpage_count(0),
             RmpPageSize::Size4K => self.load(head_slot.wrapping_add(number * ENTRY_BYTES)),
         }
+    }
+
+    /// The effective entry, and whether another page of the region of `sfn` than its first is assigned.
+    pub(super) fn entry_and_others(&self, sfn: Sfn) -> Option<(RmpEntry, bool)> {
+        let slot = self.layout.slot(sfn.align_down(PageSize::Size2M))?;
+        Some(self.read(sfn, || {
+            let head = self.load(slot);
+            let others = head.page_size() == RmpPageSize::Size2M || head.subpage_count() != 0;
+            (self.effective(slot, sfn), others)
+        }))
     }
 
     /// Whether a page of the region of `sfn` is assigned; `None`: it is not covered.

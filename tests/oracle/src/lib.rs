@@ -8,6 +8,8 @@
 //! Where the manuals leave freedom the rule of the house is: A and D of a table tree are set only when the translation
 //! through that tree, rights included, has succeeded; a guest's after its final address got through the nested tables.
 //!
+//! [`rmp`] is another model beside it: of who owns each page of system memory.
+//!
 //! Left out: shadow stacks, LAM, memory encryption, SPP, GMET.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
@@ -15,6 +17,7 @@
 mod guest;
 mod nested;
 mod rights;
+pub mod rmp;
 
 use emu_core::regs::{Cr0, Cr4, Efer};
 use emu_core::{Access, Gva};

@@ -1,0 +1,97 @@
+//! Processors that look while others change.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use emu_core::{Gpa, Sfn, Spa};
+use mmu::Asid;
+use mmu::rmp::{FirmwareCommand, RmpBacklog, RmpCursor, RmpPageSize, RmpUpdate};
+
+use crate::rig::{MINE, REGIONS, Rig};
+
+const SPA: Spa = Spa::new(0x20_0000);
+
+fn gpa(frame: u64) -> Gpa {
+    Gpa::new(0x4000_0000 + frame % 512 * 4096)
+}
+
+#[test]
+fn nobody_sees_half_of_a_psmash() {
+    let rig = Rig::new();
+    rig.rmp.rmpupdate(SPA, RmpUpdate::guest(Asid(MINE), gpa(0), RmpPageSize::Size2M)).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for reader in 0..2_u64 {
+            let (rmp, done) = (&rig.rmp, &done);
+            scope.spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    for frame in (512 + reader..1024).step_by(37) {
+                        let entry = rmp.entry(Sfn::new(frame)).unwrap();
+                        assert_eq!((entry.asid(), entry.gpa()), (Asid(MINE), gpa(frame)), "{entry:?}");
+                    }
+                }
+            });
+        }
+        for _ in 0..10_000 {
+            rig.rmp.psmash(SPA).unwrap();
+            rig.rmp.firmware(SPA, FirmwareCommand::Unsmash).unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(rig.rmp.pages_of(Asid(MINE)), 512);
+}
+
+#[test]
+fn writers_of_one_region_lose_no_page_and_no_count() {
+    let rig = Rig::new();
+    std::thread::scope(|scope| {
+        for thread in 0..4_u64 {
+            let rmp = &rig.rmp;
+            scope.spawn(move || {
+                for frame in (thread..REGIONS * 512).step_by(4) {
+                    let spa = Sfn::new(frame).base();
+                    let of = |size| RmpUpdate::guest(Asid(MINE + thread as u32), gpa(frame), size);
+                    rmp.rmpupdate(spa, of(RmpPageSize::Size4K)).unwrap();
+                    if frame % 3 == 0 {
+                        rmp.rmpupdate(spa, RmpUpdate::hypervisor(RmpPageSize::Size4K)).unwrap();
+                    }
+                }
+            });
+        }
+    });
+    let assigned = (0..REGIONS * 512).filter(|frame| frame % 3 != 0);
+    for frame in 0..REGIONS * 512 {
+        let entry = rig.rmp.entry(Sfn::new(frame)).unwrap();
+        assert_eq!(entry.assigned(), frame % 3 != 0);
+    }
+    let counted: u64 = (0..4).map(|thread| rig.rmp.pages_of(Asid(MINE + thread))).sum();
+    assert_eq!(counted, assigned.count() as u64);
+}
+
+#[test]
+fn whoever_reads_the_log_sees_the_entry_behind_it() {
+    let rig = Rig::new();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (rmp, done) = (&rig.rmp, &done);
+        scope.spawn(move || {
+            for frame in 0..REGIONS * 512 {
+                let new = RmpUpdate::guest(Asid(MINE), gpa(frame), RmpPageSize::Size4K);
+                rmp.rmpupdate(Sfn::new(frame).base(), new).unwrap();
+            }
+            done.store(true, Ordering::Release);
+        });
+        let mut cursor = RmpCursor::default();
+        let mut seen = 0;
+        while !done.load(Ordering::Acquire) || rmp.changes().is_behind(cursor) {
+            if let RmpBacklog::Changes(changes) = rmp.changes().catch_up(&mut cursor) {
+                for change in changes {
+                    assert!(rmp.entry(change.first).unwrap().assigned());
+                    seen += change.frames;
+                }
+            } else {
+                seen = REGIONS * 512;
+            }
+        }
+        assert!(seen >= REGIONS * 512);
+    });
+}
