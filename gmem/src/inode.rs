@@ -222,7 +222,7 @@ pub struct GuestMemfd {
     unit: PageSize,
     policy: GmemPolicy,
     /// Serialises allocation and clearing of what one folio may cover (`hugetlb_fault_mutex_table`, the folio lock). A
-    /// lane serves many.
+    /// lane serves many. Pages of 4K from a lane's stock do without.
     folio_locks: Sharded<Mutex<()>>,
     provider: Mutex<Box<dyn FolioProvider>>,
     /// What a fault may be served from instead.

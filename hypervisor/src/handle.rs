@@ -114,8 +114,8 @@ impl Vm {
         own.tables.top_up(&self.host, task)?;
         task.report(Event::FaultStage { stage: Stage::FaultIn });
         task.at(Point::F3);
-        let fault = back::fault_in(fault, self, task)?;
-        let slot = fault.fault().fault().slot();
+        let backed = back::fault_in(fault, self, task)?;
+        let slot = backed.fault().fault().slot();
         task.at(Point::F4);
         let sampled = match task.has(Defect::SampleAfterLookup) {
             true => Unresolved::new(input, &self.invalidation),
@@ -136,7 +136,7 @@ impl Vm {
                 return Err(RETRY);
             }
             task.report(Event::FaultStage { stage: Stage::Level });
-            let fault = self.limited(level::choose(fault, self, task), slot);
+            let fault = self.limited(level::choose(&backed, self, task), slot);
             if task.is_reporting() {
                 report_level(&fault, slot, self, task);
             }
@@ -161,8 +161,10 @@ impl Vm {
             self.flush(&owed, task);
             task.at(Point::F7);
             if task.has(Defect::MarkAfterRelease) {
-                unmarked = fault.page().release_early();
+                unmarked = backed.page().release_early();
             }
+            // The page is marked and let go while nobody can take it away.
+            drop(backed);
             outcome
         };
         if !owed.is_empty() {

@@ -246,8 +246,8 @@ impl HostMemory {
                     if pool.subpool(subpool).is_none_or(|subpool| subpool.rsv() == 0) {
                         break;
                     }
-                    let Ok(head) = self.take_pool_folio(HugeSize::Size2M, subpool, MemPolicy::Any, 0) else { break };
-                    self.hand_out(head);
+                    let (huge, state) = (HugeSize::Size2M, FolioFlags::UPTODATE);
+                    let Ok(head) = self.take_pool_folio(huge, subpool, MemPolicy::Any, 0, state) else { break };
                     heads.push(head);
                 }
             }
@@ -349,6 +349,25 @@ mod tests {
         let all = (nr_frames - 10) as usize;
         assert_eq!(host.alloc_tables(&mut tables, all, &Task::QUIET), Ok(()));
         assert!(!populate(&host, &inode, 10, 1, &Task::QUIET));
+    }
+
+    #[test]
+    fn threads_that_populate_the_same_pages_need_no_more_than_there_is() {
+        // No lock keeps small pages from being drawn twice: who comes second gives back what somebody else may be waiting
+        // for, down to the last frame.
+        for _ in 0..8 {
+            let (host, inode, nr_frames) = host(SMALL);
+            std::thread::scope(|scope| {
+                for lane in 0..4_u8 {
+                    let (host, inode) = (&host, &inode);
+                    scope.spawn(move || {
+                        let task = Task::QUIET.on_lane(lane);
+                        assert!(populate(host, inode, 0, nr_frames, &task), "lane {lane}");
+                    });
+                }
+            });
+            assert_eq!((stats(&host).free_frames, inode.folios(&Task::QUIET)), (0, [nr_frames, 0, 0]));
+        }
     }
 
     #[test]

@@ -96,6 +96,7 @@ fn from_gmem<'s>(fault: Admitted<'s>, vm: &'s Vm, task: &'s Task<'s>) -> Result<
 
 /// A private page becomes the guest's before a leaf shows it (`kvm_gmem_prepare_folio`). The inode's lock is held: no
 /// conversion comes in between, and one since the fault was admitted is noticed.
+#[inline(never)]
 fn prepare(fault: &Admitted<'_>, snp: &SnpMemory, memory: gmem::Backed, vm: &Vm, task: &Task<'_>) -> Result<(), Stop> {
     let (slot, unresolved) = (fault.fault().slot(), fault.fault().fault());
     let gfn = unresolved.gfn();

@@ -221,7 +221,7 @@ impl Vm {
             return Err(RETRY);
         }
         let logged = if in_slot.slot().log().is_some() { Logged::Yes } else { Logged::No };
-        let sized = level::choose(backed, self, task);
+        let sized = level::choose(&backed, self, task);
         let sized = if logged == Logged::Yes { sized.capped(PageSize::Size4K) } else { sized };
         let (sfn, size) = (sized.sfn(), sized.size());
         let host = match sized.rights().contains(Rights::WRITE) {
@@ -229,7 +229,7 @@ impl Vm {
             false => HostWrite::Refused,
         };
         // The leaf holds no reference; what takes the frame away comes through the lock that is held.
-        drop(sized);
+        drop(backed);
         let Some(pages) = guard.as_deref_mut() else { return Err(VmError::NotShadowing.into()) };
         if state.root.pages().any(|page| pages.page(page).standing == Standing::Invalid) {
             return Err(RETRY);

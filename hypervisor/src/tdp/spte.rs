@@ -132,6 +132,10 @@ impl Spte {
     pub const fn raw(self) -> u64 {
         self.0
     }
+    /// The first frame of a leaf.
+    pub(super) const fn sfn(self) -> Sfn {
+        Spa::new(self.0 & FRAME).frame()
+    }
 }
 
 /// An entry, read.
@@ -152,6 +156,16 @@ pub enum Entry {
         /// What it allows.
         rights: Rights,
     },
+}
+
+/// What an entry is, without what it says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Absent,
+    Frozen,
+    Mmio,
+    Table,
+    Leaf,
 }
 
 pub(super) const FRAME: u64 = 0x000f_ffff_ffff_f000;
@@ -216,6 +230,26 @@ impl TdpFormat {
     #[inline]
     pub(super) const fn next_table(self, spte: Spte, level: Level) -> Option<Spa> {
         if level.0 > 0 && spte.0 & (PRESENT | HUGE) == PRESENT { Some(Spa::new(spte.0 & FRAME)) } else { None }
+    }
+
+    /// What an entry of a table of `level` is.
+    #[inline]
+    pub(super) fn kind(self, spte: Spte, level: Level) -> Kind {
+        match spte.0 {
+            0 => Kind::Absent,
+            raw if raw & PRESENT != 0 => {
+                if level.0 == 0 || raw & HUGE != 0 {
+                    Kind::Leaf
+                } else {
+                    Kind::Table
+                }
+            }
+            _ => match self.read_not_present(spte) {
+                Entry::Frozen => Kind::Frozen,
+                Entry::Mmio(_) => Kind::Mmio,
+                _ => Kind::Absent,
+            },
+        }
     }
 
     /// Reads an entry of a table of `level`.
@@ -291,9 +325,15 @@ mod tests {
         for format in [TdpFormat::Npt, TdpFormat::Ept] {
             assert_eq!(format.read(Spte::ABSENT, Level(0)), Entry::Absent);
             assert_eq!(format.read(Spte::FROZEN, Level(0)), Entry::Frozen);
+            assert_eq!(
+                [Spte::ABSENT, Spte::FROZEN].map(|spte| format.kind(spte, Level(0))),
+                [Kind::Absent, Kind::Frozen]
+            );
             for level in 1..4 {
                 let table = Spa::new(0x000f_1234_5678_9000);
                 assert_eq!(format.read(format.table(table), Level(level)), Entry::Table(table));
+                assert_eq!(format.kind(format.table(table), Level(level)), Kind::Table);
+                assert_eq!(format.next_table(format.table(table), Level(level)), Some(table));
             }
             for size in PageSize::ALL {
                 for bits in 0..4 {
@@ -301,6 +341,7 @@ mod tests {
                     let sfn = Sfn::new(0xff_c000_0000).align_down(size);
                     let leaf = format.leaf(sfn, size, rights);
                     assert_eq!(format.read(leaf, Level::of_leaf(size)), Entry::Leaf { sfn, rights });
+                    assert_eq!((format.kind(leaf, Level::of_leaf(size)), leaf.sfn()), (Kind::Leaf, sfn));
                     let cleared = format.without(leaf, u64::MAX);
                     assert!(format.same_but_ad(leaf, cleared) && leaf != cleared);
                 }

@@ -12,7 +12,7 @@ use gmem::{Host, OutOfMemory};
 
 use super::leaf::{AdType, WriteState};
 use super::nx::NxTables;
-use super::spte::{Entry, Level, Rights, Spte, TdpFormat};
+use super::spte::{Entry, Kind, Level, Rights, Spte, TdpFormat};
 use crate::flush::Owed;
 use crate::shadow::ShadowMmu;
 
@@ -306,20 +306,19 @@ impl Tables {
         task: &Task<'_>,
     ) -> Result<Result<Spte, Lost>, BusError> {
         let Place { at, level, gfn } = place;
-        let (before, after) = (self.format.read(old, level), self.format.read(new, level));
-        if let Entry::Leaf { sfn, .. } = after {
+        let (before, after) = (self.format.kind(old, level), self.format.kind(new, level));
+        if after == Kind::Leaf {
+            let sfn = new.sfn();
             let aligned = level.leaf_size().is_some_and(|size| sfn.is_aligned(size));
             assert!(aligned, "a leaf of level {level:?} at {gfn:?} cannot start at {sfn:?}");
             assert!(self.format.write_state(new).is_some(), "the leaf {new:x?} at {gfn:?} is in no legal row");
-            if let Entry::Leaf { sfn: from, .. } = before {
-                assert_eq!(from, sfn, "the leaf at {gfn:?} changes its frame while present");
+            if before == Kind::Leaf {
+                assert_eq!(old.sfn(), sfn, "the leaf at {gfn:?} changes its frame while present");
             }
         }
-        if let (Entry::Absent | Entry::Frozen | Entry::Mmio(_), Entry::Absent) = (before, after) {
-            assert_ne!(before, Entry::Absent, "nothing at {gfn:?} becomes nothing");
-        }
+        assert_ne!((before, after), (Kind::Absent, Kind::Absent), "nothing at {gfn:?} becomes nothing");
         let (mut current, mut target) = (old, new);
-        if task.has(Defect::PlainStore) && matches!((before, after), (Entry::Leaf { .. }, Entry::Leaf { .. })) {
+        if task.has(Defect::PlainStore) && (before, after) == (Kind::Leaf, Kind::Leaf) {
             self.memory.store(at, new.raw())?;
             current = new;
         }
@@ -329,7 +328,7 @@ impl Tables {
                 return Ok(Err(Lost));
             }
             current = seen;
-            if let Entry::Leaf { .. } = after {
+            if after == Kind::Leaf {
                 // A dirty flag that a processor set meanwhile must survive into the new leaf.
                 target = self.format.inheriting(new, old, seen);
             }
@@ -340,43 +339,50 @@ impl Tables {
             old_spte: Bits(current.raw()),
             new_spte: Bits(target.raw()),
         });
-        self.account(place, before, after, task);
-        if self.owes_flush(before, after, current, target) {
+        self.account(place, before, after, target, task);
+        if self.owes_flush((before, after), level, current, target) {
             owed.range(gfn, level.frames());
         }
         Ok(Ok(current))
     }
 
-    fn owes_flush(&self, before: Entry, after: Entry, old: Spte, new: Spte) -> bool {
-        match (before, after) {
+    #[inline]
+    fn owes_flush(&self, kinds: (Kind, Kind), level: Level, old: Spte, new: Spte) -> bool {
+        match kinds {
             // Only what is present is cached. A leaf gives way to a table by being split, which translates the same.
-            (Entry::Absent | Entry::Frozen | Entry::Mmio(_), _) | (Entry::Leaf { .. }, Entry::Table(_)) => false,
-            (Entry::Leaf { rights: had, .. }, Entry::Leaf { rights: has, .. }) => {
-                let format = self.format;
-                // By MMU-writable and not by W: who withheld W may not have flushed yet.
-                let may_write =
-                    |leaf| matches!(format.write_state(leaf), Some(WriteState::Writable | WriteState::Withheld));
-                !has.contains(had)
-                    || may_write(old) && !may_write(new)
-                    || format.is_accessed(old) && !format.is_accessed(new)
-                    || format.is_dirty(old) && !format.is_dirty(new)
-            }
-            (Entry::Table(_) | Entry::Leaf { .. }, _) => true,
+            (Kind::Absent | Kind::Frozen | Kind::Mmio, _) | (Kind::Leaf, Kind::Table) => false,
+            (Kind::Leaf, Kind::Leaf) => self.loses_anything(level, old, new),
+            (Kind::Table | Kind::Leaf, _) => true,
         }
     }
 
-    fn account(&self, place: Place, before: Entry, after: Entry, task: &Task<'_>) {
+    /// Whether a leaf allows or says less than the one it takes the place of.
+    fn loses_anything(&self, level: Level, old: Spte, new: Spte) -> bool {
+        let format = self.format;
+        let rights = |leaf| match format.read(leaf, level) {
+            Entry::Leaf { rights, .. } => rights,
+            _ => Rights::empty(),
+        };
+        // By MMU-writable and not by W: who withheld W may not have flushed yet.
+        let may_write = |leaf| matches!(format.write_state(leaf), Some(WriteState::Writable | WriteState::Withheld));
+        !rights(new).contains(rights(old))
+            || may_write(old) && !may_write(new)
+            || format.is_accessed(old) && !format.is_accessed(new)
+            || format.is_dirty(old) && !format.is_dirty(new)
+    }
+
+    #[inline]
+    fn account(&self, place: Place, before: Kind, after: Kind, new: Spte, task: &Task<'_>) {
         let gfn = place.gfn;
         let counters = self.counters.lane(task.lane());
-        match (before, after, place.level.leaf_size()) {
-            (Entry::Leaf { .. }, Entry::Leaf { .. }, _) | (.., None) => self.count_change(task),
-            (Entry::Leaf { .. }, _, Some(size)) => {
+        match (before == Kind::Leaf, after == Kind::Leaf, place.level.leaf_size()) {
+            (true, false, Some(size)) => {
                 counters.zapped[size.index()].fetch_add(1, Ordering::AcqRel);
                 task.report(Event::Zapped { gfn, size });
             }
-            (_, Entry::Leaf { sfn, .. }, Some(size)) => {
+            (false, true, Some(size)) => {
                 counters.installed[size.index()].fetch_add(1, Ordering::AcqRel);
-                task.report(Event::Mapped { gfn, sfn, size });
+                task.report(Event::Mapped { gfn, sfn: new.sfn(), size });
             }
             _ => self.count_change(task),
         }
