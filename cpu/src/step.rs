@@ -64,6 +64,7 @@ impl Vcpu {
 
     /// Replaces them, and forgets a pending event and a half-done instruction. RFLAGS.VM must stay as it is.
     pub fn set_user_registers(&mut self, registers: &UserRegisters) {
+        self.saved = None;
         let cpu = &mut self.engine.cpu;
         let checked = cpu.alignment_checked();
         cpu.gpr[..16].copy_from_slice(&registers.gpr);
@@ -88,6 +89,7 @@ impl Vcpu {
 
     /// Replaces them.
     pub fn set_media_registers(&mut self, registers: &MediaRegisters) {
+        self.saved = None;
         let cpu = &mut self.engine.cpu;
         cpu.vector = VectorState::from_quadwords(&registers.ymm, registers.mxcsr);
         cpu.x87 = x87_in(&registers.x87);

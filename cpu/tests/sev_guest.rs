@@ -52,6 +52,11 @@ fn vmgexit_retires_and_leaves_the_guest() {
     assert_eq!(run(&mut vcpu, 10), Exit::VmgExit);
     assert_eq!(run(&mut vcpu, 10), Exit::Halt);
     assert_eq!(vcpu.state().rip, CODE + 9, "HLT has retired");
+    let mut user = guest(&[0xf3, 0x0f, 0x01, 0xd9]);
+    let mut state = user.state();
+    at_cpl_3(&mut state);
+    user.set_state(&state);
+    assert_eq!(run(&mut user, 10), Exit::VmgExit, "in every ring");
 }
 
 #[test]

@@ -205,6 +205,46 @@ fn a_page_that_is_not_sound_is_refused_and_nothing_changes() {
     assert_eq!(plain.load_vmsa(&good), Err(VmsaError::Features(no)));
 }
 
+proptest! {
+    /// A guest makes the pages of its processors: whatever is in them, they are refused or they run.
+    #[test]
+    fn no_page_does_harm(
+        state in states(),
+        fields in prop::collection::vec((0..VMSA_FIELDS.len(), any::<u64>(), 0..4_u8), 0..6),
+        noise in prop::collection::vec((0..VMSA_LEN, any::<u8>()), 0..4),
+        code in any::<[u8; 32]>(),
+    ) {
+        let (mut vcpu, memory) = processor(&code);
+        vcpu.set_state(&state);
+        let mut page = page_of(&mut vcpu);
+        for (n, value, shape) in fields {
+            let field = VMSA_FIELDS[n];
+            // All of it, its low byte, one bit, or an address of the code.
+            let value = match shape {
+                0 => value,
+                1 => value & 0xff,
+                2 => 1 << (value % 64),
+                _ => CODE + value % 32,
+            };
+            for (at, byte) in (field.offset..field.offset + field.len_bytes).zip(value.to_le_bytes()) {
+                page[at] = byte;
+            }
+        }
+        for (at, byte) in noise {
+            page[at] = byte;
+        }
+        let mut other = another(&memory, 1);
+        if other.load_vmsa(&page).is_ok() {
+            for _ in 0..8 {
+                run(&mut other, 16);
+                let mut saved = page;
+                other.save_vmsa(&mut saved);
+                prop_assert!(other.load_vmsa(&saved).is_ok(), "what runs can be saved and loaded");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_page_is_loaded_again_only_if_somebody_has_changed_it() {
     let (mut vcpu, memory) = processor(&[]);
@@ -225,6 +265,11 @@ fn a_page_is_loaded_again_only_if_somebody_has_changed_it() {
     vcpu.set_state(&state);
     assert_eq!(vcpu.resume_from(&page), Ok(Resumed::Loaded), "registers were replaced behind the page's back");
     assert_eq!(another(&memory, 1).resume_from(&page), Ok(Resumed::Loaded));
+    // INIT, too, is nothing that the page knows.
+    vcpu.save_vmsa(&mut page);
+    vcpu.init();
+    assert_eq!(vcpu.state().efer, Efer::SVME);
+    assert_eq!(vcpu.resume_from(&page), Ok(Resumed::Loaded));
 }
 
 #[test]

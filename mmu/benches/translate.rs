@@ -1,4 +1,5 @@
-//! What one translation costs: a TLB hit in `translate`, walks of one and of two dimensions, with each cache on and off.
+//! What one translation costs: a TLB hit in `translate`, walks of one and of two dimensions, with each cache on and off;
+//! and what the RMP adds to it.
 //!
 //! The working set is 16 MiB of 4 KiB pages, visited in a fixed scattered order; nothing is in the fast TLB.
 
@@ -6,10 +7,14 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use emu_core::memory::SystemMemory;
+use emu_core::memory::{Key, SystemMemory};
 use emu_core::regs::{Cr0, Cr4, Efer};
-use emu_core::{Access, AccessKind, Gva, Privilege, Spa};
-use mmu::{Asid, Caches, Mmu, NestedNx, Npt, PagingChange, PagingFeatures, PagingState, Stage2, Stage2Levels};
+use emu_core::sev::Vmpl;
+use emu_core::{Access, AccessKind, Gpa, Gva, Privilege, Spa};
+use mmu::rmp::{FirmwareCommand, Rmp, RmpPageSize, RmpPlace, RmpUpdate, VmplPermissions, Vmsa};
+use mmu::{
+    Asid, Caches, Mmu, NestedNx, Npt, PagingChange, PagingFeatures, PagingState, SnpGuest, Stage2, Stage2Levels,
+};
 
 const PAGES: u64 = 4096;
 const GVA: u64 = 0x7f00_0000_0000;
@@ -43,26 +48,52 @@ impl Frames {
     }
 }
 
+/// What is between the guest and memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Second {
+    Nothing,
+    Npt,
+    /// NPT in a machine with an RMP.
+    NptAndRmp,
+    /// The same for a guest that is SNP-active, whose pages all are its own.
+    Snp,
+}
+
+const C_BIT: u8 = 51;
+const ASID: Asid = Asid(1);
+
 /// Guest tables from 16 MiB of guest physical space, data from 32 MiB; nested tables, if any, map it 1 GiB further on.
-fn machine(nested: bool) -> Mmu {
+fn machine(second: Second) -> Mmu {
+    let nested = second != Second::Nothing;
+    let encrypted = if second == Second::Snp { 1 << C_BIT } else { 0 };
     let memory = SystemMemory::flat(4 << 30).expect("address space");
     let offset = if nested { 1 << 30 } else { 0 };
     let mut guest = Frames { memory: Arc::clone(&memory), next: 0x100_0000, offset };
     for page in 0..PAGES {
-        guest.map(0x100_0000, GVA + page * 4096, 0x200_0000 + page * 4096);
+        guest.map(0x100_0000, GVA + page * 4096, (0x200_0000 + page * 4096) | encrypted);
     }
     let mut mmu = Mmu::new(Arc::clone(&memory), PagingFeatures::AMD);
     if nested {
+        let all = || (0x100_0000..0x200_0000 + PAGES * 4096).step_by(4096);
+        if matches!(second, Second::NptAndRmp | Second::Snp) {
+            let base = Spa::new(0xc000_0000);
+            let last = base.wrapping_add(Rmp::bytes_for(base.raw()) - 1);
+            let rmp = Rmp::new(Arc::clone(&memory), RmpPlace::Contiguous { base, last }).expect("room for the table");
+            if second == Second::Snp {
+                all().for_each(|gpa| launch(&memory, &rmp, gpa, gpa + offset));
+            }
+            mmu.set_rmp(Some(Arc::new(rmp)));
+        }
         let mut host = Frames { memory, next: 0x100_0000, offset: 0 };
-        for gpa in (0x100_0000..0x200_0000 + PAGES * 4096).step_by(4096) {
+        for gpa in all() {
             host.map(0x100_0000, gpa, gpa + offset);
         }
         mmu.set_stage2(Stage2::Npt(Npt {
             root: Spa::new(0x100_0000),
             levels: Stage2Levels::Four,
             nx: NestedNx::Enabled,
-            asid: Asid(1),
-            snp: None,
+            asid: ASID,
+            snp: (second == Second::Snp).then_some(SnpGuest { c_bit: C_BIT, vmpl: Vmpl::Vmpl0 }),
         }));
     }
     let state = PagingState {
@@ -76,21 +107,37 @@ fn machine(nested: bool) -> Mmu {
     mmu
 }
 
+/// Makes a page the guest's, validated, in plain as it is.
+fn launch(memory: &SystemMemory, rmp: &Rmp, gpa: u64, spa: u64) {
+    let (spa, size) = (Spa::new(spa), RmpPageSize::Size4K);
+    rmp.rmpupdate(spa, RmpUpdate::pre_guest(ASID, Gpa::new(gpa), size)).expect("the hypervisor's");
+    let permissions = [VmplPermissions::empty(); 3];
+    let page = FirmwareCommand::LaunchPage { asid: ASID, size, vmsa: Vmsa::No, permissions };
+    rmp.firmware(spa, page).expect("before launch");
+    memory.set_key(spa.frame(), Key::of_asid(ASID.0).expect("a guest's"));
+}
+
 fn translate(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("translate");
     let structures = Caches::GUEST_TABLES | Caches::NESTED_TABLES;
     let cases = [
-        ("walk 1-D, no cache", false, Caches::empty(), PAGES),
-        ("walk 1-D, paging-structure cache", false, structures, PAGES),
-        ("walk 2-D, no cache", true, Caches::empty(), PAGES),
-        ("walk 2-D, paging-structure caches", true, structures, PAGES),
-        ("walk 2-D, paging-structure caches and nested TLB", true, structures | Caches::NESTED_TLB, PAGES),
-        ("miss with all caches and both fills", true, Caches::all(), PAGES),
-        ("TLB hit", true, Caches::all() - Caches::FAST, 256),
-        ("TLB hit and fast fill", true, Caches::all(), 256),
+        ("walk 1-D, no cache", Second::Nothing, Caches::empty(), PAGES),
+        ("walk 1-D, paging-structure cache", Second::Nothing, structures, PAGES),
+        ("walk 2-D, no cache", Second::Npt, Caches::empty(), PAGES),
+        ("walk 2-D, paging-structure caches", Second::Npt, structures, PAGES),
+        ("walk 2-D, paging-structure caches and nested TLB", Second::Npt, structures | Caches::NESTED_TLB, PAGES),
+        ("miss with all caches and both fills", Second::Npt, Caches::all(), PAGES),
+        ("TLB hit", Second::Npt, Caches::all() - Caches::FAST, 256),
+        ("TLB hit and fast fill", Second::Npt, Caches::all(), 256),
+        ("walk 2-D, no cache, RMP", Second::NptAndRmp, Caches::empty(), PAGES),
+        ("walk 2-D, no cache, SNP guest", Second::Snp, Caches::empty(), PAGES),
+        ("miss with all caches and both fills, RMP", Second::NptAndRmp, Caches::all(), PAGES),
+        ("miss with all caches and both fills, SNP guest", Second::Snp, Caches::all(), PAGES),
+        ("TLB hit and fast fill, RMP", Second::NptAndRmp, Caches::all(), 256),
+        ("TLB hit and fast fill, SNP guest", Second::Snp, Caches::all(), 256),
     ];
-    for (name, nested, caches, pages) in cases {
-        let mut mmu = machine(nested);
+    for (name, second, caches, pages) in cases {
+        let mut mmu = machine(second);
         mmu.set_caches(caches);
         let mut n = 0_u64;
         group.bench_function(name, |bencher| {

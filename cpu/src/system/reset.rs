@@ -23,7 +23,8 @@ impl Cpu {
         c.cr0 = c.cr0 & (Cr0::CD | Cr0::NW) | Cr0::ET;
         (c.cr2, c.cr3, c.pdptes) = (0, 0, None);
         c.cr4 = Cr4::empty();
-        c.efer = Efer::empty();
+        // Encrypted state keeps what its VMSA must have.
+        c.efer = if self.sev.is_some() { Efer::SVME } else { Efer::empty() };
         c.dr = [0; 4];
         c.dr6 = Dr6::FIXED;
         c.dr7 = Dr7::RESET;

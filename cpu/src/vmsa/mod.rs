@@ -16,6 +16,7 @@
 //! Left out: shadow stacks, performance counters, last-branch records, SPEC_CTRL and guest-owned intercepts, none of which
 //! the models have.
 
+mod area;
 mod check;
 mod event;
 mod layout;
@@ -25,6 +26,7 @@ use emu_core::msr::Msr;
 use emu_core::regs::{Dr6, Rflags};
 use mmu::PagingChange;
 
+pub use area::InvalidGuestState;
 pub use check::VmsaError;
 pub use layout::*;
 
@@ -95,6 +97,7 @@ impl Vcpu {
     }
 
     /// VMRUN from the page that the last exit saved into: as [`Vcpu::load_vmsa`], but only if somebody has changed it since.
+    /// What has run without being saved goes on too: an exit that nobody looks into need not be saved.
     pub fn resume_from(&mut self, page: &Page) -> Result<Resumed, VmsaError> {
         if self.saved.as_deref() == Some(page) {
             return Ok(Resumed::AsSaved);

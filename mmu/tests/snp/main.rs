@@ -3,6 +3,7 @@
 //! Nested Paging").
 
 mod access;
+mod coherence;
 mod instructions;
 mod keys;
 mod scene;

@@ -119,7 +119,8 @@ fn long_mode(cr3: u64) -> PagingState {
     }
 }
 
-fn stage2(vmpl: Vmpl) -> Stage2 {
+/// The guest at a privilege level.
+pub fn stage2(vmpl: Vmpl) -> Stage2 {
     Stage2::Npt(Npt {
         root: Spa::new(NESTED),
         levels: Stage2Levels::Four,
@@ -257,7 +258,20 @@ impl Scene {
         }
     }
 
+    /// Maps one page of the data, or the large page it is in.
+    pub fn map_page(&self, page: u64, c: CBit, flags: u64) {
+        match self.guest {
+            Leaf::Size4K => self.store(self.table_spa(3) + page * 8, (DATA_GPA + page * 0x1000) | flags | mask(c)),
+            _ => self.store(self.table_spa(2) + 3 * 8, DATA_GPA | flags | PS | mask(c)),
+        }
+    }
+
     pub fn map_nested_data(&mut self, nested: Leaf) {
+        self.write_nested_data(nested);
+        self.mmu.flush_all();
+    }
+
+    pub fn write_nested_data(&self, nested: Leaf) {
         self.store(NESTED, (NESTED + 0x1000) | FULL);
         self.store(NESTED + 0x1000, (NESTED + 0x2000) | FULL);
         self.store(NESTED + 0x2000, (NESTED + 0x3000) | FULL);
@@ -277,7 +291,6 @@ impl Scene {
             _ => (NESTED + 0x4000) | FULL,
         };
         self.store(NESTED + 0x1000 + 8, pointer);
-        self.mmu.flush_all();
     }
 
     pub fn unmap_nested_data(&mut self) {
