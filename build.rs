@@ -4,21 +4,21 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The guests, each a folder of `guests/` and the name of its image.
-const GUESTS: [&str; 3] = ["builtin", "conversions", "touch"];
+/// The guests, each a folder of `guests/` and the name of its image, with the layout of the image.
+const GUESTS: [(&str, &str); 4] =
+    [("builtin", KERNELS), ("conversions", KERNELS), ("touch", KERNELS), ("stage0", "stage0/linker.ld")];
+const KERNELS: &str = "builtin/linker.ld";
 
 fn main() {
     let guests = PathBuf::from(variable("CARGO_MANIFEST_DIR")).join("guests");
-    for name in GUESTS {
+    for (name, layout) in GUESTS {
         println!("cargo::rerun-if-changed={}", guests.join(name).display());
-        build(&guests, name);
+        build(&guests, name, &guests.join(layout));
     }
 }
 
-fn build(guests: &Path, name: &str) {
+fn build(guests: &Path, name: &str, script: &Path) {
     let image = PathBuf::from(variable("OUT_DIR")).join(format!("{name}.elf"));
-    // One layout for all of them.
-    let script = guests.join("builtin/linker.ld");
     let link_args = [
         "-nostdlib".to_owned(),
         "-nostartfiles".to_owned(),

@@ -5,15 +5,18 @@
 
 mod gmem;
 mod mmu;
+mod snp;
 
 use core::fmt;
 use core::str::FromStr;
 
 pub use self::gmem::GmemChoice;
 pub use self::mmu::{MmuChoice, NestedPaging};
+pub use self::snp::{SnpBoot, SnpChoice, parse_c_bit, parse_policy, parse_vmpl};
 use emu_core::PageSize;
 use emu_core::cpu_model::CpuModel;
 use hypervisor::VmKind;
+use hypervisor::snp::memory::{Assign, RmpSizes};
 use thiserror::Error;
 
 use crate::vmm::random::{DEFAULT_INTERVAL, RandomConfig};
@@ -70,11 +73,23 @@ pub enum ConfigError {
     #[error("\"{0}\" is not a kind of VM")]
     VmKind(String),
     /// A key of the list after the kind of VM that does not exist, or a value that it cannot have.
-    #[error("\"{0}\" is not a property of a software-protected VM")]
+    #[error("\"{0}\" is not a property of this kind of VM")]
     VmProperty(String),
     /// A property that this kind of VM does not have.
     #[error("a default VM has no private memory, so \"{0}\" means nothing")]
     NoPrivateMemory(String),
+    /// Not a guest policy.
+    #[error("\"{0}\" is not a guest policy")]
+    Policy(String),
+    /// Not a place for the C-bit.
+    #[error("\"{0}\" is not the number of a bit above all RAM")]
+    CBit(String),
+    /// Not a privilege level.
+    #[error("\"{0}\" is not a privilege level")]
+    Vmpl(String),
+    /// A flag of SNP guests beside another kind of VM.
+    #[error("only an SNP guest has this")]
+    NotSnp,
     /// Not a seed with an optional distance.
     #[error("\"{0}\" is not a seed and a distance")]
     VmmRandom(String),
@@ -110,9 +125,16 @@ impl ConfigError {
                  to-private=, each once; docs/running.md has their values"
             }
             ConfigError::Guest(_) => "bifold run --list-guests tells which there are",
-            ConfigError::VmKind(_) => "kinds of VM are default and sw-protected",
-            ConfigError::VmProperty(_) => "properties are ram=shared, ram=private, fault=convert and fault=stop",
-            ConfigError::NoPrivateMemory(_) => "say --vm sw-protected",
+            ConfigError::VmKind(_) => "kinds of VM are default, sw-protected and snp",
+            ConfigError::VmProperty(_) => {
+                "sw-protected has ram=shared|private and fault=convert|stop; snp has boot=launch|stage0, assign=lazy|eager, \
+                 rmp=4k|2m|merge and fault=convert|stop"
+            }
+            ConfigError::NoPrivateMemory(_) => "say --vm sw-protected or --vm snp",
+            ConfigError::Policy(_) => "a policy is a 64-bit number like 0x30000; bit 17 must be set",
+            ConfigError::CBit(_) => "the C-bit is one of 47 to 51; processors with SNP have it at 51",
+            ConfigError::Vmpl(_) => "privilege levels are 0 to 3",
+            ConfigError::NotSnp => "say --vm snp",
             ConfigError::Twice(_) => "give it once",
             ConfigError::PageSize(_) => "page sizes are 4k, 2m and 1g",
             ConfigError::CpuCount(_) => "a machine has 1 to 64 vCPUs",
@@ -278,7 +300,8 @@ impl FromStr for CpuKind {
     }
 }
 
-/// What `--vm` says: a kind, and for a software-protected one how its RAM begins and who resolves memory faults.
+/// What `--vm` says: a kind, how RAM of a software-protected one begins, how an SNP guest is launched and its memory kept,
+/// and who resolves memory faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct VmChoice {
     /// The kind.
@@ -287,6 +310,8 @@ pub struct VmChoice {
     pub ram: InitialRam,
     /// What the VMM does about memory faults.
     pub on_memory_fault: OnMemoryFault,
+    /// An SNP guest's.
+    pub snp: SnpChoice,
 }
 
 impl FromStr for VmChoice {
@@ -296,26 +321,36 @@ impl FromStr for VmChoice {
         let kind = match words.next() {
             Some("default") => VmKind::Default,
             Some("sw-protected") => VmKind::SwProtected,
+            Some("snp") => VmKind::Snp,
             other => return Err(ConfigError::VmKind(other.unwrap_or_default().to_owned())),
         };
-        let (mut ram, mut on_memory_fault) = (None, None);
+        let mut choice = VmChoice { kind, ..VmChoice::default() };
+        let mut given = Vec::new();
         for property in words {
             if kind == VmKind::Default {
                 return Err(ConfigError::NoPrivateMemory(property.to_owned()));
             }
-            let twice = match property {
-                "ram=shared" => ram.replace(InitialRam::Shared).map(|_| "ram"),
-                "ram=private" => ram.replace(InitialRam::Private).map(|_| "ram"),
-                "fault=convert" => on_memory_fault.replace(OnMemoryFault::Convert).map(|_| "fault"),
-                "fault=stop" => on_memory_fault.replace(OnMemoryFault::Stop).map(|_| "fault"),
+            let (name, set): (&'static str, fn(&mut VmChoice)) = match (kind, property) {
+                (VmKind::SwProtected, "ram=shared") => ("ram", |c| c.ram = InitialRam::Shared),
+                (VmKind::SwProtected, "ram=private") => ("ram", |c| c.ram = InitialRam::Private),
+                (VmKind::Snp, "boot=launch") => ("boot", |c| c.snp.boot = SnpBoot::Launch),
+                (VmKind::Snp, "boot=stage0") => ("boot", |c| c.snp.boot = SnpBoot::Stage0),
+                (VmKind::Snp, "assign=lazy") => ("assign", |c| c.snp.assign = Assign::Lazy),
+                (VmKind::Snp, "assign=eager") => ("assign", |c| c.snp.assign = Assign::Eager),
+                (VmKind::Snp, "rmp=4k") => ("rmp", |c| c.snp.sizes = RmpSizes::Only4K),
+                (VmKind::Snp, "rmp=2m") => ("rmp", |c| c.snp.sizes = RmpSizes::UpTo2M),
+                (VmKind::Snp, "rmp=merge") => ("rmp", |c| c.snp.sizes = RmpSizes::MergeBack),
+                (_, "fault=convert") => ("fault", |c| c.on_memory_fault = OnMemoryFault::Convert),
+                (_, "fault=stop") => ("fault", |c| c.on_memory_fault = OnMemoryFault::Stop),
                 _ => return Err(ConfigError::VmProperty(property.to_owned())),
             };
-            if let Some(name) = twice {
+            if given.contains(&name) {
                 return Err(ConfigError::Twice(name));
             }
+            given.push(name);
+            set(&mut choice);
         }
-        let (ram, on_memory_fault) = (ram.unwrap_or_default(), on_memory_fault.unwrap_or_default());
-        Ok(VmChoice { kind, ram, on_memory_fault })
+        Ok(choice)
     }
 }
 
@@ -389,10 +424,17 @@ mod tests {
         assert_eq!("sw-protected,fault=stop,ram=shared".parse(), Ok(stops));
         let refused = |text: &str| text.parse::<VmChoice>().unwrap_err();
         assert_eq!(refused(""), ConfigError::VmKind(String::new()));
-        assert_eq!(refused("snp"), ConfigError::VmKind("snp".to_owned()));
+        assert_eq!(refused("tdx"), ConfigError::VmKind("tdx".to_owned()));
         assert_eq!(refused("default,ram=private"), ConfigError::NoPrivateMemory("ram=private".to_owned()));
         assert_eq!(refused("sw-protected,ram=secret"), ConfigError::VmProperty("ram=secret".to_owned()));
         assert_eq!(refused("sw-protected,ram=private,ram=shared"), ConfigError::Twice("ram"));
+        let snp: VmChoice = "snp,boot=stage0,rmp=merge,assign=eager,fault=stop".parse().unwrap();
+        assert_eq!((snp.kind, snp.on_memory_fault), (VmKind::Snp, OnMemoryFault::Stop));
+        let wanted = SnpChoice { boot: SnpBoot::Stage0, assign: Assign::Eager, sizes: RmpSizes::MergeBack, ..snp.snp };
+        assert_eq!(snp.snp, wanted);
+        assert_eq!(refused("snp,ram=private"), ConfigError::VmProperty("ram=private".to_owned()));
+        assert_eq!(refused("sw-protected,boot=stage0"), ConfigError::VmProperty("boot=stage0".to_owned()));
+        assert_eq!(refused("snp,rmp=4k,rmp=4k"), ConfigError::Twice("rmp"));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use emu_core::{Access, AccessKind, Exception, Gpa, Gva, PageFaultCode, Spa};
 use mmu::{Invpcid, NestedPageFault, PagingChange};
 
+use crate::vmsa::InvalidGuestState;
+
 /// Why [`crate::Vcpu::run`] returned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -45,6 +47,8 @@ pub enum Exit {
     TscMoved,
     /// Maskable interrupts can be taken now, as [`crate::Vcpu::request_interrupt_window`] asked.
     InterruptWindow,
+    /// VMEXIT_INVALID: the guest was not entered, because its save area cannot be used.
+    InvalidGuestState(InvalidGuestState),
     /// Triple fault.
     Shutdown,
     /// Under a hypervisor that shadows tables: an access that its tables refuse. [`crate::Vcpu::complete`] it, or mend the

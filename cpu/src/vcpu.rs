@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use emu_core::Spa;
 use emu_core::cpu_model::{CpuModel, Vendor};
 use emu_core::cpuid::Feature;
 use emu_core::memory::SystemMemory;
@@ -107,6 +108,8 @@ pub struct Vcpu {
     pub(crate) engine: Engine,
     /// What [`Vcpu::save_vmsa`] last wrote, while nothing else has replaced the registers.
     pub(crate) saved: Option<Box<[u8; VMSA_LEN]>>,
+    /// Where its save area is, in a guest with encrypted state.
+    pub(crate) area: Option<Spa>,
 }
 
 impl Vcpu {
@@ -165,7 +168,7 @@ impl Vcpu {
         cpu.gpr[TWO_GIB as usize] = 1 << 31;
         cpu.gpr[2] = cpu.model.signature().eax() as u64;
         cpu.refresh_mode();
-        Vcpu { engine: Engine::new(cpu), saved: None }
+        Vcpu { engine: Engine::new(cpu), saved: None, area: None }
     }
 
     /// What `model` says about paging.
@@ -184,7 +187,16 @@ impl Vcpu {
 
     /// Executes until `until` or until something needs the machine.
     pub fn run(&mut self, until: Instant) -> Exit {
-        self.engine.run(until)
+        match self.area {
+            None => self.engine.run(until),
+            Some(area) => self.run_from(area, until),
+        }
+    }
+
+    /// The time-stamp counter, and what RDTSCP gives beside it.
+    pub fn tsc(&self) -> (u64, u32) {
+        let cpu = &self.engine.cpu;
+        (cpu.tsc(cpu.now()), cpu.msr.tsc_aux as u32)
     }
 
     /// What software has added to the time-stamp counter, modulo 2^64.
@@ -261,7 +273,10 @@ impl Vcpu {
     /// Whether a maskable interrupt can be delivered before the next instruction.
     pub fn can_take_interrupt(&self) -> bool {
         let cpu = &self.engine.cpu;
-        cpu.event.is_none()
+        // What a save area holds is known when it has been entered.
+        let is_loaded = self.area.is_none() || self.saved.is_some();
+        is_loaded
+            && cpu.event.is_none()
             && cpu.flags.other.contains(Rflags::IF)
             && cpu.shadow == InterruptShadow::None
             && cpu.latch.is_empty()

@@ -13,11 +13,12 @@ use super::explore::ExploreArguments;
 use super::page::ReportArguments;
 use super::trace::{TraceArguments, TraceConfig};
 use crate::config::{
-    ConfigError, CpuCount, CpuKind, GmemChoice, MemoryArgument, MemorySize, MmuChoice, VmChoice, parse_page_size,
-    parse_seed, parse_vmm_random,
+    ConfigError, CpuCount, CpuKind, GmemChoice, MemoryArgument, MemorySize, MmuChoice, VmChoice, parse_c_bit,
+    parse_page_size, parse_policy, parse_seed, parse_vmm_random, parse_vmpl,
 };
 use crate::loader::{BUILTINS, BuiltinGuest};
 use crate::vmm::random::RandomConfig;
+use hypervisor::VmKind;
 
 /// An x86-64 machine in software whose memory virtualisation is the point.
 #[derive(Debug, Parser)]
@@ -77,9 +78,22 @@ pub struct RunArguments {
     /// Nested paging: npt, ept or shadow, which may be followed by properties like ,pml=on or ,slot-zap=all [default: npt].
     #[arg(long, value_name = "KIND")]
     pub mmu: Option<String>,
-    /// Kind of VM: default, or sw-protected, which may be followed by ,ram=shared|private and ,fault=convert|stop.
+    /// Kind of VM: default; sw-protected, which may be followed by ,ram=shared|private and ,fault=convert|stop; or snp (a
+    /// guest under AMD SEV-SNP), with ,boot=launch|stage0 ,assign=lazy|eager ,rmp=4k|2m|merge ,fault=convert|stop.
     #[arg(long, value_name = "KIND")]
     pub vm: Option<String>,
+    /// Guest policy of an SNP guest [default: 0x30000].
+    #[arg(long, value_name = "N")]
+    pub policy: Option<String>,
+    /// Number of the C-bit of an SNP guest [default: 51].
+    #[arg(long, value_name = "BIT")]
+    pub cbit: Option<String>,
+    /// Privilege level that an SNP guest starts at [default: 0].
+    #[arg(long, value_name = "LEVEL")]
+    pub vmpl: Option<String>,
+    /// Print the launch digest of an SNP guest, and end.
+    #[arg(long)]
+    pub launch_digest: bool,
     /// How guest_memfd behaves: a generation, split=, shared=, punch=, order= [default: next with huge folios].
     #[arg(long, value_name = "LIST")]
     pub gmem: Option<String>,
@@ -190,6 +204,8 @@ pub struct RunConfig {
     pub mmu: MmuChoice,
     /// The kind of VM.
     pub vm: VmChoice,
+    /// Tell the launch digest and do not run.
+    pub launch_digest: bool,
     /// How guest_memfd behaves.
     pub gmem: GmemChoice,
     /// Look at the invariants so often.
@@ -243,6 +259,19 @@ impl RunArguments {
         let guest = value("--guest", self.guest.as_deref(), &BUILTINS[0], |name| {
             BuiltinGuest::named(name).ok_or_else(|| ConfigError::Guest(name.to_owned()))
         })?;
+        let mut vm = value("--vm", self.vm.as_deref(), VmChoice::default(), str::parse)?;
+        vm.snp.policy = value("--policy", self.policy.as_deref(), vm.snp.policy, parse_policy)?;
+        vm.snp.c_bit = value("--cbit", self.cbit.as_deref(), vm.snp.c_bit, parse_c_bit)?;
+        vm.snp.vmpl = value("--vmpl", self.vmpl.as_deref(), vm.snp.vmpl, parse_vmpl)?;
+        let of_snp = [
+            ("--policy", self.policy.is_some()),
+            ("--cbit", self.cbit.is_some()),
+            ("--vmpl", self.vmpl.is_some()),
+            ("--launch-digest", self.launch_digest),
+        ];
+        if let Some(&(flag, _)) = of_snp.iter().find(|(_, given)| *given && vm.kind != VmKind::Snp) {
+            return Err(CliError::Flag { flag, cause: ConfigError::NotSnp });
+        }
         let image = self.image.or(self.kernel).map_or(ImageChoice::Builtin(guest.name), ImageChoice::File);
         Ok(RunConfig {
             image,
@@ -253,7 +282,8 @@ impl RunArguments {
             cpus: value("--cpus", self.cpus.as_deref(), CpuCount::ONE, str::parse)?,
             cpu: value("--cpu", self.cpu.as_deref(), CpuKind::default(), str::parse)?,
             mmu: value("--mmu", self.mmu.as_deref(), MmuChoice::default(), str::parse)?,
-            vm: value("--vm", self.vm.as_deref(), VmChoice::default(), str::parse)?,
+            vm,
+            launch_digest: self.launch_digest,
             gmem: value("--gmem", self.gmem.as_deref(), GmemChoice::default(), str::parse)?,
             check_every: self.check_invariants,
             script: self.script,
@@ -364,6 +394,17 @@ mod tests {
         assert_eq!((every(&[]), every(&["--check-invariants", "image"])), (None, Some(10_000_000)));
         assert_eq!(every(&["--check-invariants=500"]), Some(500));
         assert!(Arguments::try_parse_from(["bifold", "run", "--check-invariants=0"]).is_err());
+    }
+
+    #[test]
+    fn flags_of_snp_guests_want_one() {
+        let config = resolve(&["--vm", "snp", "--policy", "0x30001", "--cbit", "50", "--launch-digest"]).unwrap();
+        assert_eq!((config.vm.snp.policy, config.vm.snp.c_bit, config.launch_digest), (0x3_0001, 50, true));
+        for words in [&["--policy", "0x30000"][..], &["--cbit", "51"], &["--vmpl", "0"], &["--launch-digest"]] {
+            let error = resolve(words).unwrap_err();
+            assert_eq!(error.to_string(), format!("{}: only an SNP guest has this", words[0]));
+            assert_eq!(error.help(), "say --vm snp");
+        }
     }
 
     #[test]

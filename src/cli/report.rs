@@ -3,9 +3,10 @@
 use serde_json::{Map, Value, json};
 
 use super::exit::ExitCode;
-use crate::machine::{Outcome, Summary};
+use crate::machine::{Outcome, SnpSummary, Summary};
 use crate::vmm::agent::{Deeds, Record, Tally};
 use emu_core::PageSize;
+use hypervisor::snp::memory::SnpStats;
 
 /// The outcome's name in `--json`.
 pub(super) fn name(outcome: &Outcome) -> &'static str {
@@ -17,6 +18,8 @@ pub(super) fn name(outcome: &Outcome) -> &'static str {
         Outcome::NoMemory { .. } => "no-memory",
         Outcome::MemoryFault { .. } => "memory-fault",
         Outcome::MemoryFailure { .. } => "memory-failure",
+        Outcome::Terminated { .. } => "terminated",
+        Outcome::BrokeProtocol { .. } => "protocol",
         Outcome::InvariantBroken { .. } => "invariant",
         Outcome::Asleep { .. } => "asleep",
         Outcome::LimitReached => "limit",
@@ -33,6 +36,8 @@ pub(super) fn exit_code(outcome: &Outcome) -> ExitCode {
         | Outcome::NoMemory { .. }
         | Outcome::MemoryFault { .. }
         | Outcome::MemoryFailure { .. }
+        | Outcome::Terminated { .. }
+        | Outcome::BrokeProtocol { .. }
         | Outcome::Asleep { .. } => ExitCode::GuestDied,
         Outcome::InvariantBroken { .. } => ExitCode::Invariant,
         Outcome::LimitReached => ExitCode::Limit,
@@ -56,6 +61,8 @@ pub(super) fn sentence(outcome: &Outcome) -> String {
         Outcome::MemoryFailure { cpu, gpa, registers } => {
             format!("CPU {cpu} uses memory at {gpa} that has failed: {registers}")
         }
+        Outcome::Terminated { cpu, why, registers } => format!("CPU {cpu}: {why}: {registers}"),
+        Outcome::BrokeProtocol { cpu, why, registers } => format!("CPU {cpu} cannot go on: {why}: {registers}"),
         Outcome::InvariantBroken { at, invariant, found } => {
             format!("an invariant of the hypervisor is broken after {at} instructions: {invariant}: {found}")
         }
@@ -85,6 +92,24 @@ fn random(deeds: &Deeds) -> Value {
     named.collect::<Map<_, _>>().into()
 }
 
+fn snp_json(snp: &SnpSummary, memory: &SnpStats) -> Value {
+    let sizes = |[small, large]: [u64; 2]| json!({ "4K": small, "2M": large });
+    json!({
+        "launch_digest": snp.digest.to_string(),
+        "policy": snp.policy,
+        "c_bit": snp.c_bit,
+        "vmpl": snp.vmpl.index(),
+        "vmgexits": snp.vmgexits,
+        "page_state_changes": snp.page_state_changes,
+        "launched_pages": memory.launched_pages,
+        "assigned": sizes(memory.assigned),
+        "returned": sizes(memory.returned),
+        "psmash": memory.smashed,
+        "unsmash": memory.unsmashed,
+        "rmp_faults": memory.rmp_faults,
+    })
+}
+
 /// The one JSON object of `--json`.
 pub(super) fn json(outcome: &Outcome, code: ExitCode, summary: &Summary) -> Value {
     let f = &summary.vm.faults;
@@ -111,6 +136,7 @@ pub(super) fn json(outcome: &Outcome, code: ExitCode, summary: &Summary) -> Valu
             "events": tally.events,
             "digest": format!("{:#018x}", tally.digest),
         })),
+        "snp": summary.snp.map(|snp| snp_json(&snp, &summary.vm.snp)),
         "checks": summary.checks,
         "interrupts": summary.interrupts,
         "turns": summary.turns,

@@ -10,6 +10,7 @@ use super::{CliError, files, out, report, trace};
 use crate::loader::{BUILTIN, BUILTINS, BuiltinGuest, Image};
 use crate::machine::{BuildError, Limits, Machine, Outcome};
 use crate::vmm::script::Script;
+use hypervisor::VmKind;
 
 /// How long to sleep between looks at the clock while the guest waits for a key.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -42,6 +43,9 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
             .script(script.clone())
             .check_invariants(config.check_every)
             .append(&config.cmdline);
+        if config.vm.kind == VmKind::Snp {
+            builder = builder.snp(config.vm.snp);
+        }
         if let Some(recording) = &recording {
             builder = builder.recorder(Arc::clone(&recording.recorder));
         }
@@ -54,6 +58,12 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
         })
     };
     let mut machine = build()?;
+    if config.launch_digest {
+        if let Some(digest) = machine.launch_digest() {
+            out::line(format_args!("{digest}"))?;
+        }
+        return Ok(ExitCode::Done);
+    }
     let mut console = Console::open(config.serial.as_deref(), config.report).map_err(CliError::Console)?;
     let deadline = config.timeout.map(|span| Instant::now() + span);
     let limits = Limits { max_instructions: config.max_instructions };

@@ -7,6 +7,7 @@
 
 use emu_core::Gpa;
 
+use super::Confidential;
 use super::boot_segments::BootSegments;
 use super::bytes::{Record, range, u8_at, u16_at, u32_at, u64_at};
 use super::error::{LoadError, Part};
@@ -45,7 +46,7 @@ pub(super) fn has_magic(bytes: &[u8]) -> bool {
 }
 
 /// The fields of `struct setup_header` that decide anything here.
-struct SetupHeader {
+pub(super) struct SetupHeader {
     setup_sects: u8,
     syssize: u32,
     version: u16,
@@ -76,6 +77,28 @@ impl SetupHeader {
         })
     }
 
+    /// The header of a kernel that can be loaded.
+    pub(super) fn checked(bytes: &[u8]) -> Result<SetupHeader, LoadError> {
+        let header = SetupHeader::read(bytes).ok_or(LoadError::TruncatedHeader {
+            kind: ImageKind::BzImage,
+            what: "setup_header",
+            needs: HEADER_NEEDED,
+            has: bytes.len() as u64,
+        })?;
+        header.check()?;
+        Ok(header)
+    }
+
+    /// The command line with its terminator, if this kernel takes one so long.
+    pub(super) fn checked_cmdline(&self, options: &LoadOptions<'_>) -> Result<Vec<u8>, LoadError> {
+        let cmdline = options.checked_cmdline()?;
+        let limit = u64::from(self.cmdline_size);
+        if cmdline.len() as u64 > limit {
+            return Err(LoadError::CommandLineTooLong { len_bytes: cmdline.len(), limit });
+        }
+        Ok([cmdline, &[0]].concat())
+    }
+
     fn check(&self) -> Result<(), LoadError> {
         if self.version < VERSION_NEEDED {
             return Err(LoadError::ProtocolTooOld { version: self.version });
@@ -90,7 +113,7 @@ impl SetupHeader {
     }
 
     /// The protected-mode part of the file.
-    fn kernel<'a>(&self, bytes: &'a [u8]) -> Result<&'a [u8], LoadError> {
+    pub(super) fn kernel<'a>(&self, bytes: &'a [u8]) -> Result<&'a [u8], LoadError> {
         let sectors = if self.setup_sects == 0 { SETUP_SECTS_DEFAULT } else { self.setup_sects };
         let start = (u64::from(sectors) + 1) * 512;
         let has = bytes.len() as u64;
@@ -111,14 +134,7 @@ pub(super) fn load(
     placement: &mut Placement<'_>,
     memory: &mut dyn GuestMemory,
 ) -> Result<Entry, LoadError> {
-    let has = bytes.len() as u64;
-    let header = SetupHeader::read(bytes).ok_or(LoadError::TruncatedHeader {
-        kind: ImageKind::BzImage,
-        what: "setup_header",
-        needs: HEADER_NEEDED,
-        has,
-    })?;
-    header.check()?;
+    let header = SetupHeader::checked(bytes)?;
     if !options.modules.is_empty() {
         return Err(LoadError::CannotPass { kind: ImageKind::BzImage, what: "boot modules besides the initrd" });
     }
@@ -127,17 +143,12 @@ pub(super) fn load(
     let load_address = place_kernel(&header, kernel.len() as u64, placement)?;
     memory.write(load_address, kernel)?;
     let mut zero_page = ZeroPage::new(bytes);
-    let cmdline = options.checked_cmdline()?;
-    let limit = u64::from(header.cmdline_size);
-    if cmdline.len() as u64 > limit {
-        return Err(LoadError::CommandLineTooLong { len_bytes: cmdline.len(), limit });
-    }
+    let cmdline = header.checked_cmdline(options)?;
     let boot_params = placement.lowest(Part::BootInfo, 0x1000, 0x1000, FOUR_GIB)?;
-    let terminated = [cmdline, &[0]].concat();
-    let cmdline_at = placement.put_lowest(memory, Part::CommandLine, &terminated, FOUR_GIB)?;
+    let cmdline_at = placement.put_lowest(memory, Part::CommandLine, &cmdline, FOUR_GIB)?;
     zero_page.set_cmdline(cmdline_at);
     let entry = if header.xloadflags & XLF_KERNEL_64 != 0 {
-        let long_mode = LongMode::build(placement, memory)?;
+        let long_mode = LongMode::build(options.encryption_mask(), placement, memory)?;
         Entry::Linux64 { rip: load_address.wrapping_add(ENTRY_64), boot_params, long_mode }
     } else {
         let segments = BootSegments::build(placement, memory)?;
@@ -147,6 +158,9 @@ pub(super) fn load(
 
     if let Some(initrd) = options.initrd {
         zero_page.set_initrd(place_initrd(&header, initrd, placement, memory)?, initrd.len() as u64);
+    }
+    if options.confidential.is_some() {
+        zero_page.0.put_u64(0x250, Confidential::build(placement, memory)?.raw());
     }
     zero_page.set_memory_map(placement);
     if let Some(rsdp) = options.acpi_rsdp {
@@ -158,7 +172,11 @@ pub(super) fn load(
 
 /// The preferred address when RAM allows, else the lowest aligned one from 1 MiB up. The kernel needs `init_size`
 /// bytes from there until it has found its memory.
-fn place_kernel(header: &SetupHeader, len_bytes: u64, placement: &mut Placement<'_>) -> Result<Gpa, LoadError> {
+pub(super) fn place_kernel(
+    header: &SetupHeader,
+    len_bytes: u64,
+    placement: &mut Placement<'_>,
+) -> Result<Gpa, LoadError> {
     let needed = u64::from(header.init_size).max(len_bytes);
     let preferred = Gpa::new(header.pref_address);
     // The identity map ends at 4 GiB: a preference beyond it could not be entered.
@@ -176,7 +194,7 @@ fn place_kernel(header: &SetupHeader, len_bytes: u64, placement: &mut Placement<
     }
 }
 
-fn place_initrd(
+pub(super) fn place_initrd(
     header: &SetupHeader,
     initrd: &[u8],
     placement: &mut Placement<'_>,

@@ -257,7 +257,11 @@ pub(super) fn load(
                 return Err(LoadError::EntryUnmapped { entry: rip });
             }
             let start_info = pvh::start_info(options, placement, memory)?;
-            Ok(Entry::Elf64 { rip, start_info, long_mode: LongMode::build(placement, memory)? })
+            Ok(Entry::Elf64 {
+                rip,
+                start_info,
+                long_mode: LongMode::build(options.encryption_mask(), placement, memory)?,
+            })
         }
     }
 }

@@ -35,6 +35,10 @@ pub enum Part {
     PageTables,
     /// The descriptor table of the long-mode entries.
     Gdt,
+    /// The node of setup data that tells an encrypted guest where its secrets are.
+    SetupData,
+    /// What runs before the kernel of an encrypted guest, and what it is told.
+    Stage0,
 }
 
 impl fmt::Display for Part {
@@ -49,6 +53,8 @@ impl fmt::Display for Part {
             Part::BootInfo => f.write_str("boot information"),
             Part::PageTables => f.write_str("page tables"),
             Part::Gdt => f.write_str("GDT"),
+            Part::SetupData => f.write_str("setup data"),
+            Part::Stage0 => f.write_str("stage0"),
         }
     }
 }
@@ -101,6 +107,18 @@ pub enum LoadError {
     KernelAlignment {
         /// `setup_header.kernel_alignment`.
         alignment: u32,
+    },
+
+    /// stage0 prepares the way for a Linux kernel of an encrypted guest, and for nothing else.
+    #[error("stage0 starts a bzImage in an encrypted guest, and nothing else")]
+    NotForStage0,
+    /// More parts of memory than stage0 can be told of.
+    #[error("{count} parts of memory; stage0 can be told of {limit}")]
+    TooManyRegions {
+        /// How many there are.
+        count: usize,
+        /// The most there can be.
+        limit: usize,
     },
 
     /// A field of the ELF header has a value that cannot work here.
@@ -297,6 +315,8 @@ impl LoadError {
             LoadError::CommandLineNul { .. } => "--append takes text without NUL bytes",
             LoadError::CannotPass { .. } => "leave that option out, or use a Linux, PVH, multiboot or ELF image",
             LoadError::RealModeRange { .. } => "use a protected-mode or long-mode load address",
+            LoadError::NotForStage0 => "give a bzImage, or leave boot=stage0 out",
+            LoadError::TooManyRegions { .. } => "more memory in one piece, or a smaller ramdisk, makes fewer parts",
             LoadError::Memory(_) => "the machine's memory is smaller than its map: this is a mistake in the emulator",
         }
     }

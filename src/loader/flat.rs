@@ -76,6 +76,9 @@ pub(super) fn load(
         }
         FlatMode::Protected32 => Ok(Entry::Flat32 { eip: u32::try_from(address.raw()).map_err(|_| too_high)? }),
         FlatMode::Long64 if address >= FOUR_GIB => Err(LoadError::EntryUnmapped { entry: address }),
-        FlatMode::Long64 => Ok(Entry::Flat64 { rip: address, long_mode: LongMode::build(placement, memory)? }),
+        FlatMode::Long64 => Ok(Entry::Flat64 {
+            rip: address,
+            long_mode: LongMode::build(options.encryption_mask(), placement, memory)?,
+        }),
     }
 }

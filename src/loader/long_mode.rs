@@ -14,8 +14,10 @@ use super::placement::Placement;
 /// off; CS from [`LongMode::CODE_SELECTOR`] (64-bit, ring 0), the data segments from [`LongMode::DATA_SELECTOR`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LongMode {
-    /// Root table, for CR3. It maps the low 4 GiB one to one, writable and executable, supervisor only.
+    /// Root table. It maps the low 4 GiB one to one, writable and executable, supervisor only.
     pub cr3: Gpa,
+    /// What CR3 holds beside the address: the C-bit of an encrypted guest, which every entry of the tables carries too.
+    pub encryption_mask: u64,
     /// Base for GDTR.
     pub gdt: Gpa,
     /// Limit for GDTR: bytes less one.
@@ -33,13 +35,17 @@ impl LongMode {
     pub const DATA_DESCRIPTOR: u64 = 0x00cf_9300_0000_ffff;
 
     /// Builds the tables in low memory.
-    pub(super) fn build(placement: &mut Placement<'_>, memory: &mut dyn GuestMemory) -> Result<LongMode, LoadError> {
+    pub(super) fn build(
+        encryption_mask: u64,
+        placement: &mut Placement<'_>,
+        memory: &mut dyn GuestMemory,
+    ) -> Result<LongMode, LoadError> {
         let gdt = [0, 0, Self::CODE_DESCRIPTOR, Self::DATA_DESCRIPTOR];
         let gdt = gdt.map(u64::to_le_bytes).concat();
         let gdt_at = placement.put_lowest(memory, Part::Gdt, &gdt, FOUR_GIB)?;
         let cr3 = placement.lowest(Part::PageTables, TABLES * 0x1000, 0x1000, FOUR_GIB)?;
-        memory.write(cr3, &identity_tables(cr3))?;
-        Ok(LongMode { cr3, gdt: gdt_at, gdt_limit: gdt.len() as u16 - 1 })
+        memory.write(cr3, &identity_tables(cr3, encryption_mask))?;
+        Ok(LongMode { cr3, encryption_mask, gdt: gdt_at, gdt_limit: gdt.len() as u16 - 1 })
     }
 }
 
@@ -51,15 +57,16 @@ const TABLES: u64 = 6;
 const PRESENT_WRITABLE: u64 = 3;
 const PAGE_SIZE_BIT: u64 = 1 << 7;
 
-fn identity_tables(root: Gpa) -> Vec<u8> {
+fn identity_tables(root: Gpa, encryption_mask: u64) -> Vec<u8> {
+    let flags = PRESENT_WRITABLE | encryption_mask;
     let table = |n: u64| root.raw() + n * 0x1000;
     let mut entries = vec![0_u64; TABLES as usize * 512];
-    entries[0] = table(1) | PRESENT_WRITABLE;
+    entries[0] = table(1) | flags;
     for gib in 0..4 {
-        entries[512 + gib as usize] = table(2 + gib) | PRESENT_WRITABLE;
+        entries[512 + gib as usize] = table(2 + gib) | flags;
     }
     for (n, entry) in (0_u64..).zip(&mut entries[1024..]) {
-        *entry = n << 21 | PAGE_SIZE_BIT | PRESENT_WRITABLE;
+        *entry = n << 21 | PAGE_SIZE_BIT | flags;
     }
     entries.into_iter().flat_map(u64::to_le_bytes).collect()
 }
@@ -72,7 +79,7 @@ mod tests {
     #[test]
     fn every_low_address_maps_to_itself() {
         let root = Gpa::new(0x9000);
-        let tables = identity_tables(root);
+        let tables = identity_tables(root, 0);
         let entry = |table: u64, index: u64| u64_at(&tables, table - root.raw() + 8 * index).unwrap();
         for address in [0, 0x20_0000, 0x3fff_ffff, 0x4000_0000, 0xffff_ffff_u64] {
             let pdpt = entry(root.raw(), address >> 39) & !0xfff;
@@ -83,5 +90,16 @@ mod tests {
         }
         assert_eq!(entry(root.raw(), 1), 0);
         assert_eq!(entry(root.raw() + 0x1000, 4), 0);
+    }
+
+    #[test]
+    fn every_entry_of_an_encrypted_guest_has_the_c_bit() {
+        let (root, c_bit) = (Gpa::new(0x9000), 1 << 51);
+        let tables = identity_tables(root, c_bit);
+        let plain = identity_tables(root, 0);
+        for (encrypted, plain) in tables.as_chunks().0.iter().zip(plain.as_chunks().0) {
+            let (encrypted, plain) = (u64::from_le_bytes(*encrypted), u64::from_le_bytes(*plain));
+            assert_eq!(encrypted, if plain == 0 { 0 } else { plain | c_bit });
+        }
     }
 }

@@ -16,6 +16,7 @@ mod boot_segments;
 mod builtin;
 mod bytes;
 mod bzimage;
+mod confidential;
 mod elf;
 mod error;
 mod flat;
@@ -28,6 +29,7 @@ mod probe;
 mod pvh;
 #[cfg(test)]
 mod samples;
+pub mod stage0;
 #[cfg(test)]
 mod tests;
 
@@ -35,6 +37,7 @@ use emu_core::Gpa;
 
 pub use boot_segments::BootSegments;
 pub use builtin::{BUILTIN, BUILTINS, BuiltinGuest};
+pub use confidential::Confidential;
 pub use error::{LoadError, Part};
 pub use flat::{FlatMode, FlatPlacement};
 pub use fuzz::fuzz_one;
@@ -81,6 +84,8 @@ pub struct LoadOptions<'a> {
     pub acpi_rsdp: Option<Gpa>,
     /// Where a flat image goes.
     pub flat: FlatPlacement,
+    /// What an encrypted guest finds; `None` for every other.
+    pub confidential: Option<Confidential>,
 }
 
 impl<'a> LoadOptions<'a> {
@@ -93,7 +98,13 @@ impl<'a> LoadOptions<'a> {
             modules: &[],
             acpi_rsdp: None,
             flat: FlatPlacement::Customary,
+            confidential: None,
         }
+    }
+
+    /// The C-bit as entries of page tables carry it; 0 where there is none.
+    fn encryption_mask(&self) -> u64 {
+        self.confidential.map_or(0, |confidential| 1 << confidential.c_bit)
     }
 
     /// The command line as the guest reads it, refusing what it cannot hold.

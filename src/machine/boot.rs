@@ -75,7 +75,7 @@ fn enter_32(state: &mut VcpuState, eip: u32) {
 
 fn enter_64(state: &mut VcpuState, rip: u64, long_mode: LongMode) {
     state.cr0 = Cr0::PE | Cr0::PG | Cr0::ET;
-    state.cr3 = long_mode.cr3.raw();
+    state.cr3 = long_mode.cr3.raw() | long_mode.encryption_mask;
     state.cr4 = Cr4::PAE;
     state.efer = Efer::LME | Efer::LMA;
     state.segments.regs = [flat(LongMode::DATA_SELECTOR, DATA, false, true); 6];

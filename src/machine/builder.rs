@@ -21,14 +21,16 @@ use hypervisor::{
     FolioPolicy, GmemFlags, MemSlotSpec, MmioCaching, MmuParams, PagePolicy, RamLayout, Shareability, SlotFlags,
     SlotId, SystemMemoryPlan, TdpFormat, VcpuId, Vm, VmConfig, VmError, VmKind,
 };
+use mmu::rmp::Rmp;
 use mmu::{Asid, Ept, EptExecute, Eptp, ModificationLog, NestedNx, Npt, SpaceTag, Stage2, Stage2Levels, Vpid};
 
 use super::checks::Checks;
 use super::guest_memory::HostSide;
 use super::seat::{Activity, Processor};
+use super::snp::{self, Launch};
 use super::{BuildError, Counters, Machine, boot, firmware};
-use crate::config::NestedPaging;
-use crate::loader::{self, Image, LoadOptions, MemoryMap, Module};
+use crate::config::{NestedPaging, SnpChoice};
+use crate::loader::{self, Confidential, Image, LoadOptions, MemoryMap, Module};
 use crate::trace::{Lens, Recorder};
 use crate::vmm::hypercall::GpaRange;
 use crate::vmm::script::Script;
@@ -56,6 +58,8 @@ pub struct MachineConfig {
     pub gmem: GmemPolicy,
     /// How RAM of a software-protected VM begins.
     pub ram: InitialRam,
+    /// How an SNP guest is launched and its memory kept.
+    pub snp: SnpChoice,
     /// What the VMM does about memory faults.
     pub on_memory_fault: OnMemoryFault,
     /// Instructions between two looks at the hypervisor's invariants; `None`: nobody looks.
@@ -79,6 +83,7 @@ impl Default for MachineConfig {
             kind: VmKind::Default,
             gmem: GmemPolicy::DEFAULT,
             ram: InitialRam::Shared,
+            snp: SnpChoice::default(),
             on_memory_fault: OnMemoryFault::Convert,
             check_every: None,
             seed: Seed(0),
@@ -128,6 +133,11 @@ impl Builder {
     /// The kind of the VM, and how its RAM begins: [`InitialRam::Private`] needs a kind that has private memory.
     pub fn kind(mut self, kind: VmKind, ram: InitialRam) -> Builder {
         (self.config.kind, self.config.ram) = (kind, ram);
+        self
+    }
+    /// An SNP guest, launched so; the processor model becomes one with SEV-SNP.
+    pub fn snp(mut self, choice: SnpChoice) -> Builder {
+        (self.config.kind, self.config.snp) = (VmKind::Snp, choice);
         self
     }
     /// How guest_memfd behaves.
@@ -184,6 +194,9 @@ impl Builder {
     /// Builds the machine and loads `image` into it.
     pub fn build(self, image: &Image<'_>) -> Result<Machine, BuildError> {
         let mut config = self.config;
+        if config.kind == VmKind::Snp {
+            snp::check(&mut config)?;
+        }
         if config.mmu == NestedPaging::Shadow {
             config.model = without_keys(config.model)?;
         }
@@ -193,7 +206,15 @@ impl Builder {
         let layout = RamLayout::pc(config.memory_bytes, config.pages)?;
         let policy = PagePolicy::of(config.pages);
         let plan = SystemMemoryPlan::for_guest(layout.inode_bytes, policy);
+        let (plan, rmp_place) = match config.kind {
+            VmKind::Snp => {
+                let (plan, place) = plan.with_rmp();
+                (plan, Some(place))
+            }
+            VmKind::Default | VmKind::SwProtected => (plan, None),
+        };
         let memory = SystemMemory::flat(plan.arena_bytes)?;
+        let rmp = rmp_place.map(|place| Rmp::new(memory.clone(), place).map(Arc::new)).transpose()?;
         let format = match config.mmu {
             // Without nested paging nothing is ever put into these tables.
             NestedPaging::Npt | NestedPaging::Shadow => TdpFormat::Npt,
@@ -205,6 +226,7 @@ impl Builder {
             nr_vcpus: config.cpus,
             kind: config.kind,
             gmem: config.gmem,
+            snp: rmp.as_ref().map(|rmp| snp::config(&config.snp, Arc::clone(rmp))),
             ..VmConfig::new(policy, plan.host)
         };
         let lens = self.recorder.map(Lens::new).unwrap_or_default();
@@ -224,7 +246,9 @@ impl Builder {
             vm = vm.shadowing(&ShadowConfig::for_guest(features, layout.inode_bytes))?;
         }
         vm.add_ram(&layout, SlotId(0), &lens.task())?;
-        add_firmware(&vm, SlotId(layout.ranges.len() as u16), &lens.task())?;
+        if rmp.is_none() {
+            add_firmware(&vm, SlotId(layout.ranges.len() as u16), &lens.task())?;
+        }
 
         let low = layout.inode_bytes.min(LOW_RAM_END.raw());
         let high = layout.inode_bytes - low;
@@ -236,28 +260,38 @@ impl Builder {
             ..BoardConfig::new(config.cpus, low, high)
         })?;
 
-        let map = MemoryMap::pc(layout.inode_bytes, LOW_RAM_END)?;
         let acpi = AcpiImage::build(&AcpiConfig::new(config.cpus))?;
-        let mut host = HostSide::new(&vm, lens.task());
-        loader::GuestMemory::write(&mut host, acpi.base, &acpi.bytes)
-            .map_err(|_| BuildError::NoRoomForTables { gpa: acpi.base })?;
+        let map = match config.kind {
+            VmKind::Snp => MemoryMap::confidential(layout.inode_bytes, LOW_RAM_END, acpi.base)?,
+            VmKind::Default | VmKind::SwProtected => MemoryMap::pc(layout.inode_bytes, LOW_RAM_END)?,
+        };
         let modules: Vec<Module<'_>> = self.modules.iter().map(|(bytes, cmdline)| Module { bytes, cmdline }).collect();
         let options = LoadOptions {
             cmdline: &self.cmdline,
             initrd: self.initrd.as_deref(),
             modules: &modules,
             acpi_rsdp: Some(acpi.rsdp),
+            confidential: rmp.as_ref().map(|_| Confidential { c_bit: config.snp.c_bit }),
             ..LoadOptions::new(&map)
         };
-        let entry = loader::load(image, &options, &mut host)?;
-        if config.ram == InitialRam::Private {
+        let mut launch = rmp.as_ref().map(|_| Launch::new(config.snp, &layout));
+        let entry = match &mut launch {
+            Some(launch) => launch.load(image, &options, &acpi)?,
+            None => {
+                let mut host = HostSide::new(&vm, lens.task());
+                loader::GuestMemory::write(&mut host, acpi.base, &acpi.bytes)
+                    .map_err(|_| BuildError::NoRoomForTables { gpa: acpi.base })?;
+                loader::load(image, &options, &mut host)?
+            }
+        };
+        if launch.is_some() || config.ram == InitialRam::Private {
             for range in &layout.ranges {
                 let all = GpaRange { gpa: range.gpa, len_bytes: range.len_bytes };
                 memory::convert(&vm, all, Shareability::PRIVATE, &lens.task())?;
             }
         }
 
-        let vcpus = (0..config.cpus)
+        let mut vcpus = (0..config.cpus)
             .map(|n| {
                 let vcpu_config = VcpuConfig {
                     model: config.model.clone(),
@@ -266,6 +300,7 @@ impl Builder {
                     seed: config.seed,
                 };
                 let mut vcpu = Vcpu::new(memory.clone(), &vcpu_config);
+                vcpu.mmu().set_rmp(rmp.clone());
                 vcpu.mmu().set_stage2(stage2(&config, vm.root_register(), n));
                 let log = vm.pml_buffer(VcpuId(n))?.map(ModificationLog::new);
                 vcpu.mmu().set_modification_log(log);
@@ -281,6 +316,10 @@ impl Builder {
                 Ok(Processor::new(vcpu, activity))
             })
             .collect::<Result<Vec<Processor>, VmError>>()?;
+        let snp = match launch {
+            Some(launch) => Some(launch.finish(&vm, &mut vcpus, config.seed, &lens.task())?),
+            None => None,
+        };
         let (on_memory_fault, seed) = (config.on_memory_fault, config.seed);
         let config_checks = config.check_every;
         let scheduler = config.seed.stream(Consumer::Scheduler);
@@ -296,6 +335,7 @@ impl Builder {
             counters: Counters::default(),
             serial: Vec::new(),
             turn: 0,
+            snp,
             lens,
         })
     }
@@ -333,13 +373,11 @@ fn stage2(config: &MachineConfig, register: u64, n: u16) -> Stage2 {
     match config.mmu {
         NestedPaging::Npt => {
             let root = Spa::new(register);
-            Stage2::Npt(Npt {
-                root,
-                levels: Stage2Levels::Four,
-                nx: NestedNx::Enabled,
-                asid: Asid(n as u32 + 1),
-                snp: None,
-            })
+            let (asid, snp) = match config.kind {
+                VmKind::Snp => (snp::ASID, Some(snp::guest_mode(&config.snp))),
+                VmKind::Default | VmKind::SwProtected => (Asid(n as u32 + 1), None),
+            };
+            Stage2::Npt(Npt { root, levels: Stage2Levels::Four, nx: NestedNx::Enabled, asid, snp })
         }
         NestedPaging::Shadow => Stage2::Untranslated(SpaceTag::Asid(Asid(n as u32 + 1))),
         NestedPaging::Ept => Stage2::Ept(Ept { eptp: Eptp(register), execute: EptExecute::Single, vpid: Vpid(n + 1) }),

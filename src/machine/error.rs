@@ -1,13 +1,18 @@
 //! What can go wrong on the host's side.
 
+use cpu::{EmulationRefused, SevRefused};
 use devices::acpi::tables::AcpiError;
 use devices::board::BoardError;
 use emu_core::Gpa;
 use emu_core::cpu_model::CpuModelError;
 use emu_core::memory;
+use hypervisor::snp::launch::{CpuidPageError, FirmwareStatus, PolicyRefused};
+use hypervisor::snp::memory::LaunchError;
 use hypervisor::{VmError, plan};
+use mmu::rmp::RmpSetupError;
 use thiserror::Error;
 
+use crate::config::NestedPaging;
 use crate::loader::{LoadError, MemoryMapError};
 use crate::vmm::memory::MemoryError;
 
@@ -46,6 +51,33 @@ pub enum BuildError {
     /// The processor model is impossible.
     #[error(transparent)]
     Model(#[from] CpuModelError),
+    /// SNP is AMD's, and over nested tables.
+    #[error("an SNP guest runs over NPT, not over {mmu}")]
+    SnpNeedsNpt {
+        /// What was asked for.
+        mmu: NestedPaging,
+    },
+    /// The machine's reverse map cannot be set up.
+    #[error(transparent)]
+    Rmp(#[from] RmpSetupError),
+    /// The processor model has no encrypted guests.
+    #[error(transparent)]
+    NoSev(#[from] SevRefused),
+    /// A register of the processor cannot be set as firmware leaves it.
+    #[error(transparent)]
+    Msr(#[from] EmulationRefused),
+    /// A page could not be launched.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// The firmware refuses the guest.
+    #[error(transparent)]
+    Firmware(#[from] FirmwareStatus),
+    /// The policy is none that KVM takes.
+    #[error(transparent)]
+    Policy(#[from] PolicyRefused),
+    /// The processor's CPUID cannot be told in a page.
+    #[error(transparent)]
+    Cpuid(#[from] CpuidPageError),
     /// The image cannot be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),

@@ -5,7 +5,7 @@ use devices::lapic::MsrError;
 use devices::{BoardEvents, CpuIndex, Port, Width};
 use emu_core::event::{Bits, Direction, Event, UserExitReason};
 use gmem::GetError;
-use hypervisor::{Action, EntryState, FaultCause, FaultInput, FlushRequest, VcpuId, VmError};
+use hypervisor::{Action, EntryState, FaultCause, FaultInput, FlushRequest, Shareability, VcpuId, VmError};
 use mmu::{NestedFaultKind, NestedPageFault, Stage2Cause};
 
 use super::run::Outcome;
@@ -47,6 +47,7 @@ impl Machine {
             Exit::Io(access) => Ok(Ok(self.port(n, access))),
             Exit::Msr(access) => Ok(Ok(self.msr(n, access))),
             Exit::TaskPriority { write } => Ok(Ok(self.task_priority(n, write))),
+            Exit::VmgExit => self.vmgexit(n),
             Exit::Hypercall => {
                 let state = self.vcpus[n].vcpu.state();
                 let asked = Hypercall::read(&state);
@@ -59,14 +60,16 @@ impl Machine {
                 self.vcpus[n].vcpu.set_gpr(0, answer);
                 Ok(Ok(BoardEvents::empty()))
             }
-            // Without a GHCB there is nothing to read: the guest goes on, as KVM lets it.
-            Exit::VmgExit => Ok(Ok(BoardEvents::empty())),
             Exit::TscMoved => {
                 let offset = self.vcpus[n].vcpu.tsc_offset();
                 if let Some(lapic) = self.board.lapic_mut(CpuIndex(n as u16)) {
                     lapic.set_tsc_offset(offset, self.now);
                 }
                 Ok(Ok(BoardEvents::TIMERS))
+            }
+            Exit::InvalidGuestState(cause) => {
+                let (cpu, registers) = (n as u16, self.describe(n));
+                Ok(Err(Outcome::BrokeProtocol { cpu, why: cause.to_string(), registers }))
             }
             Exit::Shutdown => Ok(Err(Outcome::TripleFault { cpu: n as u16, registers: self.describe(n) })),
         }
@@ -104,6 +107,11 @@ impl Machine {
             Err(VmError::Backing(GetError::Poisoned { .. })) => {
                 return Ok(Err(Outcome::MemoryFailure { cpu: n as u16, gpa: fault.gpa, registers: self.describe(n) }));
             }
+            Err(VmError::PrivateMmio { gpa }) => {
+                let (cpu, registers) = (n as u16, self.describe(n));
+                let why = format!("a private access at {gpa}, where a device is");
+                return Ok(Err(Outcome::BrokeProtocol { cpu, why, registers }));
+            }
             action => action?,
         };
         self.flush_owed();
@@ -117,6 +125,9 @@ impl Machine {
             Action::Resume(_) => Ok(BoardEvents::empty()),
             Action::Mmio { gpa } => match access {
                 Some(access) => Ok(self.device(n, access)),
+                // Nobody can emulate the instruction of a guest with encrypted state. It comes again, meets the entry that
+                // stands for a device now, and becomes #VC.
+                None if self.snp.is_some() => Ok(BoardEvents::empty()),
                 None => Err(self.no_memory(n, gpa)),
             },
             Action::RomWrite { gpa } => match access {
@@ -152,8 +163,15 @@ impl Machine {
         }
     }
 
-    /// A memory access that a device answers, in pieces no wider than a bus cycle.
+    /// A memory access that a device answers.
     fn device(&mut self, n: usize, access: MmioAccess) -> BoardEvents {
+        let (bytes, events) = self.mmio(n, access);
+        self.vcpus[n].vcpu.complete(Completion::Done(bytes));
+        events
+    }
+
+    /// The same without telling the processor, in pieces no wider than a bus cycle. What was read.
+    pub(super) fn mmio(&mut self, n: usize, access: MmioAccess) -> ([u8; 32], BoardEvents) {
         self.counters.mmio += 1;
         let cpu = CpuIndex(n as u16);
         let mut events = BoardEvents::empty();
@@ -182,11 +200,17 @@ impl Machine {
             }
             at += size;
         }
-        self.vcpus[n].vcpu.complete(Completion::Done(bytes));
-        events
+        (bytes, events)
     }
 
     fn port(&mut self, n: usize, access: IoAccess) -> BoardEvents {
+        let (value, events) = self.port_access(access);
+        self.vcpus[n].vcpu.complete(Completion::value(value.into()));
+        events
+    }
+
+    /// A port access. What was read.
+    pub(super) fn port_access(&mut self, access: IoAccess) -> (u32, BoardEvents) {
         self.counters.io += 1;
         let width = match access.len_bytes {
             1 => Width::Byte,
@@ -201,11 +225,20 @@ impl Machine {
         let direction = direction(access.write);
         let bits = Bits(access.write.unwrap_or(value).into());
         self.lens.task().report(Event::Pio { direction, len: access.len_bytes, port: access.port, value: bits });
-        self.vcpus[n].vcpu.complete(Completion::value(value as u64));
-        events
+        (value, events)
     }
 
     fn msr(&mut self, n: usize, access: MsrAccess) -> BoardEvents {
+        let (completion, events) = match self.board_msr(n, access) {
+            Ok((value, events)) => (Completion::value(value), events),
+            Err(_) => (Completion::Refused, BoardEvents::empty()),
+        };
+        self.vcpus[n].vcpu.complete(completion);
+        events
+    }
+
+    /// An access to a register that the board answers for. What was read.
+    pub(super) fn board_msr(&mut self, n: usize, access: MsrAccess) -> Result<(u64, BoardEvents), MsrError> {
         self.counters.msr += 1;
         let cpu = CpuIndex(n as u16);
         let answer: Result<(u64, BoardEvents), MsrError> = match access.write {
@@ -217,12 +250,7 @@ impl Machine {
             let direction = direction(access.write);
             self.lens.task().report(Event::Msr { direction, ecx: access.msr, data });
         }
-        let (completion, events) = match answer {
-            Ok((value, events)) => (Completion::value(value), events),
-            Err(_) => (Completion::Refused, BoardEvents::empty()),
-        };
-        self.vcpus[n].vcpu.complete(completion);
-        events
+        answer
     }
 }
 
@@ -251,8 +279,10 @@ pub(super) fn fault_input(fault: &NestedPageFault) -> FaultInput {
         entry: match fault.kind {
             NestedFaultKind::NotPresent { .. } => EntryState::NotPresent,
             NestedFaultKind::Reserved { .. } | NestedFaultKind::Misconfigured { .. } => EntryState::Reserved,
-            _ => EntryState::Denied,
+            NestedFaultKind::Permission => EntryState::Denied,
+            NestedFaultKind::Rmp(cause) => EntryState::Rmp(cause),
         },
+        privacy: if fault.c_bit.is_set() { Shareability::PRIVATE } else { Shareability::SHARED },
         ..FaultInput::new(fault.gpa, fault.access)
     }
 }

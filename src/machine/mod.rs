@@ -21,12 +21,13 @@ mod run;
 mod seat;
 mod seen;
 mod shadow;
+mod snp;
 mod summary;
 
 pub use builder::{Builder, MachineConfig};
 pub use error::{BuildError, RunError};
 pub use run::{Limits, Outcome};
-pub use summary::Summary;
+pub use summary::{SnpSummary, Summary};
 
 use std::sync::Arc;
 
@@ -36,6 +37,7 @@ use devices::Board;
 use emu_core::Gpa;
 use emu_core::rng::Stream;
 use emu_core::time::Instant;
+use hypervisor::snp::launch::LaunchDigest;
 use hypervisor::{GuestAccessError, Vm};
 use seat::{Activity, Processor};
 
@@ -58,6 +60,8 @@ pub struct Machine {
     serial: Vec<u8>,
     /// Which processor's turn it is.
     turn: usize,
+    /// Of an SNP guest.
+    snp: Option<snp::Snp>,
     /// How what it does is seen.
     lens: Lens,
 }
@@ -72,6 +76,8 @@ struct Counters {
     halts: u64,
     interrupts: u64,
     turns: u64,
+    vmgexits: u64,
+    page_state_changes: u64,
 }
 
 impl Machine {
@@ -113,6 +119,11 @@ impl Machine {
     /// [`GuestAccessError`]: part of the range is no memory.
     pub fn read_guest(&mut self, gpa: Gpa, into: &mut [u8]) -> Result<(), GuestAccessError> {
         self.vm.guest_read(gpa, into, &self.lens.task())
+    }
+
+    /// What the launch of an SNP guest was measured as.
+    pub fn launch_digest(&self) -> Option<LaunchDigest> {
+        self.snp.as_ref().map(snp::Snp::digest)
     }
 
     /// The VMM, for what it did.

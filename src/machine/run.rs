@@ -52,6 +52,24 @@ pub enum Outcome {
         /// Its registers, in words.
         registers: String,
     },
+    /// An encrypted guest gives up, and says so (`KVM_SYSTEM_EVENT_SEV_TERM`).
+    Terminated {
+        /// Which processor.
+        cpu: u16,
+        /// What it says, in words.
+        why: String,
+        /// Its registers, in words; the hypervisor cannot see them, a debugger beneath it can.
+        registers: String,
+    },
+    /// An encrypted guest, or its host, did what the protocol between them does not allow.
+    BrokeProtocol {
+        /// Which processor.
+        cpu: u16,
+        /// What, in words.
+        why: String,
+        /// Its registers, in words.
+        registers: String,
+    },
     /// The guest uses memory that has failed (`EHWPOISON`).
     MemoryFailure {
         /// Which processor.

@@ -6,7 +6,7 @@
 use core::ops::{Deref, DerefMut};
 
 use cpu::Vcpu;
-use emu_core::Gfn;
+use emu_core::{Gfn, Spa};
 
 /// What a processor does when its turn comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,12 @@ pub(super) enum Message {
         vector: u8,
     },
     Nmi,
+    /// An encrypted guest has made a state for the processor to run from.
+    StartFrom {
+        vmsa: Spa,
+    },
+    /// An encrypted guest wants it to end.
+    Stop,
     /// The board put something else at this frame.
     Forget {
         gfn: Gfn,
@@ -107,8 +113,23 @@ impl Processor {
                     self.activity = Activity::Running;
                 }
             }
+            Message::StartFrom { vmsa } => {
+                vcpu.set_vmsa(vmsa);
+                self.activity = Activity::Running;
+            }
+            Message::Stop => self.activity = Activity::WaitForSipi,
             Message::Forget { gfn } => vcpu.mmu().flush_gpa_range(gfn, 1),
         }
+    }
+
+    /// The processor runs from the state that the guest has put at `vmsa`, as soon as it is not away.
+    pub(super) fn start_from(&mut self, vmsa: Spa) {
+        self.tell(Message::StartFrom { vmsa });
+    }
+
+    /// The processor is no longer to run.
+    pub(super) fn stop(&mut self) {
+        self.tell(Message::Stop);
     }
 
     /// The processor is back and hears what it was told meanwhile.

@@ -32,6 +32,7 @@ pub(super) fn reason(exit: &Exit) -> ExitReason {
         Exit::PagingWritten { .. } | Exit::Invlpg { .. } | Exit::Invpcid { .. } | Exit::ReadPdptes { .. } => {
             ExitReason::Intercept
         }
+        Exit::InvalidGuestState(_) => ExitReason::Invalid,
         Exit::Shutdown => ExitReason::Shutdown,
     }
 }

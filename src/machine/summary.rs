@@ -1,7 +1,9 @@
 //! What a run amounted to.
 
 use emu_core::PageSize;
+use emu_core::sev::Vmpl;
 use hypervisor::VmStats;
+use hypervisor::snp::launch::LaunchDigest;
 use mmu::MmuStats;
 
 use super::Machine;
@@ -42,10 +44,29 @@ pub struct Summary {
     pub blocks: u64,
     /// What was recorded of it, if anything.
     pub trace: Option<Recorded>,
+    /// Of an SNP guest.
+    pub snp: Option<SnpSummary>,
     /// The hypervisor's counters.
     pub vm: VmStats,
     /// The translation units' counters, added up.
     pub mmu: MmuStats,
+}
+
+/// What an SNP guest was, and what it amounted to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnpSummary {
+    /// What its launch was measured as.
+    pub digest: LaunchDigest,
+    /// Its policy.
+    pub policy: u64,
+    /// The number of its C-bit.
+    pub c_bit: u8,
+    /// The privilege level its processors start at.
+    pub vmpl: Vmpl,
+    /// VMGEXITs.
+    pub vmgexits: u64,
+    /// Runs of pages that the guest wanted in another state.
+    pub page_state_changes: u64,
 }
 
 impl Machine {
@@ -74,6 +95,14 @@ impl Machine {
             deeds: self.vmm.deeds().clone(),
             blocks,
             trace: self.trace(),
+            snp: self.snp.as_ref().map(|snp| SnpSummary {
+                digest: snp.digest(),
+                policy: self.config.snp.policy,
+                c_bit: self.config.snp.c_bit,
+                vmpl: self.config.snp.vmpl,
+                vmgexits: c.vmgexits,
+                page_state_changes: c.page_state_changes,
+            }),
             vm: self.vm.stats(),
             mmu,
         }
@@ -128,6 +157,21 @@ impl core::fmt::Display for Summary {
         writeln!(f, "folios       {}", by_size(self.vm.folios))?;
         if self.checks > 0 {
             writeln!(f, "checks       every invariant {} times", self.checks)?;
+        }
+        if let Some(snp) = &self.snp {
+            let m = &self.vm.snp;
+            writeln!(f, "SNP          policy {:#x}, C-bit {}, VMPL{}", snp.policy, snp.c_bit, snp.vmpl.index())?;
+            writeln!(f, "             launch digest {}", snp.digest)?;
+            writeln!(
+                f,
+                "             {} pages launched, {} VMGEXITs, {} page state changes",
+                m.launched_pages, snp.vmgexits, snp.page_state_changes
+            )?;
+            writeln!(
+                f,
+                "             RMP entries: 4K {} assigned, {} returned; 2M {} assigned, {} returned; {} PSMASH, {} UNSMASH; {} faults",
+                m.assigned[0], m.returned[0], m.assigned[1], m.returned[1], m.smashed, m.unsmashed, m.rmp_faults
+            )?;
         }
         let v = &self.vmm;
         if v.hypercalls > 0 || v.memory_faults > 0 {

@@ -113,18 +113,26 @@ impl Hypercall {
     /// What `kvm_emulate_hypercall` and its VMM answer without looking at memory.
     pub fn read(state: &VcpuState) -> Result<Hypercall, HypercallError> {
         let segment = |reg: SegReg| state.segments.regs[reg as usize].attributes;
-        if segment(SegReg::Ss).dpl() != 0 {
-            return Err(HypercallError::NotPermitted);
-        }
         let wide = state.efer.contains(Efer::LMA) && segment(SegReg::Cs).l();
         let mask = if wide { u64::MAX } else { u64::from(u32::MAX) };
-        let [rax, rcx, rdx, rbx] = [0, 1, 2, 3].map(|n: usize| state.gpr[n] & mask);
-        match rax {
+        let [rax, rcx, rdx, rbx, rsi] = [0, 1, 2, 3, 6].map(|n: usize| state.gpr[n] & mask);
+        Hypercall::decode(rax, [rbx, rcx, rdx, rsi], segment(SegReg::Ss).dpl())
+    }
+
+    /// What hypercall `number` with these arguments (RBX, RCX, RDX, RSI) asks for, made at level `cpl`.
+    ///
+    /// # Errors
+    /// As [`Hypercall::read`].
+    pub fn decode(number: u64, [rbx, rcx, rdx, _]: [u64; 4], cpl: u8) -> Result<Hypercall, HypercallError> {
+        if cpl != 0 {
+            return Err(HypercallError::NotPermitted);
+        }
+        match number {
             VAPIC_POLL_IRQ => Ok(Hypercall::PollIrq),
             MAP_GPA_RANGE => map_gpa_range(rbx, rcx, rdx),
             PUNCH_RANGE | ALLOCATE_RANGE => {
                 let range = GpaRange::of_pages(rbx, rcx).ok_or(HypercallError::Invalid)?;
-                let request = if rax == PUNCH_RANGE { Request::Punch } else { Request::Allocate };
+                let request = if number == PUNCH_RANGE { Request::Punch } else { Request::Allocate };
                 Ok(Hypercall::Vmm { request, range })
             }
             _ => Err(HypercallError::NoSuchCall),

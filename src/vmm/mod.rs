@@ -23,7 +23,8 @@ pub mod script;
 
 use emu_core::rng::Seed;
 use emu_core::sync::Task;
-use hypervisor::{MemoryFault, Vm};
+use hypervisor::snp::memory::PageStateChange;
+use hypervisor::{MemoryFault, MemoryFaultReason, Vm};
 
 use agent::{Agenda, Deeds};
 use hypercall::{GpaRange, Hypercall, HypercallError, Request};
@@ -139,6 +140,16 @@ impl Vmm {
         }
     }
 
+    /// Makes a range of an SNP guest's memory private or shared, as the guest asks by its GHCB. Whether that was done.
+    pub fn page_state(&mut self, vm: &Vm, change: PageStateChange, task: &Task<'_>) -> bool {
+        let done = vm.page_state_change(change, task).is_ok();
+        if done {
+            self.counters.conversions += 1;
+            self.agenda.note(Happening::Conversion);
+        }
+        done
+    }
+
     /// Answers a memory fault.
     pub fn memory_fault(&mut self, vm: &Vm, fault: &MemoryFault, task: &Task<'_>) -> AfterFault {
         self.counters.memory_faults += 1;
@@ -146,6 +157,8 @@ impl Vmm {
         let range = GpaRange { gpa: fault.gpa, len_bytes: fault.len_bytes };
         match self.on_memory_fault {
             OnMemoryFault::Stop => AfterFault::Stop,
+            // The page is what the guest takes it for, and refuses it all the same.
+            OnMemoryFault::Convert if fault.reason == MemoryFaultReason::RmpDenied => AfterFault::Stop,
             // What cannot be converted would fault for ever.
             OnMemoryFault::Convert => match memory::convert(vm, range, fault.privacy, task) {
                 Ok(()) => AfterFault::Retry,

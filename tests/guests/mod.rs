@@ -5,6 +5,7 @@
 
 pub mod debian;
 pub mod images;
+pub mod rows;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

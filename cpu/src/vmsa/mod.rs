@@ -16,6 +16,7 @@
 //! Left out: shadow stacks, performance counters, last-branch records, SPEC_CTRL and guest-owned intercepts, none of which
 //! the models have.
 
+mod area;
 mod check;
 mod event;
 mod layout;
@@ -25,6 +26,7 @@ use emu_core::msr::Msr;
 use emu_core::regs::{Dr6, Rflags};
 use mmu::PagingChange;
 
+pub use area::InvalidGuestState;
 pub use check::VmsaError;
 pub use layout::*;
 

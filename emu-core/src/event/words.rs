@@ -136,8 +136,8 @@ words! {
         TscMoved = "tsc",
         /// A triple fault.
         Shutdown = "shutdown",
-        /// VMGEXIT.
-        Vmgexit = "vmgexit",
+        /// The state to be entered with is invalid.
+        Invalid = "invalid",
     }
 
     /// Why `KVM_RUN` returns to the VMM (`KVM_EXIT_*`).

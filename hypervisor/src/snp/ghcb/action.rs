@@ -8,7 +8,10 @@ use bitflags::bitflags;
 use emu_core::cpuid::CpuidResult;
 use emu_core::sev::{SevFeatures, Vmpl};
 use emu_core::{Exception, Gfn, Gpa, Msr, PageSize};
+use gmem::Shareability;
 use thiserror::Error;
+
+use crate::snp::memory::PageStateChange;
 
 bitflags! {
     /// What a hypervisor offers to an SNP guest (GHCB specification, "Hypervisor Features").
@@ -191,6 +194,16 @@ pub struct PageStateRun {
     pub to: PageState,
     /// What the guest will validate them as: 4 KiB or 2 MiB. `start` is aligned to it.
     pub size: PageSize,
+}
+
+impl From<PageStateRun> for PageStateChange {
+    fn from(run: PageStateRun) -> PageStateChange {
+        let to = match run.to {
+            PageState::Private => Shareability::PRIVATE,
+            PageState::Shared => Shareability::SHARED,
+        };
+        PageStateChange { first: run.start, nr_pages: run.frames, to, size: run.size }
+    }
 }
 
 /// A processor to be created.

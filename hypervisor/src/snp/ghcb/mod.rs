@@ -19,6 +19,7 @@
 
 mod action;
 mod event;
+pub mod fuzz;
 mod layout;
 mod msr;
 mod page_state;

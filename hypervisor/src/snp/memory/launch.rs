@@ -16,27 +16,11 @@ use thiserror::Error;
 use super::{AssignError, RmpSizes, SnpMemory, count};
 use crate::fault::back::Origin;
 use crate::fault::level;
+pub use crate::snp::launch::PageType as SnpPageType;
+use crate::snp::launch::VMSA_GPA;
 use crate::vm::Vm;
 
 const M2: u64 = PageSize::Size2M.frames();
-
-/// `PAGE_TYPE` of `SNP_LAUNCH_UPDATE`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum SnpPageType {
-    /// Bytes as given, measured.
-    Normal = 1,
-    /// A processor's save area, measured.
-    Vmsa = 2,
-    /// Zeros.
-    Zero = 3,
-    /// Bytes as given, only their place is measured.
-    Unmeasured = 4,
-    /// The secrets page, as the firmware fills it.
-    Secrets = 5,
-    /// The CPUID page, checked by the firmware.
-    Cpuid = 6,
-}
 
 /// What the guest finds in pages of the launch image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,8 +59,6 @@ pub struct LaunchedPage<'a> {
 /// Who measures what is launched, in 4 KiB in ascending order.
 pub type Measure<'m> = dyn FnMut(&LaunchedPage<'_>) + 'm;
 
-/// Where processors' save areas are in the measurement: none of the guest's own addresses.
-const VMSA_GPA: Gpa = Gpa::new(0xffff_ffff_f000);
 /// What VMPL 1 to 3 may do with pages of the image.
 const NO_PERMISSIONS: [VmplPermissions; 3] = [VmplPermissions::empty(); 3];
 

@@ -21,6 +21,7 @@ mod fault;
 mod launch;
 mod psc;
 mod reclaim;
+mod vmsa;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,0 +1,147 @@
+//! From an image and a configuration to a launched guest, in the order of the firmware's commands: START, an UPDATE for
+//! every page, FINISH.
+
+use std::sync::Arc;
+
+use cpu::Vcpu;
+use devices::acpi::tables::AcpiImage;
+use emu_core::msr::Msr;
+use emu_core::page::PAGE_SIZE;
+use emu_core::rng::Seed;
+use emu_core::sync::Task;
+use emu_core::{Gpa, PageSize};
+use hypervisor::Vm;
+use hypervisor::plan::RamLayout;
+use hypervisor::snp::launch::{
+    Chip, CpuidPage, FirmwareStatus, GuestContext, LaunchFinish, LaunchStart, LaunchUpdate, LaunchedPage as Launched,
+    PageType, Policy,
+};
+use hypervisor::snp::memory::LaunchedPage;
+use mmu::rmp::VmplPermissions;
+
+use super::image::LaunchImage;
+use super::parts;
+use super::{ASID, Snp, sev_guest};
+use crate::config::{SnpBoot, SnpChoice};
+use crate::loader::{self, Entry, GuestMemory, Image, LoadOptions, stage0};
+use crate::machine::BuildError;
+use crate::machine::seat::Processor;
+
+/// MTRR_DEF_TYPE: MTRRs are on, and what none of them covers is write-back.
+const MTRR_ON_WRITE_BACK: u64 = 1 << 11 | 6;
+
+/// A launch that is being prepared.
+pub(in crate::machine) struct Launch<'a> {
+    choice: SnpChoice,
+    layout: &'a RamLayout,
+    image: LaunchImage,
+}
+
+impl<'a> Launch<'a> {
+    /// Of RAM laid out so.
+    pub(in crate::machine) fn new(choice: SnpChoice, layout: &'a RamLayout) -> Launch<'a> {
+        Launch { choice, layout, image: LaunchImage::default() }
+    }
+
+    /// Puts the kernel and the board's tables into the image. Where the first processor starts.
+    pub(in crate::machine) fn load(
+        &mut self,
+        image: &Image<'_>,
+        options: &LoadOptions<'_>,
+        acpi: &AcpiImage,
+    ) -> Result<Entry, BuildError> {
+        let memory = &mut self.image;
+        memory.write(acpi.base, &acpi.bytes).map_err(|_| BuildError::NoRoomForTables { gpa: acpi.base })?;
+        match self.choice.boot {
+            SnpBoot::Launch => Ok(loader::load(image, options, memory)?),
+            SnpBoot::Stage0 => {
+                let loaded = stage0::load(image.bytes, options, memory)?;
+                let (entry, at) = (loaded.entry, loaded.parameters_at);
+                // The page is one of those it lists.
+                memory.write(at, &[0; PAGE_SIZE]).map_err(loader::LoadError::from)?;
+                let ranges = parts::launched_ranges(&parts::parts(self.layout, memory));
+                memory.write(at, &loaded.parameters(&ranges)?).map_err(loader::LoadError::from)?;
+                Ok(entry)
+            }
+        }
+    }
+
+    /// Launches memory and processors, which have the registers they are to start with.
+    pub(in crate::machine) fn finish(
+        self,
+        vm: &Vm,
+        vcpus: &mut [Processor],
+        seed: Seed,
+        task: &Task<'_>,
+    ) -> Result<Snp, BuildError> {
+        let Some(first) = vcpus.first_mut() else { unreachable!("a machine has processors") };
+        let vcpu: &mut Vcpu = &mut first.vcpu;
+        let chip = Chip::new(seed.0, vcpu.emulated_cpuid(1, 0, 1, 0).eax);
+        let mut firmware = Firmware::start(chip, Policy::new(self.choice.policy).check_kvm()?)?;
+        let cpuid = CpuidPage::build(&mut |leaf, subleaf, xcr0, xss| vcpu.emulated_cpuid(leaf, subleaf, xcr0, xss))?;
+        let parts = parts::parts(self.layout, &self.image);
+        parts::memory(vm, self.choice.boot, &parts, &self.image, &cpuid.to_bytes(), &mut firmware, task)?;
+
+        let states = vcpus.iter_mut().map(|processor| {
+            let vcpu: &mut Vcpu = &mut processor.vcpu;
+            vcpu.enter_sev(sev_guest(&self.choice))?;
+            // As firmware leaves it. An encrypted Linux wants write-protected mappings of its PAT, and sets the PAT up only
+            // where MTRRs are on.
+            vcpu.emulated_wrmsr(Msr::MTRR_DEF_TYPE, MTRR_ON_WRITE_BACK)?;
+            Ok(vcpu.vmsa())
+        });
+        let states = states.collect::<Result<Vec<_>, BuildError>>()?;
+        for (processor, state) in vcpus.iter_mut().zip(&states) {
+            let area = vm.snp_launch_vmsa(state, &mut |page| firmware.measure(page), task)?;
+            processor.vcpu.set_vmsa(area);
+        }
+        Ok(Snp::new(&self.choice, vcpus.len() as u16, firmware.finish()?))
+    }
+}
+
+/// The firmware's part of a launch.
+pub(super) struct Firmware {
+    context: GuestContext,
+    /// The first page that it refused to measure.
+    refused: Result<(), FirmwareStatus>,
+}
+
+/// What VMPL 1 to 3 may do with what is launched.
+const NO_PERMISSIONS: [VmplPermissions; 3] = [VmplPermissions::empty(); 3];
+
+impl Firmware {
+    fn start(chip: Chip, policy: Policy) -> Result<Firmware, FirmwareStatus> {
+        let mut context = GuestContext::create(Arc::new(chip));
+        context.launch_start(&LaunchStart { policy, gosvw: [0; 16], number: 0 })?;
+        context.activate(ASID)?;
+        Ok(Firmware { context, refused: Ok(()) })
+    }
+
+    /// Measures a page that is about to be launched. What it is to hold, where the firmware says that.
+    pub(super) fn page(
+        &mut self,
+        kind: PageType,
+        gpa: Gpa,
+        contents: &[u8; PAGE_SIZE],
+    ) -> Result<Option<Box<[u8; PAGE_SIZE]>>, FirmwareStatus> {
+        let size = PageSize::Size4K;
+        let update = LaunchUpdate { kind, gpa, size, contents, permissions: NO_PERMISSIONS };
+        match self.context.launch_update(&update)? {
+            Launched::Written(bytes) => Ok(Some(bytes)),
+            Launched::AsGiven | Launched::Zeros => Ok(None),
+        }
+    }
+
+    /// Measures a page that has been launched; a refusal shows when all is finished.
+    pub(super) fn measure(&mut self, page: &LaunchedPage<'_>) {
+        let contents = page.bytes.and_then(|bytes| bytes.first_chunk()).unwrap_or(&[0; PAGE_SIZE]);
+        let measured = self.page(page.page_type, page.gpa, contents).map(drop);
+        self.refused = self.refused.and(measured);
+    }
+
+    fn finish(mut self) -> Result<GuestContext, FirmwareStatus> {
+        self.refused?;
+        self.context.launch_finish(&LaunchFinish::default())?;
+        Ok(self.context)
+    }
+}
