@@ -85,7 +85,11 @@ fn check(row: Row) -> Option<Run> {
     let run = boot(row)?;
     let text = run.ended.text();
     let says = |line: &str| {
-        assert!(text.lines().any(|said| said.trim_end() == line), "{row:?} does not say {line:?}:\n{}", run.ended.tail());
+        assert!(
+            text.lines().any(|said| said.trim_end() == line),
+            "{row:?} does not say {line:?}:\n{}",
+            run.ended.tail()
+        );
     };
     for (name, bytes) in &run.disks {
         let read_only = u8::from(*name == "vdb");

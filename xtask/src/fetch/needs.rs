@@ -27,8 +27,16 @@ pub enum Need {
 
 /// Everything.
 pub const NEEDS: [Need; 4] = [
-    Need::Kernel(Kernel { name: "6.1", meta: "linux-image-cloud-amd64", files: ["vmlinuz-6.1", "kernel-6.1/lib/modules"] }),
-    Need::Kernel(Kernel { name: "6.12", meta: "linux-image-6.12-cloud-amd64", files: ["vmlinuz-6.12", "kernel-6.12/lib/modules"] }),
+    Need::Kernel(Kernel {
+        name: "6.1",
+        meta: "linux-image-cloud-amd64",
+        files: ["vmlinuz-6.1", "kernel-6.1/lib/modules"],
+    }),
+    Need::Kernel(Kernel {
+        name: "6.12",
+        meta: "linux-image-6.12-cloud-amd64",
+        files: ["vmlinuz-6.12", "kernel-6.12/lib/modules"],
+    }),
     Need::Programs {
         what: "busybox (no Linux guest can be tested without it)",
         packages: &["busybox-static"],
