@@ -221,7 +221,11 @@ impl Builder {
             VmKind::Default | VmKind::SwProtected => (plan, None),
         };
         let memory = SystemMemory::flat(plan.arena_bytes)?;
+        memory.seed_keys(config.seed).expect("nothing is encrypted yet");
         let rmp = rmp_place.map(|place| Rmp::new(memory.clone(), place).map(Arc::new)).transpose()?;
+        if let Some(rmp) = &rmp {
+            rmp.protect_own_pages();
+        }
         let format = match config.mmu {
             // Without nested paging nothing is ever put into these tables.
             NestedPaging::Npt | NestedPaging::Shadow => TdpFormat::Npt,
