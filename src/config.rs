@@ -87,6 +87,9 @@ pub enum ConfigError {
     /// Not a privilege level.
     #[error("\"{0}\" is not a privilege level")]
     Vmpl(String),
+    /// A guest that would use private memory as shared.
+    #[error("the built-in guests know nothing of encrypted memory")]
+    SnpBuiltin,
     /// A flag of SNP guests beside another kind of VM.
     #[error("only an SNP guest has this")]
     NotSnp,
@@ -134,6 +137,7 @@ impl ConfigError {
             ConfigError::Policy(_) => "a policy is a 64-bit number like 0x30000; bit 17 must be set",
             ConfigError::CBit(_) => "the C-bit is one of 47 to 51; processors with SNP have it at 51",
             ConfigError::Vmpl(_) => "privilege levels are 0 to 3",
+            ConfigError::SnpBuiltin => "give the image of a kernel that can be an SNP guest",
             ConfigError::NotSnp => "say --vm snp",
             ConfigError::Twice(_) => "give it once",
             ConfigError::PageSize(_) => "page sizes are 4k, 2m and 1g",

@@ -13,6 +13,7 @@ mod shared;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use emu_core::event::{Event, Ino};
 use emu_core::memory::{BusError, SystemMemory};
@@ -169,6 +170,8 @@ pub struct HostMemory {
     pub(crate) folios: FolioTable,
     pub(crate) units: UnitTable,
     pub(crate) direct_map: Option<Box<DirectMap>>,
+    /// Whether there is one, for who would lock the memory only to ask.
+    pub(crate) models_direct_map: Arc<AtomicBool>,
     /// Frames that must not be used again: their memory failed, or they are leaked.
     pub(crate) poisoned: BTreeSet<u64>,
     pub(crate) retired: u64,
@@ -217,6 +220,7 @@ impl HostMemory {
             cma: layout.cma.iter().map(|&(node, range)| CmaArea::new(node, range.first, range.nr_frames)).collect(),
             recalled: Vec::new(),
             direct_map: None,
+            models_direct_map: Arc::default(),
             folios: FolioTable::default(),
             units: UnitTable::default(),
             poisoned: BTreeSet::new(),
@@ -261,6 +265,7 @@ impl HostMemory {
         let (first, end) = ends.fold((u64::MAX, 0), |all, node| (all.0.min(node.0), all.1.max(node.1)));
         let map = DirectMap::new(Sfn::new(first), end.saturating_sub(first), policy);
         self.direct_map = Some(Box::new(map));
+        self.models_direct_map.store(true, Ordering::Release);
     }
 
     /// The host's direct map, if it is modelled.

@@ -273,6 +273,9 @@ impl RunArguments {
             return Err(CliError::Flag { flag, cause: ConfigError::NotSnp });
         }
         let image = self.image.or(self.kernel).map_or(ImageChoice::Builtin(guest.name), ImageChoice::File);
+        if vm.kind == VmKind::Snp && matches!(image, ImageChoice::Builtin(_)) {
+            return Err(CliError::Flag { flag: "--vm", cause: ConfigError::SnpBuiltin });
+        }
         Ok(RunConfig {
             image,
             initrd: self.initrd,
@@ -398,8 +401,13 @@ mod tests {
 
     #[test]
     fn flags_of_snp_guests_want_one() {
-        let config = resolve(&["--vm", "snp", "--policy", "0x30001", "--cbit", "50", "--launch-digest"]).unwrap();
+        let config =
+            resolve(&["bzImage", "--vm", "snp", "--policy", "0x30001", "--cbit", "50", "--launch-digest"]).unwrap();
         assert_eq!((config.vm.snp.policy, config.vm.snp.c_bit, config.launch_digest), (0x3_0001, 50, true));
+        assert_eq!(
+            resolve(&["--vm", "snp"]).unwrap_err().help(),
+            "give the image of a kernel that can be an SNP guest"
+        );
         for words in [&["--policy", "0x30000"][..], &["--cbit", "51"], &["--vmpl", "0"], &["--launch-digest"]] {
             let error = resolve(words).unwrap_err();
             assert_eq!(error.to_string(), format!("{}: only an SNP guest has this", words[0]));

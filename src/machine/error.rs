@@ -89,6 +89,18 @@ pub enum BuildError {
     },
 }
 
+impl BuildError {
+    /// What can be done about it.
+    pub fn help(&self) -> &'static str {
+        match self {
+            BuildError::SnpNeedsNpt { .. } => "say --mmu npt, or leave --mmu out",
+            BuildError::Policy(_) | BuildError::Firmware(_) => "the usual policy is 0x30000; leave --policy out",
+            BuildError::Load(cause) => cause.help(),
+            _ => "a smaller --memory or fewer --cpus may fit",
+        }
+    }
+}
+
 /// A run that cannot go on for a reason of the host's.
 #[derive(Debug, Error)]
 pub enum RunError {

@@ -13,6 +13,7 @@
 //! Left out: stocks of 1G folios, of contiguous areas, and under NUMA policies.
 
 use core::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 
 use crossbeam_utils::CachePadded;
 use emu_core::sync::{Mutex, MutexGuard, Sharded, Task};
@@ -85,6 +86,8 @@ pub struct Host {
     stocked: CachePadded<AtomicBool>,
     /// Whether the memory has a [`crate::FrameOwner`], for who would lock it only to ask.
     has_frame_owner: bool,
+    /// Whether the memory has a direct map.
+    models_direct_map: Arc<AtomicBool>,
 }
 
 impl Host {
@@ -92,6 +95,7 @@ impl Host {
     pub fn new(memory: HostMemory) -> Host {
         Host {
             has_frame_owner: memory.owner.is_some(),
+            models_direct_map: Arc::clone(&memory.models_direct_map),
             memory: CachePadded::new(Mutex::new(memory)),
             lanes: Sharded::default(),
             stocked: CachePadded::default(),
@@ -101,6 +105,10 @@ impl Host {
     /// Whether hardware keeps books of who owns the frames.
     pub const fn has_frame_owner(&self) -> bool {
         self.has_frame_owner
+    }
+
+    pub(crate) fn models_direct_map(&self) -> bool {
+        self.models_direct_map.load(Ordering::Acquire)
     }
 
     /// Waits for the lock and takes it; all stocks are empty as long as it is held.

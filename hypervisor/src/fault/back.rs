@@ -104,7 +104,7 @@ fn prepare(fault: &Admitted<'_>, snp: &SnpMemory, memory: gmem::Backed, vm: &Vm,
         return Err(Stop::Answer(Action::Resume(Resumed::Retry)));
     }
     let largest = level::allowed_by_memory(vm, slot, gfn, memory, Origin::Gmem, task);
-    Ok(snp.assign(gfn, memory.sfn, largest, task).map_err(VmError::from)?)
+    Ok(vm.assign(snp, (gfn, memory.sfn), largest, task)?)
 }
 
 /// `__kvm_faultin_pfn`: first without waiting for a disk, and if that is not enough with it. A guest that could do

@@ -32,6 +32,7 @@ pub(super) fn launch(
     areas: &mut [Option<Spa>],
     task: &Task<'_>,
 ) -> Result<(), BuildError> {
+    let permissions = firmware.permissions();
     for step in &igvm.steps {
         match step {
             Step::Memory { gfn, page_type: page_type @ PageType::Secrets, .. } => {
@@ -45,7 +46,7 @@ pub(super) fn launch(
                     Some(bytes) => LaunchContent::Bytes(&bytes[..]),
                     None => LaunchContent::Zero { nr_pages: 1 },
                 };
-                let update = SnpLaunchUpdate { first: *gfn, content, page_type: *page_type };
+                let update = SnpLaunchUpdate { first: *gfn, content, page_type: *page_type, permissions };
                 vm.snp_launch_update(&update, &mut |page| firmware.measure(page), task)?;
             }
             Step::Vmsa { index, bytes } => {

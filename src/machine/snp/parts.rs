@@ -106,7 +106,7 @@ pub(super) fn special(
 ) -> Result<(), BuildError> {
     let written = firmware.page(page_type, first.base(), given)?;
     let content = LaunchContent::Bytes(written.as_deref().unwrap_or(given));
-    let update = SnpLaunchUpdate { first, content, page_type };
+    let update = SnpLaunchUpdate { first, content, page_type, permissions: firmware.permissions() };
     Ok(vm.snp_launch_update(&update, &mut |_| {}, task)?)
 }
 
@@ -120,6 +120,7 @@ pub(super) fn memory(
     firmware: &mut Firmware,
     task: &Task<'_>,
 ) -> Result<(), BuildError> {
+    let permissions = firmware.permissions();
     let mut bytes = Vec::new();
     for &(first, part) in parts {
         let (content, page_type) = match part {
@@ -144,7 +145,7 @@ pub(super) fn memory(
                 (LaunchContent::Bytes(&bytes), PageType::Normal)
             }
         };
-        let update = SnpLaunchUpdate { first, content, page_type };
+        let update = SnpLaunchUpdate { first, content, page_type, permissions };
         vm.snp_launch_update(&update, &mut |page| firmware.measure(page), task)?;
     }
     Ok(())
