@@ -24,6 +24,7 @@ mod shadow;
 mod snp;
 mod summary;
 
+pub(crate) use builder::MAX_CPUS;
 pub use builder::{Builder, MachineConfig};
 pub use error::{BuildError, RunError};
 pub use run::{Limits, Outcome};

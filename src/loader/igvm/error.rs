@@ -20,7 +20,9 @@ pub enum IgvmError {
         at: u64,
     },
     /// A header that nothing is known of, or of another length than its type has.
-    #[error("IGVM file: the variable header at {at:#x} has the unknown type {kind:#x} or a wrong length of {len_bytes:#x}")]
+    #[error(
+        "IGVM file: the variable header at {at:#x} has the unknown type {kind:#x} or a wrong length of {len_bytes:#x}"
+    )]
     UnknownHeader {
         /// Its place in the file.
         at: u64,
@@ -137,8 +139,12 @@ impl IgvmError {
                  environment, command line) are understood"
             }
             IgvmError::ForeignContext { .. } | IgvmError::NoSnpPlatform => "build the file for SEV-SNP alone",
-            IgvmError::OutsideRam { .. } => "give more memory with --memory; devices take what lies from 3 GiB to 4 GiB",
-            IgvmError::Processor { .. } => "give each processor of --cpus one context at most, and the first one its own",
+            IgvmError::OutsideRam { .. } => {
+                "give more memory with --memory; devices take what lies from 3 GiB to 4 GiB"
+            }
+            IgvmError::Processor { .. } => {
+                "give each processor of --cpus one context at most, and the first one its own"
+            }
             IgvmError::SaveAreaPlace { .. } => "build the file for KVM, with the save area at 0xfffffffff000",
             IgvmError::SaveArea { .. } => "build the file without further SEV features, and for the level of --vmpl",
         }

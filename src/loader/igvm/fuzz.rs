@@ -53,8 +53,7 @@ pub(super) fn put_checksum(bytes: &mut [u8]) {
     let field = |at| u32_at(bytes, at).unwrap_or(0) as usize;
     let (version, first, len) = (field(4), field(8), field(12));
     let fixed = if version == 2 { 32 } else { 24 };
-    let (Some(header), Some(rest)) =
-        (bytes.get(..fixed), first.checked_add(len).and_then(|end| bytes.get(first..end)))
+    let (Some(header), Some(rest)) = (bytes.get(..fixed), first.checked_add(len).and_then(|end| bytes.get(first..end)))
     else {
         return;
     };

@@ -162,7 +162,10 @@ pub fn load(file: &[u8], options: &LoadOptions<'_>, machine: IgvmMachine) -> Res
         return Err(reader.processor("there is no context", 0).into());
     }
     if !options.cmdline.is_empty() && !reader.passed_cmdline {
-        return Err(LoadError::CannotPass { kind: ImageKind::Igvm, what: "a command line, which this file does not ask for" });
+        return Err(LoadError::CannotPass {
+            kind: ImageKind::Igvm,
+            what: "a command line, which this file does not ask for",
+        });
     }
     Ok(reader.igvm)
 }

@@ -96,10 +96,7 @@ fn bad_files_are_refused_with_what_is_wrong() {
         (vec![page(CODE, &[1])], LoadError::Igvm(E::Twice { gpa: twice })),
         (vec![area(4, 0x2000), insert(4, CODE - 0x1000)], LoadError::Igvm(E::Twice { gpa: Gpa::new(CODE - 0x1000) })),
         (vec![area(4, 0x2000), insert(4, (64 << 20) - 0x1000)], outside(Gpa::new((64 << 20) - 0x1000), 0x2000)),
-        (
-            vec![area(4, 0x1000), IgvmDirectiveHeader::CommandLine(place(4, 0xfff))],
-            LoadError::Igvm(too_small),
-        ),
+        (vec![area(4, 0x1000), IgvmDirectiveHeader::CommandLine(place(4, 0xfff))], LoadError::Igvm(too_small)),
         (
             vec![area(4, 0x1000), IgvmDirectiveHeader::VpCount(place(4, u32::MAX))],
             LoadError::Igvm(E::AreaTooSmall {

@@ -22,8 +22,8 @@ use mmu::rmp::VmplPermissions;
 
 use super::igvm::SignedIdentity;
 use super::image::LaunchImage;
-use super::{igvm, parts};
 use super::{ASID, Snp, sev_guest};
+use super::{igvm, parts};
 use crate::config::{SnpBoot, SnpChoice};
 use crate::loader::igvm::{Igvm, IgvmMachine};
 use crate::loader::{self, Entry, GuestMemory, Image, ImageKind, LoadOptions, stage0};

@@ -258,6 +258,26 @@ mod tests {
     }
 
     #[test]
+    fn the_page_is_what_it_consists_of() {
+        let block = BLOCK.to_bytes();
+        let halves = |bytes: &[u8]| [0, SCALAR_BYTES].map(|at| *bytes[at..].first_chunk().unwrap());
+        let part = |key: &[u8], signature: &[u8]| IdKey {
+            algorithm: ALGORITHM,
+            curve: CURVE,
+            point: halves(&key[4..]),
+            signature: halves(signature),
+        };
+        let (id, author) = (key_bytes(&key(3)), key_bytes(&key(5)));
+        let id = part(&id, &sign(&key(3), &block));
+        let author = part(&author, &sign(&key(5), &key_bytes(&key(3))));
+        let auth = IdAuth { id, author: Some(author) };
+        assert_eq!((*auth.to_page(), auth.author()), (auth_page(&block), AuthorKey::Present));
+        let alone = IdAuth { id, author: None };
+        assert!(alone.to_page()[auth::ID_KEY_SIGNATURE..].iter().all(|&byte| byte == 0));
+        assert_eq!(alone.author(), AuthorKey::Absent);
+    }
+
+    #[test]
     fn another_digest_or_policy_is_refused_before_any_signature() {
         let block = BLOCK.to_bytes();
         let id = SignedId { block: &block, auth: &[0; PAGE_SIZE], author: AuthorKey::Absent };
