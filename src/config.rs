@@ -3,6 +3,7 @@
 //! Shared by the command line and the library; nothing here knows of either. Text forms follow other VMMs: sizes are
 //! decimal numbers with a binary suffix (`512M`, `2G`), and a bare number is MiB.
 
+mod devices;
 mod gmem;
 mod mmu;
 mod snp;
@@ -10,6 +11,7 @@ mod snp;
 use core::fmt;
 use core::str::FromStr;
 
+pub use self::devices::{DeviceError, DiskBus, DiskChoice, DiskSource, NetChoice};
 pub use self::gmem::GmemChoice;
 pub use self::mmu::{MmuChoice, NestedPaging};
 pub use self::snp::{SnpBoot, SnpChoice, parse_c_bit, parse_policy, parse_vmpl};
@@ -99,6 +101,9 @@ pub enum ConfigError {
     /// Not a way of guest_memfd to behave.
     #[error("\"{0}\" is no property of guest_memfd")]
     Gmem(String),
+    /// A device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// Not a built-in guest.
     #[error("\"{0}\" is no guest of the program")]
     Guest(String),
@@ -127,6 +132,7 @@ impl ConfigError {
                 "first a generation if you like (7.3, next, v1, v2, wip), then split=, shared=, punch=, order=, to-shared=, \
                  to-private=, each once; docs/running.md has their values"
             }
+            ConfigError::Device(cause) => cause.help(),
             ConfigError::Guest(_) => "bifold run --list-guests tells which there are",
             ConfigError::VmKind(_) => "kinds of VM are default, sw-protected and snp",
             ConfigError::VmProperty(_) => {

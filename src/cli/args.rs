@@ -9,6 +9,7 @@ use emu_core::PageSize;
 use emu_core::rng::Seed;
 
 use super::CliError;
+use super::devices::{DeviceArguments, DeviceConfig};
 use super::explore::ExploreArguments;
 use super::page::ReportArguments;
 use super::trace::{TraceArguments, TraceConfig};
@@ -125,6 +126,9 @@ pub struct RunArguments {
     /// Write the console here instead of standard output.
     #[arg(long, value_name = "FILE")]
     pub serial: Option<PathBuf>,
+    /// Devices on the PCI bus.
+    #[command(flatten)]
+    pub devices: DeviceArguments,
     /// How the run is recorded.
     #[command(flatten)]
     pub trace: TraceArguments,
@@ -226,6 +230,8 @@ pub struct RunConfig {
     pub report: Report,
     /// Where the console goes, if not to the terminal.
     pub serial: Option<PathBuf>,
+    /// Devices on the PCI bus.
+    pub devices: DeviceConfig,
     /// How it is recorded.
     pub trace: TraceConfig,
     /// What a reset does.
@@ -233,7 +239,7 @@ pub struct RunConfig {
 }
 
 /// Reads the value of a flag, or takes its default.
-fn value<T>(
+pub(super) fn value<T>(
     flag: &'static str,
     text: Option<&str>,
     default: T,
@@ -299,6 +305,7 @@ impl RunArguments {
             timeout: self.timeout.map(Duration::from_secs),
             report: if self.json { Report::Json } else { Report::Text },
             serial: self.serial,
+            devices: self.devices.resolve()?,
             trace: self.trace.resolve()?,
             on_reset: if self.no_reboot { OnReset::End } else { OnReset::Restart },
         })

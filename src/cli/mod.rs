@@ -9,6 +9,7 @@
 pub mod args;
 mod check;
 mod console;
+mod devices;
 pub mod escape;
 pub mod exit;
 mod explore;
