@@ -26,8 +26,7 @@ pub enum IgvmFuzz {
 /// When what was read breaks a promise: a mistake of the reader, which is what this function is for.
 pub fn fuzz_igvm(input: &[u8], how: IgvmFuzz) -> Result<Igvm, LoadError> {
     let map = MemoryMap::pc(64 << 20, Gpa::new(3 << 30)).expect("a PC of 64 MiB has a map");
-    let mut options = LoadOptions::new(&map);
-    options.cmdline = "";
+    let options = LoadOptions::new(&map);
     let mut bytes = input.to_vec();
     if how == IgvmFuzz::Checksummed {
         put_checksum(&mut bytes);

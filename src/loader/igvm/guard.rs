@@ -107,7 +107,7 @@ fn header(file: &[u8], kind: IgvmVariableHeaderType, (at, data): (u64, u64), see
             }
         }
         IgvmVariableHeaderType::IGVM_VHT_PARAMETER_AREA => {
-            let len_bytes = u64_at(file, at + HEADER).ok_or(cut)?;
+            let len_bytes = u64_at(file, at + HEADER).ok_or(cut.clone())?;
             seen.areas_bytes = seen.areas_bytes.saturating_add(len_bytes);
             if seen.areas_bytes > AREAS_BYTES {
                 return Err(IgvmError::LargeAreas { limit: AREAS_BYTES });

@@ -139,9 +139,9 @@ pub(crate) fn directives() -> Vec<IgvmDirectiveHeader> {
     use IgvmPageDataType as Kind;
     let plain = IgvmPageDataFlags::new();
     let required = IgvmDirectiveHeader::RequiredMemory {
-        gpa: 0,
+        gpa: NOT_LAUNCHED,
         compatibility_mask: MASK,
-        number_of_bytes: 0x20_0000,
+        number_of_bytes: 0x10_0000,
         vtl2_protectable: false,
     };
     let [first, second, third] = tables();
