@@ -289,12 +289,12 @@ impl Builder {
         };
         let mut launch = rmp.as_ref().map(|_| Launch::new(config.snp, &layout));
         let entry = match &mut launch {
-            Some(launch) => launch.load(image, &options, &acpi)?,
+            Some(launch) => launch.load(image, &options, &acpi, config.cpus)?,
             None => {
                 let mut host = HostSide::new(&vm, lens.task());
                 loader::GuestMemory::write(&mut host, acpi.base, &acpi.bytes)
                     .map_err(|_| BuildError::NoRoomForTables { gpa: acpi.base })?;
-                loader::load(image, &options, &mut host)?
+                Some(loader::load(image, &options, &mut host)?)
             }
         };
         if launch.is_some() || config.ram == InitialRam::Private {
@@ -318,7 +318,9 @@ impl Builder {
                 let log = vm.pml_buffer(VcpuId(n))?.map(ModificationLog::new);
                 vcpu.mmu().set_modification_log(log);
                 let activity = if n == 0 {
-                    boot::enter(&mut vcpu, &entry);
+                    if let Some(entry) = &entry {
+                        boot::enter(&mut vcpu, entry);
+                    }
                     Activity::Running
                 } else {
                     Activity::WaitForSipi

@@ -25,6 +25,7 @@ mod shadow;
 mod snp;
 mod summary;
 
+pub(crate) use builder::MAX_CPUS;
 pub use builder::{Builder, MachineConfig};
 pub use devices::Device;
 pub use error::{BuildError, RunError};

@@ -4,6 +4,7 @@
 //! meets the other and the board. Every processor runs from a save area (VMSA) in a page that the RMP says is one: the first
 //! from what the launch measured, the others from pages that the guest makes.
 
+mod igvm;
 mod image;
 mod launch;
 mod parts;
