@@ -5,6 +5,7 @@
 //! from what the launch measured, the others from pages that the guest makes.
 
 mod image;
+mod inject;
 mod launch;
 mod parts;
 mod vmgexit;
@@ -21,6 +22,8 @@ use hypervisor::snp::memory::SnpConfig;
 use mmu::rmp::Rmp;
 use mmu::{Asid, SnpGuest};
 
+pub(super) use inject::Injector;
+pub use inject::{Injected, LieResult};
 pub(super) use launch::Launch;
 
 use super::{BuildError, MachineConfig};
