@@ -3,6 +3,7 @@
 //! Shared by the command line and the library; nothing here knows of either. Text forms follow other VMMs: sizes are
 //! decimal numbers with a binary suffix (`512M`, `2G`), and a bare number is MiB.
 
+mod devices;
 mod gmem;
 mod inject;
 mod mmu;
@@ -11,6 +12,7 @@ mod snp;
 use core::fmt;
 use core::str::FromStr;
 
+pub use self::devices::{DeviceError, DiskBus, DiskChoice, DiskSource, NetChoice};
 pub use self::gmem::GmemChoice;
 pub use self::inject::{Injection, Lie, LieTarget};
 pub use self::mmu::{MmuChoice, NestedPaging};
@@ -89,6 +91,9 @@ pub enum ConfigError {
     /// Not a privilege level.
     #[error("\"{0}\" is not a privilege level")]
     Vmpl(String),
+    /// A guest that would use private memory as shared.
+    #[error("the built-in guests know nothing of encrypted memory")]
+    SnpBuiltin,
     /// A flag of SNP guests beside another kind of VM.
     #[error("only an SNP guest has this")]
     NotSnp,
@@ -104,6 +109,9 @@ pub enum ConfigError {
     /// Not a way of guest_memfd to behave.
     #[error("\"{0}\" is no property of guest_memfd")]
     Gmem(String),
+    /// A device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// Not a built-in guest.
     #[error("\"{0}\" is no guest of the program")]
     Guest(String),
@@ -132,6 +140,7 @@ impl ConfigError {
                 "first a generation if you like (7.3, next, v1, v2, wip), then split=, shared=, punch=, order=, to-shared=, \
                  to-private=, each once; docs/running.md has their values"
             }
+            ConfigError::Device(cause) => cause.help(),
             ConfigError::Guest(_) => "bifold run --list-guests tells which there are",
             ConfigError::VmKind(_) => "kinds of VM are default, sw-protected and snp",
             ConfigError::VmProperty(_) => {
@@ -147,6 +156,7 @@ impl ConfigError {
                  cpuid"
             }
             ConfigError::LieWithoutPage(_) => "leave out what stands behind the colon",
+            ConfigError::SnpBuiltin => "give the image of a kernel that can be an SNP guest",
             ConfigError::NotSnp => "say --vm snp",
             ConfigError::Twice(_) => "give it once",
             ConfigError::PageSize(_) => "page sizes are 4k, 2m and 1g",

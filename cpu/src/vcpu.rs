@@ -273,7 +273,10 @@ impl Vcpu {
     /// Whether a maskable interrupt can be delivered before the next instruction.
     pub fn can_take_interrupt(&self) -> bool {
         let cpu = &self.engine.cpu;
-        cpu.event.is_none()
+        // What a save area holds is known when it has been entered.
+        let is_loaded = self.area.is_none() || self.saved.is_some();
+        is_loaded
+            && cpu.event.is_none()
             && cpu.flags.other.contains(Rflags::IF)
             && cpu.shadow == InterruptShadow::None
             && cpu.latch.is_empty()

@@ -429,3 +429,38 @@ fn instructions_of_the_owner_need_a_table_its_privilege_and_no_guest() {
     let (what, _) = step_with(&mut vcpu, &[(RAX, 0x60_0000), (RCX, 0x7000_0000_0000)]);
     assert!(matches!(what, Stepped::Exception(Exception::PageFault { .. })), "{what:?}");
 }
+
+#[test]
+fn a_processor_runs_from_its_save_area_and_leaves_its_registers_there() {
+    // mov eax, 0x5eed; hlt; mov ebx, eax; hlt
+    let Machine { memory, mut vcpu, rmp } = machine(&[0xb8, 0xed, 0x5e, 0, 0, 0xf4, 0x89, 0xc3, 0xf4], &[]);
+    let area = || {
+        let mut page = [0; VMSA_LEN];
+        memory.read(Spa::new(VMSA), &mut page).unwrap();
+        page
+    };
+    vcpu.set_vmsa(Spa::new(VMSA));
+    assert_eq!(run(&mut vcpu, 10), Exit::Halt);
+    let page = area();
+    assert_eq!((vmsa::RAX.get(&page), vmsa::RIP.get(&page)), (0x5eed, PAYLOAD + 6));
+    // Nobody runs with it now, so its guest may put another value there, and the processor goes on from that.
+    let mut changed = page;
+    vmsa::RAX.set(&mut changed, 0xbeef);
+    memory.write(Spa::new(VMSA), &changed).unwrap();
+    assert_eq!(run(&mut vcpu, 10), Exit::Halt);
+    assert_eq!(vmsa::RBX.get(&area()), 0xbeef);
+    let free = rmp.rmpupdate(Spa::new(VMSA), RmpUpdate::hypervisor(RmpPageSize::Size4K));
+    assert_eq!(free, Ok(()), "the page is in use only while the guest runs");
+}
+
+#[test]
+fn a_page_that_is_no_save_area_is_not_entered() {
+    let Machine { mut vcpu, rmp, .. } = machine(&[0xf4], &[]);
+    vcpu.set_vmsa(Spa::new(STACK_TOP - 0x1000));
+    let Exit::InvalidGuestState(cause) = run(&mut vcpu, 10) else { panic!("VMRUN from a stack") };
+    assert_eq!(cause.to_string().split(':').next(), Some("the page at Spa(0x8000) is no save area of the guest"));
+    vcpu.set_vmsa(Spa::new(VMSA));
+    assert!(!vcpu.can_take_interrupt(), "what the area holds is not known before it is entered");
+    rmp.rmpupdate(Spa::new(VMSA), RmpUpdate::hypervisor(RmpPageSize::Size4K)).unwrap();
+    assert!(matches!(run(&mut vcpu, 10), Exit::InvalidGuestState(_)), "the host took the page away");
+}

@@ -13,6 +13,7 @@ mod shared;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use emu_core::event::{Event, Ino};
 use emu_core::memory::{BusError, SystemMemory};
@@ -169,6 +170,8 @@ pub struct HostMemory {
     pub(crate) folios: FolioTable,
     pub(crate) units: UnitTable,
     pub(crate) direct_map: Option<Box<DirectMap>>,
+    /// Whether there is one, for who would lock the memory only to ask.
+    pub(crate) models_direct_map: Arc<AtomicBool>,
     /// Frames that must not be used again: their memory failed, or they are leaked.
     pub(crate) poisoned: BTreeSet<u64>,
     pub(crate) retired: u64,
@@ -217,6 +220,7 @@ impl HostMemory {
             cma: layout.cma.iter().map(|&(node, range)| CmaArea::new(node, range.first, range.nr_frames)).collect(),
             recalled: Vec::new(),
             direct_map: None,
+            models_direct_map: Arc::default(),
             folios: FolioTable::default(),
             units: UnitTable::default(),
             poisoned: BTreeSet::new(),
@@ -261,6 +265,7 @@ impl HostMemory {
         let (first, end) = ends.fold((u64::MAX, 0), |all, node| (all.0.min(node.0), all.1.max(node.1)));
         let map = DirectMap::new(Sfn::new(first), end.saturating_sub(first), policy);
         self.direct_map = Some(Box::new(map));
+        self.models_direct_map.store(true, Ordering::Release);
     }
 
     /// The host's direct map, if it is modelled.
@@ -288,13 +293,14 @@ impl HostMemory {
         (&mut self.pools[size as usize], &mut self.frames)
     }
 
-    /// A page of a subpool for page `index` of an inode, in use.
+    /// A page of a subpool for page `index` of an inode, in use: known to be zero, or up to date for who has it already.
     pub(crate) fn take_pool_folio(
         &mut self,
         huge: HugeSize,
         subpool: SubpoolId,
         policy: MemPolicy,
         index: u64,
+        state: FolioFlags,
     ) -> Result<Sfn, TakeError> {
         let size = huge.page_size();
         let (pool, frames) = self.pool_mut(huge);
@@ -304,7 +310,9 @@ impl HostMemory {
             VmemmapMode::Optimise => FolioFlags::VMEMMAP_OPTIMISED,
         };
         let source = Source::Pool { size: huge, subpool };
-        self.begin_use(head, size, FolioKind::Gmem, FolioFlags::HUGETLB | optimised, source);
+        let flags = FolioFlags::HUGETLB | optimised | state;
+        let meta = FolioMeta { kind: FolioKind::Gmem, flags, refs: size.frames() as u32, maps: 0 };
+        self.folios.insert(head, size, meta, source);
         Ok(head)
     }
 

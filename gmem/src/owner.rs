@@ -13,8 +13,8 @@ use std::sync::Arc;
 use emu_core::sync::Task;
 use emu_core::{PageSize, Sfn};
 
-use crate::directmap::Event;
-use crate::host::HostMemory;
+use crate::host::{Host, HostMemory};
+use crate::shareability::Shareability;
 
 /// What becomes of frames that leave the private side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,6 +49,17 @@ pub trait FrameOwner: Send + Sync {
     fn reclaim(&self, first: Sfn, nr_frames: u64, leaving: Leaving, each: &mut dyn FnMut(Reclaimed), task: &Task<'_>);
 }
 
+impl Host {
+    /// The hardware's books say that a block is a guest's from now on: the host's own map, where it is modelled, is split
+    /// around 4K (`adjust_direct_map`).
+    #[inline]
+    pub fn block_assigned(&self, block: Sfn, size: PageSize, task: &Task<'_>) {
+        if self.models_direct_map() {
+            self.lock(task).becomes(Shareability::PRIVATE, block, size);
+        }
+    }
+}
+
 impl HostMemory {
     /// Has `owner` asked about frames that leave the private side. To be said before [`crate::Host::new`].
     pub fn set_frame_owner(&mut self, owner: Arc<dyn FrameOwner>) {
@@ -74,7 +85,7 @@ impl HostMemory {
     ) -> Option<Sfn> {
         let mut kept = None;
         let each = &mut |reclaimed: Reclaimed| match reclaimed {
-            Reclaimed::Returned { block, size } => self.books_changed(block, size),
+            Reclaimed::Returned { block, size } => self.becomes(Shareability::SHARED, block, size),
             Reclaimed::Kept { sfn } => {
                 kept = kept.or(Some(sfn));
                 if leaving == Leaving::Freed {
@@ -84,14 +95,6 @@ impl HostMemory {
         };
         owner.reclaim(first, nr_frames, leaving, each, task);
         kept
-    }
-
-    /// The hardware's books changed a block: the host's own map is split around 4K (`adjust_direct_map`).
-    pub fn books_changed(&mut self, block: Sfn, size: PageSize) {
-        if let Some(map) = &mut self.direct_map {
-            // A policy that refuses was asked before the page changed hands.
-            let _ = map.on(Event::Change { block, size });
-        }
     }
 
     /// Gives a frame up for good.

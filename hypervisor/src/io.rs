@@ -9,9 +9,10 @@ use core::ops::Range;
 use emu_core::memory::BusError;
 use emu_core::page::PAGE_SIZE;
 use emu_core::sync::Task;
-use emu_core::{Gfn, Gpa, PageSize, Spa};
-use gmem::GetError;
+use emu_core::{Gfn, Gpa, PageSize, Sfn, Spa};
+use gmem::directmap::{HostAccess, HostOp, Protection};
 use gmem::mm::{UserAccess, UserFault};
+use gmem::{DirectMap, DirectMapPolicy, GetError};
 use thiserror::Error;
 
 use crate::dirty::DirtyRing;
@@ -160,8 +161,40 @@ impl Vm {
         let slot_left = info.end().raw() - gpa.frame().raw();
         let len = folio_left.min(slot_left) * PageSize::Size4K.bytes() - gpa.page_offset() as u64;
         let len_bytes = usize::try_from(len).unwrap_or(PAGE_SIZE).min(total - done);
-        copy(backed.sfn.base().wrapping_add(gpa.page_offset() as u64), done..done + len_bytes)?;
+        let spa = backed.sfn.base().wrapping_add(gpa.page_offset() as u64);
+        debug_assert!(
+            intent == Intent::Read || self.may_host_write(spa, len_bytes),
+            "the page at {gpa} is shared, and its frame at {spa} is assigned"
+        );
+        copy(spa, done..done + len_bytes)?;
         Ok((slot, len_bytes))
+    }
+
+    /// Whether no page of these bytes is a guest's by the reverse map.
+    fn may_host_write(&self, spa: Spa, len_bytes: usize) -> bool {
+        let pages = (spa.page_offset() + len_bytes).div_ceil(PAGE_SIZE) as u64;
+        let each = |n: u64| spa.align_down(PageSize::Size4K).wrapping_add(n * PageSize::Size4K.bytes());
+        self.rmp().is_none_or(|(rmp, _)| (0..pages).all(|n| rmp.check_host_write(each(n), PageSize::Size4K).is_ok()))
+    }
+
+    /// What the kernel meets when it accesses a frame through its own map, as it is modelled or else in pieces of 4K.
+    pub fn host_access(&self, sfn: Sfn, op: HostOp, task: &Task<'_>) -> HostAccess {
+        let assigned = |first: Sfn, nr_frames: u64| {
+            let (rmp, _) = self.rmp()?;
+            (first.raw()..first.raw() + nr_frames)
+                .map(Sfn::new)
+                .find(|&sfn| rmp.entry(sfn).is_some_and(|e| e.assigned()))
+        };
+        let protection = if self.rmp().is_some() { Protection::Hardware } else { Protection::Software };
+        let host = self.host.lock(task);
+        match host.direct_map() {
+            Some(map) => map.check(sfn, op, protection, assigned),
+            None => {
+                let mut small = DirectMap::new(sfn, 1, DirectMapPolicy::Linux);
+                small.split(sfn, PageSize::Size4K);
+                small.check(sfn, op, protection, assigned)
+            }
+        }
     }
 
     /// Copies up to the end of one page of user memory, which is held meanwhile (`__kvm_read_guest_page`).

@@ -3,12 +3,18 @@
 mod reader;
 mod snp_processor;
 
-use emu_core::memory::Key;
+use std::sync::Arc;
+
+use emu_core::memory::{Key, SystemMemory};
 use emu_core::sev::CBit;
-use emu_core::{AccessKind, Gpa, PageSize};
+use emu_core::{AccessKind, Gfn, Gpa, PageSize};
+use gmem::DirectMapPolicy;
+use gmem::directmap::{HostAccess, HostOp};
+use hypervisor::check::CheckHistory;
 use hypervisor::*;
+use mmu::Asid;
 use mmu::RmpCause;
-use mmu::rmp::{Changed, PageState, RmpPageSize, Validated};
+use mmu::rmp::{Changed, InUse, PageState, Rmp, RmpPageSize, RmpUpdate, Validated};
 use snp_processor::{ASID, CPU, M2, PAGE, QUIET, Seen, SnpMachine};
 
 const MIB: u64 = 1 << 20;
@@ -197,4 +203,163 @@ fn a_private_access_to_a_device_ends_the_vm_and_a_shared_one_is_emulated() {
     };
     let ended = machine.vm.handle_fault(CPU, reserved, QUIET);
     assert_eq!(ended, Err(VmError::PrivateMmio { gpa: Gpa::new(device * PAGE) }));
+}
+
+#[test]
+fn a_frame_that_a_processor_runs_with_is_leaked_and_never_used_again() {
+    for (page, sizes) in [(PageSize::Size4K, RmpSizes::UpTo2M), (PageSize::Size2M, RmpSizes::Only4K)] {
+        let machine = machine(page, sizes);
+        let before = machine.vm.host().lock(QUIET).stats();
+        machine.accept(5, RmpPageSize::Size4K);
+        machine.write(5, b"running");
+        let sfn = machine.sfn(5).unwrap();
+        machine.rmp.set_in_use(sfn, InUse::Yes);
+        let refused = machine.try_change(5, 1, Shareability::SHARED).unwrap_err();
+        assert_eq!(refused.errno(), emu_core::Errno::Busy);
+        assert_eq!(machine.private(5), Seen::Done(PageSize::Size4K), "a refused change changes nothing");
+        machine.vm.close_descriptor(machine.gmem, QUIET).unwrap();
+        assert_eq!(machine.assigned(), 1);
+        assert_eq!(&machine.raw(sfn)[..7], b"running", "its bytes are not touched");
+        let mut host = machine.vm.host().lock(QUIET);
+        let after = host.stats();
+        assert_eq!((after.leaked_frames, after.retired_frames), (1, 1));
+        assert!(host.is_leaked(sfn));
+        // Whoever takes all there is does not get it.
+        let mut all = std::iter::from_fn(|| host.alloc_table().ok());
+        assert!(all.all(|table| table.frame() != sfn));
+        assert!(before.leaked_frames == 0);
+    }
+}
+
+#[test]
+fn a_hole_in_a_huge_page_takes_its_part_back_and_leaves_the_rest() {
+    let machine = machine(PageSize::Size2M, RmpSizes::UpTo2M);
+    machine.accept(M2, RmpPageSize::Size2M);
+    machine.private(M2 + 8);
+    machine.write(M2 + 8, b"kept");
+    machine.write(M2 + 9, b"lost");
+    machine.vm.punch_hole(machine.gmem, (M2 + 9) * PAGE, PAGE, QUIET).unwrap();
+    assert_eq!(machine.assigned(), M2 - 1);
+    assert_eq!(machine.vm.check_quiescent(&mut CheckHistory::new()), Ok(()));
+    assert_eq!(machine.private(M2 + 8), Seen::Done(PageSize::Size4K));
+    assert_eq!(&machine.read(M2 + 8)[..4], b"kept");
+    assert_eq!(machine.private(M2 + 9), Seen::NotValidated);
+    machine.accept(M2 + 9, RmpPageSize::Size4K);
+    assert_ne!(&machine.read(M2 + 9)[..4], b"lost");
+}
+
+#[test]
+fn a_memslot_that_moves_has_its_pages_accepted_anew() {
+    for sizes in [RmpSizes::Only4K, RmpSizes::UpTo2M] {
+        let machine = machine(PageSize::Size2M, sizes);
+        machine.launch(M2, LaunchContent::Zero { nr_pages: M2 }, SnpPageType::Zero).unwrap();
+        assert!(matches!(machine.private(M2 + 3), Seen::Done(_)));
+        let moved = 0x10_0000;
+        machine.vm.move_memslot(SlotId(0), Gpa::new(moved * PAGE), QUIET).unwrap();
+        assert_eq!(machine.private(moved + M2 + 3), Seen::NotValidated, "it is another place to the guest");
+        machine.accept(moved + M2 + 3, RmpPageSize::Size4K);
+        assert_eq!(machine.private(moved + M2 + 3), Seen::Done(PageSize::Size4K));
+        assert_eq!(machine.vm.check_quiescent(&mut CheckHistory::new()), Ok(()));
+    }
+}
+
+#[test]
+fn what_was_split_is_one_entry_again_where_the_policy_merges() {
+    let machine = machine(PageSize::Size2M, RmpSizes::MergeBack);
+    machine.accept(M2, RmpPageSize::Size2M);
+    machine.vm.size_hint(Gfn::new(M2 + 5), SizeHint::Psmash, QUIET).unwrap();
+    assert_eq!(machine.private(M2 + 5), Seen::Done(PageSize::Size4K));
+    machine.write(M2 + 5, b"stays");
+    machine.vm.size_hint(Gfn::new(M2 + 5), SizeHint::Unsmash, QUIET).unwrap();
+    assert_eq!(machine.private(M2 + 5), Seen::Done(PageSize::Size2M), "accepted, and in one piece");
+    assert_eq!(&machine.read(M2 + 5)[..5], b"stays");
+    let stats = machine.vm.stats().snp;
+    assert_eq!((stats.smashed, stats.unsmashed), (1, 1));
+    // A page that is not like the others keeps them apart.
+    machine.change(M2 + 7, 1, Shareability::SHARED);
+    machine.change(M2 + 7, 1, Shareability::PRIVATE);
+    assert_eq!(machine.private(M2 + 7), Seen::NotValidated);
+    machine.vm.size_hint(Gfn::new(M2), SizeHint::Unsmash, QUIET).unwrap();
+    assert_eq!(machine.vm.stats().snp.unsmashed, 1);
+    machine.accept(M2 + 7, RmpPageSize::Size4K);
+    machine.change(M2, M2, Shareability::PRIVATE);
+    assert_eq!(machine.vm.stats().snp.unsmashed, 2, "asked to be private as a whole, as it is");
+}
+
+#[test]
+fn a_write_of_the_host_faults_exactly_over_what_is_assigned() {
+    let machine = machine(PageSize::Size2M, RmpSizes::Only4K);
+    machine.vm.host().lock(QUIET).model_direct_map(DirectMapPolicy::Linux);
+    let write = |sfn| machine.vm.host_access(sfn, HostOp::Write, QUIET);
+    machine.change(M2, M2, Shareability::SHARED);
+    machine.shared(M2);
+    let shared = machine.sfn(M2).unwrap();
+    assert_eq!(write(shared), HostAccess::Bytes);
+    machine.change(M2 + 1, 1, Shareability::PRIVATE);
+    machine.accept(M2 + 1, RmpPageSize::Size4K);
+    let private = machine.sfn(M2 + 1).unwrap();
+    assert_eq!(private.raw(), shared.raw() + 1);
+    assert_eq!(write(private), HostAccess::RmpFault { assigned: private, mapping: PageSize::Size4K });
+    assert_eq!(machine.vm.host_access(private, HostOp::Read, QUIET), HostAccess::Ciphertext);
+    assert_eq!(write(shared), HostAccess::Bytes, "the direct map was split around the page");
+    assert_eq!(machine.rmp.check_host_write(shared.base(), PageSize::Size2M), Err(RmpCause::Ownership));
+}
+
+#[test]
+fn attributes_of_the_vm_and_holes_change_page_states_where_inodes_say_nothing() {
+    let policy = gmem::Generation::V7_3.policy();
+    let machine = SnpMachine::with(PageSize::Size4K, 8 * MIB, Assign::Lazy, RmpSizes::Only4K, policy);
+    assert_eq!(machine.private(3), Seen::Exit(MemoryFaultReason::PrivacyMismatch), "all of it starts shared");
+    machine.change(0, 16, Shareability::PRIVATE);
+    machine.accept(3, RmpPageSize::Size4K);
+    machine.change(3, 1, Shareability::SHARED);
+    assert_eq!(machine.assigned(), 0, "the private page was punched out");
+    assert_eq!(machine.shared(3), Seen::Done(PageSize::Size4K));
+    assert_eq!(machine.vm.check_quiescent(&mut CheckHistory::new()), Ok(()));
+}
+
+#[test]
+fn a_page_state_change_of_what_is_no_memory_is_an_error_and_changes_nothing() {
+    let machine = machine(PageSize::Size4K, RmpSizes::UpTo2M);
+    let pages = 32 * MIB / PAGE;
+    for (first, nr_pages, errno) in [
+        (pages - 1, 2, emu_core::Errno::NoEnt),
+        (1 << 36, 1, emu_core::Errno::NoEnt),
+        (0, 0, emu_core::Errno::Inval),
+        (u64::MAX, 2, emu_core::Errno::Inval),
+    ] {
+        assert_eq!(machine.try_change(first, nr_pages, Shareability::SHARED).unwrap_err().errno(), errno);
+    }
+    assert_eq!(machine.private(pages - 1), Seen::NotValidated, "it is private still");
+    let plain = {
+        let pages = PagePolicy::of(PageSize::Size4K);
+        let plan = SystemMemoryPlan::for_guest(4 * MIB, pages);
+        Vm::new(SystemMemory::flat(plan.arena_bytes).unwrap(), &VmConfig::new(pages, plan.host)).unwrap()
+    };
+    let change = PageStateChange { first: Gfn::new(0), nr_pages: 1, to: Shareability::PRIVATE, size: PageSize::Size4K };
+    assert_eq!(plain.page_state_change(change, QUIET), Err(PageStateError::NotSnp));
+}
+
+#[test]
+fn what_the_reverse_map_cannot_hold_is_no_guest() {
+    let pages = PagePolicy::of(PageSize::Size4K);
+    let (plan, place) = SystemMemoryPlan::for_guest(4 * MIB, pages).with_rmp();
+    let memory = SystemMemory::flat(plan.arena_bytes).unwrap();
+    let rmp = Arc::new(Rmp::new(Arc::clone(&memory), place).unwrap());
+    let with = |asid, kind, host: HostConfig| {
+        let snp = Some(SnpConfig { rmp: Arc::clone(&rmp), asid, assign: Assign::Lazy, sizes: RmpSizes::Only4K });
+        let config = VmConfig { kind, snp, ..VmConfig::new(pages, host) };
+        Vm::new(Arc::clone(&memory), &config).err()
+    };
+    let setup = |error| Some(VmError::Snp(error));
+    assert_eq!(with(Asid(0), VmKind::Snp, plan.host.clone()), setup(SnpSetupError::BadAsid { asid: Asid(0) }));
+    assert_eq!(
+        with(Asid(1 << 10), VmKind::Snp, plan.host.clone()),
+        setup(SnpSetupError::BadAsid { asid: Asid(1 << 10) })
+    );
+    assert_eq!(with(ASID, VmKind::Default, plan.host.clone()), setup(SnpSetupError::KindDisagrees));
+    let own = RmpUpdate::guest(ASID, Gpa::new(0), RmpPageSize::Size4K);
+    rmp.rmpupdate(plan.host.first.base(), own).unwrap();
+    assert_eq!(with(ASID, VmKind::Snp, plan.host.clone()), setup(SnpSetupError::AsidInUse { asid: ASID, nr_pages: 1 }));
+    assert_eq!(with(Asid(8), VmKind::Snp, plan.host), None);
 }

@@ -9,6 +9,7 @@ use emu_core::PageSize;
 use emu_core::rng::Seed;
 
 use super::CliError;
+use super::devices::{DeviceArguments, DeviceConfig};
 use super::explore::ExploreArguments;
 use super::page::ReportArguments;
 use super::trace::{TraceArguments, TraceConfig};
@@ -129,6 +130,9 @@ pub struct RunArguments {
     /// Write the console here instead of standard output.
     #[arg(long, value_name = "FILE")]
     pub serial: Option<PathBuf>,
+    /// Devices on the PCI bus.
+    #[command(flatten)]
+    pub devices: DeviceArguments,
     /// How the run is recorded.
     #[command(flatten)]
     pub trace: TraceArguments,
@@ -232,6 +236,8 @@ pub struct RunConfig {
     pub report: Report,
     /// Where the console goes, if not to the terminal.
     pub serial: Option<PathBuf>,
+    /// Devices on the PCI bus.
+    pub devices: DeviceConfig,
     /// How it is recorded.
     pub trace: TraceConfig,
     /// What a reset does.
@@ -239,7 +245,7 @@ pub struct RunConfig {
 }
 
 /// Reads the value of a flag, or takes its default.
-fn value<T>(
+pub(super) fn value<T>(
     flag: &'static str,
     text: Option<&str>,
     default: T,
@@ -280,6 +286,9 @@ impl RunArguments {
             return Err(CliError::Flag { flag, cause: ConfigError::NotSnp });
         }
         let image = self.image.or(self.kernel).map_or(ImageChoice::Builtin(guest.name), ImageChoice::File);
+        if vm.kind == VmKind::Snp && matches!(image, ImageChoice::Builtin(_)) {
+            return Err(CliError::Flag { flag: "--vm", cause: ConfigError::SnpBuiltin });
+        }
         Ok(RunConfig {
             image,
             initrd: self.initrd,
@@ -304,6 +313,7 @@ impl RunArguments {
             timeout: self.timeout.map(Duration::from_secs),
             report: if self.json { Report::Json } else { Report::Text },
             serial: self.serial,
+            devices: self.devices.resolve()?,
             trace: self.trace.resolve()?,
             on_reset: if self.no_reboot { OnReset::End } else { OnReset::Restart },
         })
@@ -406,8 +416,13 @@ mod tests {
 
     #[test]
     fn flags_of_snp_guests_want_one() {
-        let config = resolve(&["--vm", "snp", "--policy", "0x30001", "--cbit", "50", "--launch-digest"]).unwrap();
+        let config =
+            resolve(&["bzImage", "--vm", "snp", "--policy", "0x30001", "--cbit", "50", "--launch-digest"]).unwrap();
         assert_eq!((config.vm.snp.policy, config.vm.snp.c_bit, config.launch_digest), (0x3_0001, 50, true));
+        assert_eq!(
+            resolve(&["--vm", "snp"]).unwrap_err().help(),
+            "give the image of a kernel that can be an SNP guest"
+        );
         let plain = [&["--policy", "0x30000"][..], &["--cbit", "51"], &["--vmpl", "0"], &["--launch-digest"]];
         for words in plain.into_iter().chain([&["--inject", "drop"][..]]) {
             let error = resolve(words).unwrap_err();

@@ -25,6 +25,7 @@ use mmu::rmp::Rmp;
 use mmu::{Asid, Ept, EptExecute, Eptp, ModificationLog, NestedNx, Npt, SpaceTag, Stage2, Stage2Levels, Vpid};
 
 use super::checks::Checks;
+use super::devices::Device;
 use super::guest_memory::HostSide;
 use super::seat::{Activity, Processor};
 use super::snp::{self, Injector, Launch};
@@ -105,6 +106,7 @@ pub struct Builder {
     script: Script,
     modules: Vec<(Vec<u8>, String)>,
     recorder: Option<Arc<Recorder>>,
+    devices: Vec<Device>,
 }
 
 impl Builder {
@@ -171,6 +173,11 @@ impl Builder {
     /// Who records what the machine does, from its building on.
     pub fn recorder(mut self, recorder: Arc<Recorder>) -> Builder {
         self.recorder = Some(recorder);
+        self
+    }
+    /// Another device on the PCI bus. Their order is that of their slots.
+    pub fn device(mut self, device: Device) -> Builder {
+        self.devices.push(device);
         self
     }
     /// The seed.
@@ -260,7 +267,7 @@ impl Builder {
 
         let low = layout.inode_bytes.min(LOW_RAM_END.raw());
         let high = layout.inode_bytes - low;
-        let board = Board::new(BoardConfig {
+        let mut board = Board::new(BoardConfig {
             tsc_hertz: config.model.tsc_hz(),
             apic_timer_hertz: config.model.apic_hz(),
             phys_bits: config.model.physical_width() as u32,
@@ -268,7 +275,9 @@ impl Builder {
             ..BoardConfig::new(config.cpus, low, high)
         })?;
 
-        let acpi = AcpiImage::build(&AcpiConfig::new(config.cpus))?;
+        let acpi = AcpiConfig::new(config.cpus);
+        super::devices::plug(&mut board, self.devices, config.seed, acpi.pci_window)?;
+        let acpi = AcpiImage::build(&acpi)?;
         let map = match config.kind {
             VmKind::Snp => MemoryMap::confidential(layout.inode_bytes, LOW_RAM_END, acpi.base)?,
             VmKind::Default | VmKind::SwProtected => MemoryMap::pc(layout.inode_bytes, LOW_RAM_END)?,

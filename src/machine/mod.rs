@@ -12,6 +12,7 @@ mod boot;
 mod border;
 mod builder;
 mod checks;
+mod devices;
 mod error;
 mod exits;
 mod firmware;
@@ -25,6 +26,7 @@ mod snp;
 mod summary;
 
 pub use builder::{Builder, MachineConfig};
+pub use devices::Device;
 pub use error::{BuildError, RunError};
 pub use run::{Limits, Outcome};
 pub use snp::{Injected, LieResult};
@@ -32,9 +34,9 @@ pub use summary::{SnpSummary, Summary};
 
 use std::sync::Arc;
 
+use ::devices::Board;
 use checks::Checks;
 use cpu::VcpuState;
-use devices::Board;
 use emu_core::Gpa;
 use emu_core::rng::Stream;
 use emu_core::time::Instant;

@@ -67,7 +67,7 @@ pub struct SnpSummary {
     pub vmpl: Vmpl,
     /// VMGEXITs.
     pub vmgexits: u64,
-    /// Of these requests for another state of pages, each of one page or of many.
+    /// Runs of pages that the guest wanted in another state.
     pub page_state_changes: u64,
 }
 

@@ -40,8 +40,11 @@ pub enum InvalidGuestState {
 
 impl Vcpu {
     /// From now on the processor enters the guest from the save area at `spa`, and leaves it there.
+    /// No interrupt can be taken before it has done so.
     pub fn set_vmsa(&mut self, spa: Spa) {
-        self.area = Some(spa);
+        if self.area.replace(spa).is_some() {
+            self.saved = None;
+        }
     }
 
     /// The guest's registers as a page to be launched.

@@ -20,7 +20,8 @@ use crate::shareability::Shareability;
 const M2: u64 = PageSize::Size2M.frames();
 
 impl HostMemory {
-    fn becomes(&mut self, to: Shareability, block: Sfn, size: PageSize) {
+    /// A block is on the other side from now on; nothing without a map.
+    pub(crate) fn becomes(&mut self, to: Shareability, block: Sfn, size: PageSize) {
         let Some(map) = &mut self.direct_map else { return };
         let event = match (map.policy(), to.is_private()) {
             (DirectMapPolicy::Unmap, false) => Event::Release { first: block, nr_frames: size.frames() },

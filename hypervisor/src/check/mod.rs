@@ -21,6 +21,7 @@ mod logs;
 mod pools;
 mod protocol;
 mod records;
+mod rmp;
 mod scene;
 mod shadowed;
 pub mod table;

@@ -1,11 +1,11 @@
 //! The one list of invariants.
 //!
 //! Groups: A inodes and bindings, B folios and contents, C attributes and conversion, D levels and alignment, E
-//! invalidation and TLBs, F allocators and pools, I dirty state, NX and MMIO, J shadow paging, K what a VMM sees. The
-//! reverse map of SNP and TDX have lists of their own.
+//! invalidation and TLBs, F allocators and pools, H the reverse map of SNP, I dirty state, NX and MMIO, J shadow paging, K
+//! what a VMM sees. TDX has a list of its own.
 
 use super::scene::Scene;
-use super::{entries, folios, inodes, leaves, logs, pools, protocol, records, shadowed};
+use super::{entries, folios, inodes, leaves, logs, pools, protocol, records, rmp, shadowed};
 
 /// When a rule holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +107,8 @@ const INODE: &str = "gmem/tests/history.rs";
 const UNITS: &str = "gmem/src/provider/tests.rs";
 const POOLS: &str = "gmem/src/pool/tests.rs";
 const STATES: &str = "hypervisor/tests/state_machine.rs";
+const SNP: &str = "hypervisor/tests/snp_memory.rs";
+const RMP: &str = "mmu/src/rmp/tests.rs";
 
 invariants! {
     A1 Always Scan(inodes::bindings_are_disjoint) "bindings of one inode are disjoint";
@@ -167,7 +169,7 @@ invariants! {
     D9 Always Asserted("hypervisor/src/attributes/lpage.rs") "records of large pages are looked up inside the slot only";
     D10 MmuLockFree Scan(leaves::logged_leaves_are_small) "while a slot is logged no leaf above 4K is writable, unless all of its pages count as written";
     D11 MmuLockFree Scan(entries::huge_leaves_are_not_executable) "with the NX workaround no leaf above 4K is executable";
-    D12 MmuLockFree Open("no reverse map") "a private leaf is no larger than the reverse map allows";
+    D12 MmuLockFree Scan(rmp::private_leaves_fit_their_entries) "a private leaf is no larger than the reverse map allows";
     D13 Call Test("gmem/tests/conversions.rs") "after a merge the level is what it was before the split";
     D14 Quiescent Scan(leaves::leaves_are_counted) "the counters of leaves are the leaves";
     D15 Call Test("hypervisor/tests/dirty.rs") "splitting a leaf preserves what each page of it allows and remembers";
@@ -206,6 +208,19 @@ invariants! {
     F17 Call Test("gmem/tests/conversions.rs") "split policies cannot be told apart by a guest";
     F18 Call Test("gmem/src/numa.rs") "a strict policy is obeyed or the allocation fails";
     F19 Call Open("no cgroups") "charges and uncharges balance";
+    H1 Quiescent Scan(rmp::what_is_assigned_is_private) "a frame that is assigned to a guest is a private page of it, or a processor's save area";
+    H2 MmuLockFree Scan(rmp::private_leaves_are_the_guests) "a private leaf shows a frame that is assigned to this guest at this place";
+    H3 Quiescent Within(Invariant::H1) "a frame that is freed is the hypervisor's";
+    H4 Always Scan(rmp::large_entries_are_aligned) "an entry of 2M starts on a boundary of 2M on both sides";
+    H5 Call Test(RMP) "PSMASH changes an entry's size and nothing else";
+    H6 Call Test(SNP) "the guest reaches a private page exactly when leaf and entry agree and it has accepted the page";
+    H7 Call Test(SNP) "a page that the host took and gave back must be accepted anew";
+    H8 MmuLockFree Within(Invariant::H2) "a frame that is assigned stands behind one guest frame";
+    H9 Call Test(SNP) "a write of the host succeeds exactly when nothing under its mapping is assigned";
+    H10 Call Test(SNP) "a conversion to shared leaves nothing of its range assigned, and its neighbours as they were";
+    H11 Call Open("which page a processor runs from is the machine's to know") "a save area in use stays where it is";
+    H12 MmuLockFree Scan(rmp::leaked_frames_are_used_by_nobody) "a frame that did not come back is never used again";
+    H13 MmuLockFree Scan(rmp::shared_leaves_show_nothing_assigned) "a shared leaf shows no frame that is assigned";
     I1 Call Test("hypervisor/tests/dirty.rs") "a write to a logged page is in the next harvest";
     I2 MmuLockFree Scan(logs::writable_leaves_are_in_the_log) "a writable leaf of a logged slot is in the log already";
     I3 Always Asserted("hypervisor/src/tdp/tables.rs") "no dirty flag is lost by a racing change";

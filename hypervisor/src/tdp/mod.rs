@@ -36,5 +36,6 @@ pub(crate) use roots::ZapRoot;
 pub(crate) use split::Split;
 pub use spte::{Entry, Level, Rights, Spte, TdpFormat};
 pub use survey::Survey;
+pub(crate) use tables::LastTable;
 pub use tables::{LeafView, Tables, TablesStats};
 pub use zap::AdBit;

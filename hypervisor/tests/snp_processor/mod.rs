@@ -1,6 +1,8 @@
 //! A toy processor in an SNP guest: it reads nested tables with the naive reader, asks the RMP, and hands every nested
 //! fault to the hypervisor until the access ends. It has no TLB.
 
+#![allow(dead_code, reason = "not every test that shares this processor asks everything of it")]
+
 use std::sync::Arc;
 
 use emu_core::memory::{Key, SystemMemory};
@@ -11,6 +13,7 @@ use gmem::GmemPolicy;
 use hypervisor::*;
 use mmu::rmp::{
     Changed, GuestAccess, GuestPage, Pvalidate, Rmp, RmpEntry, RmpError, RmpPageSize, RmpRefusal, Validated,
+    VmplPermissions,
 };
 use mmu::{Asid, RmpCause};
 
@@ -181,7 +184,12 @@ impl SnpMachine {
         page_type: SnpPageType,
     ) -> Result<Vec<(Gpa, bool)>, LaunchError> {
         let mut measured = Vec::new();
-        let update = SnpLaunchUpdate { first: emu_core::Gfn::new(first), content, page_type };
+        let update = SnpLaunchUpdate {
+            first: emu_core::Gfn::new(first),
+            content,
+            page_type,
+            permissions: [VmplPermissions::empty(); 3],
+        };
         self.vm.snp_launch_update(&update, &mut |page| measured.push((page.gpa, page.bytes.is_some())), QUIET)?;
         Ok(measured)
     }

@@ -8,6 +8,7 @@ use devices::acpi::tables::AcpiImage;
 use emu_core::msr::Msr;
 use emu_core::page::PAGE_SIZE;
 use emu_core::rng::Seed;
+use emu_core::sev::Vmpl;
 use emu_core::sync::Task;
 use emu_core::{Gpa, PageSize};
 use hypervisor::Vm;
@@ -77,7 +78,7 @@ impl<'a> Launch<'a> {
         let Some(first) = vcpus.first_mut() else { unreachable!("a machine has processors") };
         let vcpu: &mut Vcpu = &mut first.vcpu;
         let chip = Chip::new(seed.0, vcpu.emulated_cpuid(1, 0, 1, 0).eax);
-        let mut firmware = Firmware::start(chip, Policy::new(self.choice.policy).check_kvm()?)?;
+        let mut firmware = Firmware::start(chip, Policy::new(self.choice.policy).check_kvm()?, self.choice.vmpl)?;
         let cpuid = CpuidPage::build(&mut |leaf, subleaf, xcr0, xss| vcpu.emulated_cpuid(leaf, subleaf, xcr0, xss))?;
         let parts = parts::parts(self.layout, &self.image);
         parts::memory(vm, self.choice.boot, &parts, &self.image, &cpuid.to_bytes(), &mut firmware, task)?;
@@ -102,19 +103,26 @@ impl<'a> Launch<'a> {
 /// The firmware's part of a launch.
 pub(super) struct Firmware {
     context: GuestContext,
+    /// The level that the guest starts at.
+    vmpl: Vmpl,
     /// The first page that it refused to measure.
     refused: Result<(), FirmwareStatus>,
 }
 
-/// What VMPL 1 to 3 may do with what is launched.
-const NO_PERMISSIONS: [VmplPermissions; 3] = [VmplPermissions::empty(); 3];
-
 impl Firmware {
-    fn start(chip: Chip, policy: Policy) -> Result<Firmware, FirmwareStatus> {
+    fn start(chip: Chip, policy: Policy, vmpl: Vmpl) -> Result<Firmware, FirmwareStatus> {
         let mut context = GuestContext::create(Arc::new(chip));
         context.launch_start(&LaunchStart { policy, gosvw: [0; 16], number: 0 })?;
         context.activate(ASID)?;
-        Ok(Firmware { context, refused: Ok(()) })
+        Ok(Firmware { context, vmpl, refused: Ok(()) })
+    }
+
+    /// What VMPL 1 to 3 may do with what is launched: everything down to the level that the guest starts at.
+    pub(super) fn permissions(&self) -> [VmplPermissions; 3] {
+        [Vmpl::Vmpl1, Vmpl::Vmpl2, Vmpl::Vmpl3].map(|level| match level <= self.vmpl {
+            true => VmplPermissions::all() - VmplPermissions::SSS,
+            false => VmplPermissions::empty(),
+        })
     }
 
     /// Measures a page that is about to be launched. What it is to hold, where the firmware says that.
@@ -124,8 +132,7 @@ impl Firmware {
         gpa: Gpa,
         contents: &[u8; PAGE_SIZE],
     ) -> Result<Option<Box<[u8; PAGE_SIZE]>>, FirmwareStatus> {
-        let size = PageSize::Size4K;
-        let update = LaunchUpdate { kind, gpa, size, contents, permissions: NO_PERMISSIONS };
+        let update = LaunchUpdate { kind, gpa, size: PageSize::Size4K, contents, permissions: self.permissions() };
         match self.context.launch_update(&update)? {
             Launched::Written(bytes) => Ok(Some(bytes)),
             Launched::AsGiven | Launched::Zeros => Ok(None),
@@ -134,8 +141,7 @@ impl Firmware {
 
     /// Measures a page that has been launched; a refusal shows when all is finished.
     pub(super) fn measure(&mut self, page: &LaunchedPage<'_>) {
-        let contents = page.bytes.and_then(|bytes| bytes.first_chunk()).unwrap_or(&[0; PAGE_SIZE]);
-        let measured = self.page(page.page_type, page.gpa, contents).map(drop);
+        let measured = self.context.measure(page);
         self.refused = self.refused.and(measured);
     }
 

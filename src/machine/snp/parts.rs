@@ -105,13 +105,14 @@ pub(super) fn memory(
     firmware: &mut Firmware,
     task: &Task<'_>,
 ) -> Result<(), BuildError> {
+    let permissions = firmware.permissions();
     let mut bytes = Vec::new();
     for &(first, part) in parts {
         // What the firmware writes or checks it has seen before the page is launched.
         let mut special = |page_type, given: &[u8; PAGE_SIZE]| -> Result<(), BuildError> {
             let written = firmware.page(page_type, first.base(), given)?;
             let content = LaunchContent::Bytes(written.as_deref().unwrap_or(given));
-            let update = SnpLaunchUpdate { first, content, page_type };
+            let update = SnpLaunchUpdate { first, content, page_type, permissions };
             Ok(vm.snp_launch_update(&update, &mut |_| {}, task)?)
         };
         let (content, page_type) = match part {
@@ -136,7 +137,7 @@ pub(super) fn memory(
                 (LaunchContent::Bytes(&bytes), PageType::Normal)
             }
         };
-        let update = SnpLaunchUpdate { first, content, page_type };
+        let update = SnpLaunchUpdate { first, content, page_type, permissions };
         vm.snp_launch_update(&update, &mut |page| firmware.measure(page), task)?;
     }
     Ok(())

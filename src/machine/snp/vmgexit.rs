@@ -149,7 +149,10 @@ impl Machine {
             SnpAction::Rdpmc { .. } => Ok(Done::Reply(GhcbReply::Exception(Exception::GP0))),
             SnpAction::Hypercall(asked) => Ok(Done::Reply(GhcbReply::Value(self.guest_hypercall(&asked)))),
             SnpAction::PageState(run) => Ok(Done::Reply(self.page_state(run))),
-            SnpAction::NmiComplete => done,
+            SnpAction::NmiComplete => {
+                self.vcpus[n].vcpu.nmi_complete();
+                done
+            }
             SnpAction::ApResetHold => {
                 self.vcpus[n].activity = Activity::WaitForSipi;
                 Ok(Done::Waits)

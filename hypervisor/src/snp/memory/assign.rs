@@ -11,6 +11,8 @@ use mmu::rmp::{Assigned, RegionStatus, RmpError, RmpPageSize, RmpUpdate};
 use thiserror::Error;
 
 use super::{RmpSizes, SnpMemory};
+use crate::config::VmError;
+use crate::vm::Vm;
 
 /// Why a page cannot be the guest's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -41,14 +43,36 @@ pub enum AssignError {
     },
 }
 
+impl Vm {
+    /// Makes a private page the guest's, and the host's own map follows.
+    pub(crate) fn assign(
+        &self,
+        snp: &SnpMemory,
+        (gfn, sfn): (Gfn, Sfn),
+        largest: PageSize,
+        task: &Task<'_>,
+    ) -> Result<(), VmError> {
+        if let Some(size) = snp.assign(gfn, sfn, largest, task)? {
+            self.host.block_assigned(sfn.align_down(size), size, task);
+        }
+        Ok(())
+    }
+}
+
 impl SnpMemory {
     /// Makes the frame `sfn` page `gfn` of the guest, with the 2M around it if `largest`, the policy and the entries there
-    /// allow that. The caller keeps the folio where it is and private.
+    /// allow that. The caller keeps the folio where it is and private. Tells the size of an entry that was written.
     #[inline]
-    pub(crate) fn assign(&self, gfn: Gfn, sfn: Sfn, largest: PageSize, task: &Task<'_>) -> Result<(), AssignError> {
+    pub(crate) fn assign(
+        &self,
+        gfn: Gfn,
+        sfn: Sfn,
+        largest: PageSize,
+        task: &Task<'_>,
+    ) -> Result<Option<PageSize>, AssignError> {
         let entry = self.rmp.entry(sfn).ok_or(AssignError::NotCovered { sfn })?;
         if self.is_at(entry, gfn) {
-            return Ok(());
+            return Ok(None);
         }
         self.assign_alone(gfn, sfn, largest, task)
     }
@@ -56,11 +80,17 @@ impl SnpMemory {
     /// The same, alone in the 2M block: what was found unassigned must still be when it is assigned, or a page that the
     /// guest has accepted meanwhile would have to be accepted again.
     #[cold]
-    fn assign_alone(&self, gfn: Gfn, sfn: Sfn, largest: PageSize, task: &Task<'_>) -> Result<(), AssignError> {
+    fn assign_alone(
+        &self,
+        gfn: Gfn,
+        sfn: Sfn,
+        largest: PageSize,
+        task: &Task<'_>,
+    ) -> Result<Option<PageSize>, AssignError> {
         let _alone = self.block(sfn, task);
         let entry = self.rmp.entry(sfn).ok_or(AssignError::NotCovered { sfn })?;
         if self.is_at(entry, gfn) {
-            return Ok(());
+            return Ok(None);
         }
         let refused = |cause| AssignError::Refused { sfn, gfn, cause };
         if entry.assigned() {
@@ -74,11 +104,12 @@ impl SnpMemory {
             let (block, first) = (sfn.align_down(PageSize::Size2M), gfn.align_down(PageSize::Size2M));
             let whole = RmpUpdate::guest(self.asid, first.base(), RmpPageSize::Size2M);
             if self.rmpupdate(block, whole, task).is_ok() {
-                return Ok(());
+                return Ok(Some(PageSize::Size2M));
             }
         }
         let page = RmpUpdate::guest(self.asid, gfn.base(), RmpPageSize::Size4K);
-        self.rmpupdate(sfn, page, task).map_err(refused)
+        self.rmpupdate(sfn, page, task).map_err(refused)?;
+        Ok(Some(PageSize::Size4K))
     }
 
     /// Whether nothing of the 2M around `sfn` is assigned (`is_large_rmp_possible`).

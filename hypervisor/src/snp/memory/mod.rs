@@ -212,6 +212,11 @@ impl SnpMemory {
         self.asid
     }
 
+    /// Pages of the kernel that are the guest's all the same.
+    pub(crate) fn nr_vmsas(&self, task: &Task<'_>) -> u64 {
+        self.vmsas.lock(task).len() as u64
+    }
+
     pub(crate) fn stats(&self) -> SnpStats {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let Counters { assigned, returned, smashed, unsmashed, rmp_faults, launched_pages } = &self.counters;

@@ -176,7 +176,7 @@ impl Vm {
         let is_private = self.slot_attribute(slot, gfn, task).is_private();
         let Some(folio) = inode.peek(index, task).filter(|_| is_private) else { return Ok(gfn.raw() + 1) };
         let largest = level::allowed_by_memory(self, slot, gfn, folio, Origin::Gmem, task);
-        snp.assign(gfn, folio.sfn, largest, task)?;
+        self.assign(snp, (gfn, folio.sfn), largest, task)?;
         let done = snp.max_mapping_size(folio.sfn);
         Ok(gfn.align_down(done).raw() + done.frames())
     }
