@@ -6,6 +6,7 @@
 
 mod igvm;
 mod image;
+mod inject;
 mod launch;
 mod parts;
 mod vmgexit;
@@ -22,6 +23,8 @@ use hypervisor::snp::memory::SnpConfig;
 use mmu::rmp::Rmp;
 use mmu::{Asid, SnpGuest};
 
+pub(super) use inject::Injector;
+pub use inject::{Injected, LieResult};
 pub(super) use launch::Launch;
 
 use super::{BuildError, MachineConfig};
