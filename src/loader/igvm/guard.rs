@@ -101,10 +101,10 @@ fn header(file: &[u8], kind: IgvmVariableHeaderType, (at, data): (u64, u64), see
         }
         // Its addresses are added up without a look.
         IgvmVariableHeaderType::IGVM_VHT_RELOCATABLE_REGION
-        | IgvmVariableHeaderType::IGVM_VHT_PAGE_TABLE_RELOCATION_REGION => {
-            if field(0)? & seen.snp != 0 {
-                return Err(IgvmError::Unsupported { what: "a relocatable region" });
-            }
+        | IgvmVariableHeaderType::IGVM_VHT_PAGE_TABLE_RELOCATION_REGION
+            if field(0)? & seen.snp != 0 =>
+        {
+            return Err(IgvmError::Unsupported { what: "a relocatable region" });
         }
         IgvmVariableHeaderType::IGVM_VHT_PARAMETER_AREA => {
             let len_bytes = u64_at(file, at + HEADER).ok_or(cut.clone())?;
