@@ -6,7 +6,7 @@ set -e
 cd "$1"
 
 # In the order in which they need each other; those that are part of the kernel are not here.
-for module in virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk virtio_console \
+for module in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk virtio_console \
     virtio-rng failover net_failover virtio_net; do
     file=/lib/modules/$(uname -r)/$module.ko
     [ ! -e "$file" ] || insmod "$file"
