@@ -5,6 +5,7 @@
 
 mod devices;
 mod gmem;
+mod inject;
 mod mmu;
 mod snp;
 
@@ -13,6 +14,7 @@ use core::str::FromStr;
 
 pub use self::devices::{DeviceError, DiskBus, DiskChoice, DiskSource, NetChoice};
 pub use self::gmem::GmemChoice;
+pub use self::inject::{Injection, Lie, LieTarget};
 pub use self::mmu::{MmuChoice, NestedPaging};
 pub use self::snp::{SnpBoot, SnpChoice, parse_c_bit, parse_policy, parse_vmpl};
 use emu_core::PageSize;
@@ -95,6 +97,12 @@ pub enum ConfigError {
     /// A flag of SNP guests beside another kind of VM.
     #[error("only an SNP guest has this")]
     NotSnp,
+    /// Not a lie of a host.
+    #[error("\"{0}\" is nothing that can be injected")]
+    Injection(String),
+    /// A page for a lie that is about none.
+    #[error("{0} is told in an answer, so no page belongs to it")]
+    LieWithoutPage(Lie),
     /// Not a seed with an optional distance.
     #[error("\"{0}\" is not a seed and a distance")]
     VmmRandom(String),
@@ -143,6 +151,11 @@ impl ConfigError {
             ConfigError::Policy(_) => "a policy is a 64-bit number like 0x30000; bit 17 must be set",
             ConfigError::CBit(_) => "the C-bit is one of 47 to 51; processors with SNP have it at 51",
             ConfigError::Vmpl(_) => "privilege levels are 0 to 3",
+            ConfigError::Injection(_) => {
+                "WHAT[@INSTRUCTIONS][:GPA|:code]; WHAT is replay, remap, swap, resize, double-validate, drop, ghcb, ghcb-valid or \
+                 cpuid"
+            }
+            ConfigError::LieWithoutPage(_) => "leave out what stands behind the colon",
             ConfigError::SnpBuiltin => "give the image of a kernel that can be an SNP guest",
             ConfigError::NotSnp => "say --vm snp",
             ConfigError::Twice(_) => "give it once",

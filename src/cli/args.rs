@@ -14,8 +14,8 @@ use super::explore::ExploreArguments;
 use super::page::ReportArguments;
 use super::trace::{TraceArguments, TraceConfig};
 use crate::config::{
-    ConfigError, CpuCount, CpuKind, GmemChoice, MemoryArgument, MemorySize, MmuChoice, VmChoice, parse_c_bit,
-    parse_page_size, parse_policy, parse_seed, parse_vmm_random, parse_vmpl,
+    ConfigError, CpuCount, CpuKind, GmemChoice, Injection, MemoryArgument, MemorySize, MmuChoice, VmChoice,
+    parse_c_bit, parse_page_size, parse_policy, parse_seed, parse_vmm_random, parse_vmpl,
 };
 use crate::loader::{BUILTINS, BuiltinGuest};
 use crate::vmm::random::RandomConfig;
@@ -95,6 +95,10 @@ pub struct RunArguments {
     /// Print the launch digest of an SNP guest, and end.
     #[arg(long)]
     pub launch_digest: bool,
+    /// A host that lies, once, to an SNP guest: WHAT[@INSTRUCTIONS][:GPA|:code], where WHAT is replay, remap, swap, resize,
+    /// double-validate, drop, ghcb, ghcb-valid or cpuid; see docs/sev-snp-faults.md.
+    #[arg(long, value_name = "WHAT", conflicts_with = "parallel")]
+    pub inject: Option<String>,
     /// How guest_memfd behaves: a generation, split=, shared=, punch=, order= [default: next with huge folios].
     #[arg(long, value_name = "LIST")]
     pub gmem: Option<String>,
@@ -210,6 +214,8 @@ pub struct RunConfig {
     pub vm: VmChoice,
     /// Tell the launch digest and do not run.
     pub launch_digest: bool,
+    /// What its host does to an SNP guest.
+    pub inject: Option<Injection>,
     /// How guest_memfd behaves.
     pub gmem: GmemChoice,
     /// Look at the invariants so often.
@@ -274,6 +280,7 @@ impl RunArguments {
             ("--cbit", self.cbit.is_some()),
             ("--vmpl", self.vmpl.is_some()),
             ("--launch-digest", self.launch_digest),
+            ("--inject", self.inject.is_some()),
         ];
         if let Some(&(flag, _)) = of_snp.iter().find(|(_, given)| *given && vm.kind != VmKind::Snp) {
             return Err(CliError::Flag { flag, cause: ConfigError::NotSnp });
@@ -293,6 +300,7 @@ impl RunArguments {
             mmu: value("--mmu", self.mmu.as_deref(), MmuChoice::default(), str::parse)?,
             vm,
             launch_digest: self.launch_digest,
+            inject: value("--inject", self.inject.as_deref(), None, |text| text.parse().map(Some))?,
             gmem: value("--gmem", self.gmem.as_deref(), GmemChoice::default(), str::parse)?,
             check_every: self.check_invariants,
             script: self.script,
@@ -415,7 +423,8 @@ mod tests {
             resolve(&["--vm", "snp"]).unwrap_err().help(),
             "give the image of a kernel that can be an SNP guest"
         );
-        for words in [&["--policy", "0x30000"][..], &["--cbit", "51"], &["--vmpl", "0"], &["--launch-digest"]] {
+        let plain = [&["--policy", "0x30000"][..], &["--cbit", "51"], &["--vmpl", "0"], &["--launch-digest"]];
+        for words in plain.into_iter().chain([&["--inject", "drop"][..]]) {
             let error = resolve(words).unwrap_err();
             assert_eq!(error.to_string(), format!("{}: only an SNP guest has this", words[0]));
             assert_eq!(error.help(), "say --vm snp");

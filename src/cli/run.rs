@@ -46,7 +46,7 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
             .check_invariants(config.check_every)
             .append(&config.cmdline);
         if config.vm.kind == VmKind::Snp {
-            builder = builder.snp(config.vm.snp);
+            builder = builder.snp(config.vm.snp).inject(config.inject);
         }
         if let Some(recording) = &recording {
             builder = builder.recorder(Arc::clone(&recording.recorder));

@@ -28,9 +28,9 @@ use super::checks::Checks;
 use super::devices::Device;
 use super::guest_memory::HostSide;
 use super::seat::{Activity, Processor};
-use super::snp::{self, Launch};
+use super::snp::{self, Injector, Launch};
 use super::{BuildError, Counters, Machine, boot, firmware};
-use crate::config::{NestedPaging, SnpChoice};
+use crate::config::{Injection, NestedPaging, SnpChoice};
 use crate::loader::{self, Confidential, Image, LoadOptions, MemoryMap, Module};
 use crate::trace::{Lens, Recorder};
 use crate::vmm::hypercall::GpaRange;
@@ -61,6 +61,8 @@ pub struct MachineConfig {
     pub ram: InitialRam,
     /// How an SNP guest is launched and its memory kept.
     pub snp: SnpChoice,
+    /// How the host of an SNP guest lies to it, if it does.
+    pub inject: Option<Injection>,
     /// What the VMM does about memory faults.
     pub on_memory_fault: OnMemoryFault,
     /// Instructions between two looks at the hypervisor's invariants; `None`: nobody looks.
@@ -85,6 +87,7 @@ impl Default for MachineConfig {
             gmem: GmemPolicy::DEFAULT,
             ram: InitialRam::Shared,
             snp: SnpChoice::default(),
+            inject: None,
             on_memory_fault: OnMemoryFault::Convert,
             check_every: None,
             seed: Seed(0),
@@ -140,6 +143,11 @@ impl Builder {
     /// An SNP guest, launched so; the processor model becomes one with SEV-SNP.
     pub fn snp(mut self, choice: SnpChoice) -> Builder {
         (self.config.kind, self.config.snp) = (VmKind::Snp, choice);
+        self
+    }
+    /// A host that lies to an SNP guest, once; other guests have nothing that it could lie about.
+    pub fn inject(mut self, injection: Option<Injection>) -> Builder {
+        self.config.inject = injection;
         self
     }
     /// How guest_memfd behaves.
@@ -289,12 +297,12 @@ impl Builder {
         };
         let mut launch = rmp.as_ref().map(|_| Launch::new(config.snp, &layout));
         let entry = match &mut launch {
-            Some(launch) => launch.load(image, &options, &acpi)?,
+            Some(launch) => launch.load(image, &options, &acpi, config.cpus)?,
             None => {
                 let mut host = HostSide::new(&vm, lens.task());
                 loader::GuestMemory::write(&mut host, acpi.base, &acpi.bytes)
                     .map_err(|_| BuildError::NoRoomForTables { gpa: acpi.base })?;
-                loader::load(image, &options, &mut host)?
+                Some(loader::load(image, &options, &mut host)?)
             }
         };
         if launch.is_some() || config.ram == InitialRam::Private {
@@ -318,7 +326,9 @@ impl Builder {
                 let log = vm.pml_buffer(VcpuId(n))?.map(ModificationLog::new);
                 vcpu.mmu().set_modification_log(log);
                 let activity = if n == 0 {
-                    boot::enter(&mut vcpu, &entry);
+                    if let Some(entry) = &entry {
+                        boot::enter(&mut vcpu, entry);
+                    }
                     Activity::Running
                 } else {
                     Activity::WaitForSipi
@@ -336,6 +346,7 @@ impl Builder {
         let (on_memory_fault, seed) = (config.on_memory_fault, config.seed);
         let config_checks = config.check_every;
         let scheduler = config.seed.stream(Consumer::Scheduler);
+        let injector = config.inject.filter(|_| snp.is_some()).map(|plan| Injector::new(plan, seed));
         Ok(Machine {
             config,
             vm: Arc::new(vm),
@@ -349,6 +360,7 @@ impl Builder {
             serial: Vec::new(),
             turn: 0,
             snp,
+            injector,
             lens,
         })
     }

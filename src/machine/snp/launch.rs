@@ -15,16 +15,18 @@ use hypervisor::Vm;
 use hypervisor::plan::RamLayout;
 use hypervisor::snp::launch::{
     Chip, CpuidPage, FirmwareStatus, GuestContext, LaunchFinish, LaunchStart, LaunchUpdate, LaunchedPage as Launched,
-    PageType, Policy,
+    PageType, Policy, SignedId,
 };
 use hypervisor::snp::memory::LaunchedPage;
 use mmu::rmp::VmplPermissions;
 
+use super::igvm::SignedIdentity;
 use super::image::LaunchImage;
-use super::parts;
 use super::{ASID, Snp, sev_guest};
+use super::{igvm, parts};
 use crate::config::{SnpBoot, SnpChoice};
-use crate::loader::{self, Entry, GuestMemory, Image, LoadOptions, stage0};
+use crate::loader::igvm::{Igvm, IgvmMachine};
+use crate::loader::{self, Entry, GuestMemory, Image, ImageKind, LoadOptions, stage0};
 use crate::machine::BuildError;
 use crate::machine::seat::Processor;
 
@@ -36,25 +38,36 @@ pub(in crate::machine) struct Launch<'a> {
     choice: SnpChoice,
     layout: &'a RamLayout,
     image: LaunchImage,
+    /// The file that says all this instead.
+    igvm: Option<Igvm>,
 }
 
 impl<'a> Launch<'a> {
     /// Of RAM laid out so.
     pub(in crate::machine) fn new(choice: SnpChoice, layout: &'a RamLayout) -> Launch<'a> {
-        Launch { choice, layout, image: LaunchImage::default() }
+        Launch { choice, layout, image: LaunchImage::default(), igvm: None }
     }
 
-    /// Puts the kernel and the board's tables into the image. Where the first processor starts.
+    /// Puts the kernel and the board's tables into the image, or takes the launch from an IGVM file. Where the first processor
+    /// starts; `None` if its save area says that.
     pub(in crate::machine) fn load(
         &mut self,
         image: &Image<'_>,
         options: &LoadOptions<'_>,
         acpi: &AcpiImage,
-    ) -> Result<Entry, BuildError> {
+        cpus: u16,
+    ) -> Result<Option<Entry>, BuildError> {
+        if self.choice.boot == SnpBoot::Launch && loader::probe(image.bytes) == Some(ImageKind::Igvm) {
+            let map = igvm::memory_map(self.layout)?;
+            let options = LoadOptions { memory_map: &map, ..*options };
+            let machine = IgvmMachine { cpus, vmpl: self.choice.vmpl };
+            self.igvm = Some(loader::igvm::load(image.bytes, &options, machine)?);
+            return Ok(None);
+        }
         let memory = &mut self.image;
         memory.write(acpi.base, &acpi.bytes).map_err(|_| BuildError::NoRoomForTables { gpa: acpi.base })?;
         match self.choice.boot {
-            SnpBoot::Launch => Ok(loader::load(image, options, memory)?),
+            SnpBoot::Launch => Ok(Some(loader::load(image, options, memory)?)),
             SnpBoot::Stage0 => {
                 let loaded = stage0::load(image.bytes, options, memory)?;
                 let (entry, at) = (loaded.entry, loaded.parameters_at);
@@ -62,7 +75,7 @@ impl<'a> Launch<'a> {
                 memory.write(at, &[0; PAGE_SIZE]).map_err(loader::LoadError::from)?;
                 let ranges = parts::launched_ranges(&parts::parts(self.layout, memory));
                 memory.write(at, &loaded.parameters(&ranges)?).map_err(loader::LoadError::from)?;
-                Ok(entry)
+                Ok(Some(entry))
             }
         }
     }
@@ -78,10 +91,18 @@ impl<'a> Launch<'a> {
         let Some(first) = vcpus.first_mut() else { unreachable!("a machine has processors") };
         let vcpu: &mut Vcpu = &mut first.vcpu;
         let chip = Chip::new(seed.0, vcpu.emulated_cpuid(1, 0, 1, 0).eax);
-        let mut firmware = Firmware::start(chip, Policy::new(self.choice.policy).check_kvm()?, self.choice.vmpl)?;
+        let policy = self.igvm.as_ref().and_then(|igvm| igvm.policy).unwrap_or(self.choice.policy);
+        let policy = Policy::new(policy).check_kvm()?;
+        let mut firmware = Firmware::start(chip, policy, self.choice.vmpl)?;
         let cpuid = CpuidPage::build(&mut |leaf, subleaf, xcr0, xss| vcpu.emulated_cpuid(leaf, subleaf, xcr0, xss))?;
-        let parts = parts::parts(self.layout, &self.image);
-        parts::memory(vm, self.choice.boot, &parts, &self.image, &cpuid.to_bytes(), &mut firmware, task)?;
+        let mut areas = vec![None; vcpus.len()];
+        match &self.igvm {
+            Some(igvm) => igvm::launch(vm, igvm, &cpuid.to_bytes(), &mut firmware, &mut areas, task)?,
+            None => {
+                let parts = parts::parts(self.layout, &self.image);
+                parts::memory(vm, self.choice.boot, &parts, &self.image, &cpuid.to_bytes(), &mut firmware, task)?;
+            }
+        }
 
         let states = vcpus.iter_mut().map(|processor| {
             let vcpu: &mut Vcpu = &mut processor.vcpu;
@@ -92,11 +113,17 @@ impl<'a> Launch<'a> {
             Ok(vcpu.vmsa())
         });
         let states = states.collect::<Result<Vec<_>, BuildError>>()?;
-        for (processor, state) in vcpus.iter_mut().zip(&states) {
-            let area = vm.snp_launch_vmsa(state, &mut |page| firmware.measure(page), task)?;
+        for ((processor, state), area) in vcpus.iter_mut().zip(&states).zip(areas) {
+            let area = match area {
+                Some(area) => area,
+                None => vm.snp_launch_vmsa(state, &mut |page| firmware.measure(page), task)?,
+            };
             processor.vcpu.set_vmsa(area);
         }
-        Ok(Snp::new(&self.choice, vcpus.len() as u16, firmware.finish()?))
+        let identity = self.igvm.as_ref().and_then(|igvm| igvm.id.as_deref());
+        let identity = identity.map(|identity| SignedIdentity::new(identity, policy));
+        let guest = firmware.finish(identity.as_ref().map(SignedIdentity::as_signed))?;
+        Ok(Snp::new(&self.choice, vcpus.len() as u16, guest))
     }
 }
 
@@ -145,9 +172,9 @@ impl Firmware {
         self.refused = self.refused.and(measured);
     }
 
-    fn finish(mut self) -> Result<GuestContext, FirmwareStatus> {
+    fn finish(mut self, id: Option<SignedId<'_>>) -> Result<GuestContext, FirmwareStatus> {
         self.refused?;
-        self.context.launch_finish(&LaunchFinish::default())?;
+        self.context.launch_finish(&LaunchFinish { id, ..LaunchFinish::default() })?;
         Ok(self.context)
     }
 }
