@@ -201,14 +201,3 @@ fn mutated_headers_break_no_promise() {
     }
     assert!(taken > 0 && taken < ROUNDS, "{taken} of {ROUNDS}: the mutations are no test");
 }
-
-/// Where the fuzz target keeps its seed; written anew with `BLESS_CORPUS=1`.
-#[test]
-fn the_committed_seed_is_the_sample() {
-    let path = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/igvm/guest");
-    if std::env::var_os("BLESS_CORPUS").is_some() {
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, guest()).unwrap();
-    }
-    assert!(std::fs::read(&path).is_ok_and(|file| file == guest()), "{} is stale", path.display());
-}
