@@ -85,7 +85,7 @@ pub struct Npt {
 /// second stage, so that what is cached for one privilege level is not found by another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SnpGuest {
-    /// Number of the C-bit in the entries of the guest's tables (CPUID 8000_001F EBX[5:0]), 32 to 51.
+    /// Number of the C-bit in the entries of the guest's tables (CPUID 8000_001F EBX 5:0), 32 to 51.
     pub c_bit: u8,
     /// The privilege level that runs.
     pub vmpl: Vmpl,
