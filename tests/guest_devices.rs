@@ -8,11 +8,11 @@
 mod guests;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use guests::debian::fetched;
+use guests::debian::{busybox, fetched};
 use guests::{Ended, guest, scratch};
 use serde_json::Value;
 
@@ -73,8 +73,7 @@ fn sha256(bytes: &[u8]) -> String {
     let dir = scratch();
     let file: PathBuf = dir.join("bytes");
     fs::write(&file, bytes).expect("a file in the scratch directory");
-    let busybox = Path::new(env!("CARGO_MANIFEST_DIR")).join("guests/cache/root/bin/busybox");
-    let output = Command::new(busybox).arg("sha256sum").arg(&file).output().expect("busybox runs");
+    let output = Command::new(busybox()).arg("sha256sum").arg(&file).output().expect("busybox runs");
     fs::remove_dir_all(&dir).expect("the scratch directory can be removed");
     let text = String::from_utf8(output.stdout).expect("a checksum is text");
     text.split_whitespace().next().expect("a checksum").to_owned()

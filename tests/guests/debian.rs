@@ -26,10 +26,15 @@ pub fn fetched(name: &str) -> Option<PathBuf> {
     None
 }
 
+/// The guests' own busybox, which runs on this host too. It is there when a ramdisk is.
+pub fn busybox() -> PathBuf {
+    cache().join("root").join("bin").join("busybox")
+}
+
 /// What the script of a ramdisk prints on this host, run by the same busybox and the same programs.
 pub fn on_the_host(script: &str) -> String {
     let dir = scratch();
-    let busybox = cache().join("root/bin/busybox");
+    let busybox = busybox();
     let (applets, work) = (dir.join("bin"), dir.join("work"));
     for dir in [&applets, &work] {
         fs::create_dir(dir).expect("a directory in the scratch directory");
