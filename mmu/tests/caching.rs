@@ -324,6 +324,16 @@ impl Machine {
         None
     }
 
+    /// Walks the tables of both spaces. Who found all pages of a space in the TLB, because they are global, never walked
+    /// the space's own tables: the nested A bits of those then differ, and rightly.
+    fn walk_both_spaces(&mut self) {
+        for space in [0, 1] {
+            self.set_space(space, PagingChange::MovCr3);
+            self.mmu.flush_all();
+            let _allowed_or_not = self.mmu.translate(Gva::new(0), Access::new(AccessKind::Read, Privilege::Supervisor));
+        }
+    }
+
     /// Everything that a walk may change.
     fn tables(&self) -> Vec<u64> {
         let guest = (0..19 * 512).map(|n| self.load_guest(n * 8));
@@ -338,13 +348,17 @@ fn visible(result: Result<Translation, MmuFault>) -> Result<(Spa, Gpa), MmuFault
     result.map(|t| (t.spa, t.gpa))
 }
 
-fn agree(nesting: Nesting, caches: Caches, history: &[Op]) {
+fn agree(theme: Theme, nesting: Nesting, caches: Caches, history: &[Op]) {
     let mut cached = Machine::new(nesting, caches);
     let mut plain = Machine::new(nesting, Caches::empty());
     for (n, &op) in history.iter().enumerate() {
         let (seen, expected) = (cached.run(op).map(visible), plain.run(op).map(visible));
         assert_eq!(seen, expected, "step {n}: {op:?}");
         check_fast(&mut cached, &plain);
+    }
+    if theme == Theme::GlobalPages {
+        cached.walk_both_spaces();
+        plain.walk_both_spaces();
     }
     assert!(cached.tables() == plain.tables(), "A and D bits differ");
 }
@@ -373,11 +387,11 @@ fn check_fast(cached: &mut Machine, plain: &Machine) {
     }
 }
 
-fn agree_everywhere(history: &[Op]) {
+fn agree_everywhere(theme: Theme, history: &[Op]) {
     let ept = [EptAccessedDirty::Enabled, EptAccessedDirty::Disabled].map(Nesting::Ept);
     for nesting in [Nesting::None, Nesting::Npt, ept[0], ept[1]] {
         for caches in [Caches::all(), Caches::all() - Caches::TLB, Caches::TLB | Caches::FAST] {
-            agree(nesting, caches, history);
+            agree(theme, nesting, caches, history);
         }
     }
 }
@@ -392,13 +406,13 @@ proptest! {
 
     #[test]
     fn caches_are_invisible_with_global_pages(history in prop::collection::vec(ops(Theme::GlobalPages), 1..120)) {
-        agree_everywhere(&history);
+        agree_everywhere(Theme::GlobalPages, &history);
     }
 
     #[test]
     fn caches_are_invisible_with_nested_faults_on_tables(
         history in prop::collection::vec(ops(Theme::NestedFaultsOnTables), 1..120),
     ) {
-        agree_everywhere(&history);
+        agree_everywhere(Theme::NestedFaultsOnTables, &history);
     }
 }

@@ -84,15 +84,27 @@ fn doc(tree: &Tree) -> Result<(), Error> {
 
 /// All but the root's guests: units, properties, models, the committed fuzz corpus, examples in the documentation.
 fn test(tree: &Tree) -> Result<(), Error> {
-    must(cargo(tree.root(), ["test", "--locked", "--workspace", "--exclude", "bifold"]))?;
-    must(cargo(tree.root(), ["test", "--locked", "-p", "bifold", "--lib", "--bins"]))?;
-    must(cargo(tree.root(), ["test", "--locked", "-p", "bifold", "--doc"]))
+    tests(tree, &["--workspace", "--exclude", "bifold"])?;
+    tests(tree, &["-p", "bifold", "--lib", "--bins"])?;
+    tests(tree, &["-p", "bifold", "--doc"])
+}
+
+/// Runs all of these tests, also after one has failed. Properties draw the same cases each time, so that one commit has
+/// one verdict; who looks for new ones sets the seed, or runs `cargo test` alone.
+fn tests(tree: &Tree, which: &[&str]) -> Result<(), Error> {
+    const SEED: &str = "PROPTEST_RNG_SEED";
+    let always = ["test", "--locked", "--no-fail-fast"];
+    let mut test = cargo(tree.root(), always.iter().chain(which).copied());
+    if std::env::var_os(SEED).is_none() {
+        test.env(SEED, "1");
+    }
+    must(test)
 }
 
 /// The root's tests: the program itself with small guests, images that are wrong, and Linux.
 fn guests(tree: &Tree) -> Result<(), Error> {
     must(cargo(tree.root(), ["build", "--locked", "--release", "-p", "bifold"]))?;
-    must(cargo(tree.root(), ["test", "--locked", "--release", "-p", "bifold", "--tests"]))
+    tests(tree, &["--release", "-p", "bifold", "--tests"])
 }
 
 fn bench(tree: &Tree) -> Result<(), Error> {
