@@ -3,14 +3,18 @@
 //! Shared by the command line and the library; nothing here knows of either. Text forms follow other VMMs: sizes are
 //! decimal numbers with a binary suffix (`512M`, `2G`), and a bare number is MiB.
 
+mod devices;
 mod gmem;
+mod inject;
 mod mmu;
 mod snp;
 
 use core::fmt;
 use core::str::FromStr;
 
+pub use self::devices::{DeviceError, DiskBus, DiskChoice, DiskSource, NetChoice};
 pub use self::gmem::GmemChoice;
+pub use self::inject::{Injection, Lie, LieTarget};
 pub use self::mmu::{MmuChoice, NestedPaging};
 pub use self::snp::{SnpBoot, SnpChoice, parse_c_bit, parse_policy, parse_vmpl};
 use emu_core::PageSize;
@@ -87,15 +91,27 @@ pub enum ConfigError {
     /// Not a privilege level.
     #[error("\"{0}\" is not a privilege level")]
     Vmpl(String),
+    /// A guest that would use private memory as shared.
+    #[error("the built-in guests know nothing of encrypted memory")]
+    SnpBuiltin,
     /// A flag of SNP guests beside another kind of VM.
     #[error("only an SNP guest has this")]
     NotSnp,
+    /// Not a lie of a host.
+    #[error("\"{0}\" is nothing that can be injected")]
+    Injection(String),
+    /// A page for a lie that is about none.
+    #[error("{0} is told in an answer, so no page belongs to it")]
+    LieWithoutPage(Lie),
     /// Not a seed with an optional distance.
     #[error("\"{0}\" is not a seed and a distance")]
     VmmRandom(String),
     /// Not a way of guest_memfd to behave.
     #[error("\"{0}\" is no property of guest_memfd")]
     Gmem(String),
+    /// A device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// Not a built-in guest.
     #[error("\"{0}\" is no guest of the program")]
     Guest(String),
@@ -124,6 +140,7 @@ impl ConfigError {
                 "first a generation if you like (7.3, next, v1, v2, wip), then split=, shared=, punch=, order=, to-shared=, \
                  to-private=, each once; docs/running.md has their values"
             }
+            ConfigError::Device(cause) => cause.help(),
             ConfigError::Guest(_) => "bifold run --list-guests tells which there are",
             ConfigError::VmKind(_) => "kinds of VM are default, sw-protected and snp",
             ConfigError::VmProperty(_) => {
@@ -134,6 +151,12 @@ impl ConfigError {
             ConfigError::Policy(_) => "a policy is a 64-bit number like 0x30000; bit 17 must be set",
             ConfigError::CBit(_) => "the C-bit is one of 47 to 51; processors with SNP have it at 51",
             ConfigError::Vmpl(_) => "privilege levels are 0 to 3",
+            ConfigError::Injection(_) => {
+                "WHAT[@INSTRUCTIONS][:GPA|:code]; WHAT is replay, remap, swap, resize, double-validate, drop, ghcb, ghcb-valid or \
+                 cpuid"
+            }
+            ConfigError::LieWithoutPage(_) => "leave out what stands behind the colon",
+            ConfigError::SnpBuiltin => "give the image of a kernel that can be an SNP guest",
             ConfigError::NotSnp => "say --vm snp",
             ConfigError::Twice(_) => "give it once",
             ConfigError::PageSize(_) => "page sizes are 4k, 2m and 1g",

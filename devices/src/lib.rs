@@ -4,6 +4,8 @@
 //! - Interrupts: [`lapic`] (one each processor, and the fabric that carries messages between them), [`ioapic`], [`pic`].
 //! - Time: [`pit`], [`rtc`], [`acpi::pm`] (the PM timer); the LAPIC's timer lives with the LAPIC.
 //! - Input and output: [`uart`], [`i8042`], [`fw_cfg`], [`pci`], [`testdev`], [`chipset`] (the small system ports).
+//! - Disks: [`block`] (what they hold), [`nvme`] (a controller on the PCI bus).
+//! - [`virtio`]: disk, network, console and randomness as guests of hypervisors know them.
 //! - Firmware's part: [`acpi::tables`] builds the tables a kernel finds.
 //!
 //! A device is a struct of registers plus the ports it is given in each call: no thread, no host clock, no host
@@ -19,6 +21,7 @@
 #![deny(missing_docs)]
 
 pub mod acpi;
+pub mod block;
 pub mod board;
 pub mod bus;
 pub mod chipset;
@@ -27,12 +30,16 @@ pub mod i8042;
 pub mod ioapic;
 pub mod lapic;
 pub mod message;
+pub mod nvme;
 pub mod pci;
 pub mod pic;
 pub mod pit;
+#[cfg(test)]
+mod ram;
 pub mod rtc;
 pub mod testdev;
 pub mod uart;
+pub mod virtio;
 
 pub use board::{Board, BoardConfig, BoardEvents, BoardRequest};
 pub use bus::{ByteSink, CpuIndex, CpuSet, DmaPort, Port, Width};

@@ -27,6 +27,8 @@ pub enum Consumer {
     Exploration = 6,
     /// What the VMM does at random.
     Vmm = 7,
+    /// The memory key of ASID `n` is stream `n << 8 | 8`.
+    MemoryKeys = 8,
 }
 
 /// A stream of random numbers.

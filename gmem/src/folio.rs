@@ -296,6 +296,16 @@ impl FolioTable {
         self.by_size[size.index()] += 1;
     }
 
+    /// Enters `nr` pages of 4K of the page allocator from `first` on.
+    ///
+    /// # Panics
+    /// As [`FolioTable::insert`].
+    pub(crate) fn insert_pages(&mut self, first: Sfn, nr: u64, meta: FolioMeta) {
+        let inserted = nodes::insert_pages(&mut self.chunks, &mut self.nodes, first.raw(), nr, meta);
+        assert!(inserted, "a page of {nr} from {first:?} was given out twice");
+        self.by_size[PageSize::Size4K.index()] += nr;
+    }
+
     /// # Panics
     /// When `head` is not the head of a folio in use.
     pub(crate) fn remove(&mut self, head: Sfn) -> Folio {

@@ -293,13 +293,14 @@ impl HostMemory {
         (&mut self.pools[size as usize], &mut self.frames)
     }
 
-    /// A page of a subpool for page `index` of an inode, in use.
+    /// A page of a subpool for page `index` of an inode, in use: known to be zero, or up to date for who has it already.
     pub(crate) fn take_pool_folio(
         &mut self,
         huge: HugeSize,
         subpool: SubpoolId,
         policy: MemPolicy,
         index: u64,
+        state: FolioFlags,
     ) -> Result<Sfn, TakeError> {
         let size = huge.page_size();
         let (pool, frames) = self.pool_mut(huge);
@@ -309,7 +310,9 @@ impl HostMemory {
             VmemmapMode::Optimise => FolioFlags::VMEMMAP_OPTIMISED,
         };
         let source = Source::Pool { size: huge, subpool };
-        self.begin_use(head, size, FolioKind::Gmem, FolioFlags::HUGETLB | optimised, source);
+        let flags = FolioFlags::HUGETLB | optimised | state;
+        let meta = FolioMeta { kind: FolioKind::Gmem, flags, refs: size.frames() as u32, maps: 0 };
+        self.folios.insert(head, size, meta, source);
         Ok(head)
     }
 

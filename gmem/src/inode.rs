@@ -222,7 +222,7 @@ pub struct GuestMemfd {
     unit: PageSize,
     policy: GmemPolicy,
     /// Serialises allocation and clearing of what one folio may cover (`hugetlb_fault_mutex_table`, the folio lock). A
-    /// lane serves many.
+    /// lane serves many. Pages of 4K from a lane's stock do without.
     folio_locks: Sharded<Mutex<()>>,
     provider: Mutex<Box<dyn FolioProvider>>,
     /// What a fault may be served from instead.
@@ -343,15 +343,26 @@ impl GuestMemfd {
             return most;
         }
         let granule = self.granule();
-        let attributes = self.attributes(task);
-        let outlook = Outlook::now(&attributes);
-        let usable = |size: &PageSize| {
-            let base = index.0 & !(size.frames() - 1);
-            // A folio whose split is put off is mapped as if it were split.
-            attributes.is_uniform(base, size.frames())
-                && (granule.is_eager() || !granule.needs_split(&outlook, base, *size))
+        // A folio whose split is put off is mapped as if it were split.
+        let is_whole =
+            |outlook: &Outlook<'_>, base, size| granule.is_eager() || !granule.needs_split(outlook, base, size);
+        let base = |size: PageSize| index.0 & !(size.frames() - 1);
+        let sizes = PageSize::ALL[..=most.index()].iter().copied();
+        let found = match self.uniform.get() {
+            Some(state) => {
+                let outlook = Outlook::throughout(state);
+                sizes.rev().find(|&size| is_whole(&outlook, base(size), size))
+            }
+            None => {
+                let attributes = self.attributes(task);
+                let outlook = Outlook::now(&attributes);
+                let is_usable = |size: PageSize| {
+                    attributes.is_uniform(base(size), size.frames()) && is_whole(&outlook, base(size), size)
+                };
+                sizes.rev().find(|&size| is_usable(size))
+            }
         };
-        PageSize::ALL[..=most.index()].iter().copied().rfind(usable).unwrap_or(PageSize::Size4K)
+        found.unwrap_or(PageSize::Size4K)
     }
 
     /// Who may use `index`, at this moment.

@@ -103,8 +103,8 @@ impl Invalidation {
     /// Whether a fault on `gfn` that started at `sample` must start over.
     #[inline]
     pub fn must_retry(&self, sample: SeqSample, gfn: Gfn, task: &Task<'_>) -> bool {
-        let covered = self.range().is_some_and(|(from, to)| from <= gfn && gfn < to);
-        covered && !task.has(Defect::IgnoreRangeInProgress) || self.seq() != sample.0
+        let covers = || self.range().is_some_and(|(from, to)| from <= gfn && gfn < to);
+        self.in_progress() != 0 && covers() && !task.has(Defect::IgnoreRangeInProgress) || self.seq() != sample.0
     }
 }
 

@@ -42,6 +42,7 @@ const NODE: u64 = 1;
 const LEAF: u64 = 2;
 
 impl<T: Packed> Entry<T> {
+    #[inline]
     fn word(self) -> u64 {
         match self {
             Entry::Empty => 0,
@@ -50,6 +51,7 @@ impl<T: Packed> Entry<T> {
         }
     }
 
+    #[inline]
     fn of(word: u64) -> Entry<T> {
         match word & 3 {
             NODE => Entry::Node((word >> 2) as u32),
@@ -112,6 +114,22 @@ pub enum Claim {
     NoNode,
 }
 
+/// Where a map has no entry for a page: the node that has none, and its level. Above the largest size there is no place
+/// for an entry but by [`PageMap::insert`].
+#[derive(Clone, Copy, Debug)]
+pub struct Vacancy {
+    node: u32,
+    level: u8,
+}
+
+impl Vacancy {
+    /// The largest size whose naturally aligned pages around the page are all free.
+    #[inline]
+    pub fn size(self) -> PageSize {
+        size_of_level(self.level.min(HUGEST))
+    }
+}
+
 /// See the module.
 pub struct PageMap<T> {
     nodes: Vec<Box<Node>>,
@@ -161,15 +179,18 @@ impl<T: Packed> PageMap<T> {
         self.nodes.len() * (size_of::<Box<Node>>() + size_of::<Node>())
     }
 
+    #[inline]
     fn reaches(&self, page: u64) -> bool {
         let bits = BITS * (self.top as u32 + 1);
         bits >= 64 || page >> bits == 0
     }
 
+    #[inline]
     fn word(&self, node: u32, slot: usize) -> &AtomicU64 {
         &self.nodes[node as usize].words[slot]
     }
 
+    #[inline]
     fn load(&self, node: u32, slot: usize) -> Entry<T> {
         Entry::of(self.word(node, slot).load(Ordering::Acquire))
     }
@@ -261,27 +282,20 @@ impl<T: Packed> PageMap<T> {
                 Entry::Empty => return Claim::NoNode,
             };
         }
-        let leaf = Entry::Leaf(value).word();
-        let word = self.word(node, slot_of(page, goal));
-        match word.compare_exchange(0, leaf, Ordering::AcqRel, Ordering::Relaxed) {
-            Ok(_) => {
-                self.nodes[node as usize].used.fetch_add(1, Ordering::Relaxed);
-                Claim::Entered
-            }
-            Err(_) => Claim::Occupied,
-        }
+        self.claim_word(node, slot_of(page, goal), value)
     }
 
-    /// The entry that covers `page`: its node, level and value; or the level at which there is none.
-    fn descend(&self, page: u64) -> Result<(u32, u8, T), u8> {
+    /// The entry that covers `page`: its node, level and value; or where there is none.
+    #[inline]
+    fn descend(&self, page: u64) -> Result<(u32, u8, T), Vacancy> {
         if !self.reaches(page) {
-            return Err(self.top + 1);
+            return Err(Vacancy { node: self.root, level: self.top + 1 });
         }
         let mut node = self.root;
         let mut level = self.top;
         loop {
             match self.load(node, slot_of(page, level)) {
-                Entry::Empty => return Err(level),
+                Entry::Empty => return Err(Vacancy { node, level }),
                 Entry::Leaf(value) => return Ok((node, level, value)),
                 Entry::Node(below) => node = below,
             }
@@ -293,19 +307,38 @@ impl<T: Packed> PageMap<T> {
         self.descend(page).ok()
     }
 
-    /// The entry that covers `page`; where there is none, the largest size whose naturally aligned pages around it are all
-    /// free.
-    pub fn look(&self, page: u64) -> Result<Hit<T>, PageSize> {
-        match self.descend(page) {
-            Ok((_, level, value)) => {
-                let size = size_of_level(level);
-                Ok(Hit { base: page & !(size.frames() - 1), size, value })
+    /// The entry that covers `page`, or where there is none.
+    #[inline]
+    pub fn look(&self, page: u64) -> Result<Hit<T>, Vacancy> {
+        let (_, level, value) = self.descend(page)?;
+        let size = size_of_level(level);
+        Ok(Hit { base: page & !(size.frames() - 1), size, value })
+    }
+
+    /// Puts an entry of the vacancy's size around `page`, for which it was found with the map held as it is now.
+    #[inline]
+    pub fn claim_at(&self, vacancy: Vacancy, page: u64, value: T) -> Claim {
+        let Vacancy { node, level } = vacancy;
+        if level > HUGEST {
+            return Claim::NoNode;
+        }
+        self.claim_word(node, slot_of(page, level), value)
+    }
+
+    #[inline]
+    fn claim_word(&self, node: u32, slot: usize, value: T) -> Claim {
+        let leaf = Entry::Leaf(value).word();
+        match self.word(node, slot).compare_exchange(0, leaf, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(_) => {
+                self.nodes[node as usize].used.fetch_add(1, Ordering::Relaxed);
+                Claim::Entered
             }
-            Err(level) => Err(size_of_level(level.min(HUGEST))),
+            Err(_) => Claim::Occupied,
         }
     }
 
     /// The entry that covers `page`.
+    #[inline]
     pub fn get(&self, page: u64) -> Option<Hit<T>> {
         self.look(page).ok()
     }
@@ -435,7 +468,7 @@ impl<T: Packed> PageMap<T> {
 
     /// The largest size whose naturally aligned pages around `page` are all free; `None` if `page` itself is taken.
     pub fn vacancy(&self, page: u64) -> Option<PageSize> {
-        self.look(page).err()
+        self.look(page).err().map(Vacancy::size)
     }
 
     /// Visits the entries that reach into `[from, to)`, ascending.

@@ -243,12 +243,14 @@ impl World {
                 );
             }
             let bound = |index: u64| m.bindings.iter().find(|b| b.0 <= index && index < b.1).map(|b| b.2);
-            for &(first, end, _) in &m.bindings {
+            for &(first, end, slot) in &m.bindings {
                 for index in [first, end - 1, end, first.saturating_sub(1)] {
+                    let shared = m.inode.shared(QUIET);
+                    assert_eq!(shared.slot_at(PageIndex(index)), bound(index), "the binding at {index} of inode {at}");
                     assert_eq!(
-                        m.inode.shared(QUIET).slot_at(PageIndex(index)),
-                        bound(index),
-                        "the binding at {index} of inode {at}"
+                        shared.is_bound_to(slot, PageIndex(first), PageIndex(index)),
+                        bound(index) == Some(slot),
+                        "whether {index} of inode {at} is bound to {slot:?}"
                     );
                 }
             }

@@ -84,10 +84,11 @@ impl Vm {
         // Held to the end: whoever withdraws a slot waits for the faults that use it.
         let slots = self.slots.read(task);
         task.at(Point::F0);
-        let input = self.kind.meant(input, || self.attribute_of(&slots, input.gpa.frame(), task));
+        let found = slots.lookup_near(gfn, &mut own.slot);
+        let input = self.kind.meant(input, || self.attribute_in(found, gfn, task));
         let unresolved = Unresolved::new(input, &self.invalidation);
         task.at(Point::F1);
-        let fault = match resolve::resolve(&slots, unresolved) {
+        let fault = match resolve::resolve(found, unresolved) {
             Ok(fault) => fault,
             Err(stop) => {
                 if touch == Touch::Demand && matches!(stop, Stop::Answer(Action::Mmio { .. })) {
@@ -113,8 +114,8 @@ impl Vm {
         own.tables.top_up(&self.host, task)?;
         task.report(Event::FaultStage { stage: Stage::FaultIn });
         task.at(Point::F3);
-        let fault = back::fault_in(fault, self, task)?;
-        let slot = fault.fault().fault().slot();
+        let backed = back::fault_in(fault, self, task)?;
+        let slot = backed.fault().fault().slot();
         task.at(Point::F4);
         let sampled = match task.has(Defect::SampleAfterLookup) {
             true => Unresolved::new(input, &self.invalidation),
@@ -135,13 +136,22 @@ impl Vm {
                 return Err(RETRY);
             }
             task.report(Event::FaultStage { stage: Stage::Level });
-            let fault = self.limited(level::choose(fault, self, task), slot);
-            report_level(&fault, slot, self, task);
+            let fault = self.limited(level::choose(&backed, self, task), slot);
+            if task.is_reporting() {
+                report_level(&fault, slot, self, task);
+            }
             task.report(Event::FaultStage { stage: Stage::Install });
             task.at(Point::F6);
             let outcome = tables.install(
                 &fault,
-                &mut Install { cache: &mut own.tables, owed: &mut owed, touch, nx: self.nx_huge_pages(), task },
+                &mut Install {
+                    cache: &mut own.tables,
+                    walked: &mut own.walked,
+                    owed: &mut owed,
+                    touch,
+                    nx: self.nx_huge_pages(),
+                    task,
+                },
             )?;
             if matches!(outcome, Outcome::Fixed { .. }) && fault.rights().contains(Rights::WRITE) {
                 // Whether or not this access writes, the next one may without being noticed.
@@ -151,8 +161,10 @@ impl Vm {
             self.flush(&owed, task);
             task.at(Point::F7);
             if task.has(Defect::MarkAfterRelease) {
-                unmarked = fault.page().release_early();
+                unmarked = backed.page().release_early();
             }
+            // The page is marked and let go while nobody can take it away.
+            drop(backed);
             outcome
         };
         if !owed.is_empty() {
@@ -172,6 +184,7 @@ impl Vm {
     }
 
     /// The leaf is no larger than logging and the NX workaround let it be.
+    #[inline(always)]
     fn limited<'s>(&self, fault: Sized<'s>, slot: &Slot) -> Sized<'s> {
         let executes = fault.kind() == AccessKind::Execute && self.nx_huge_pages() == NxHugePages::On;
         match slot.log().is_some() {
@@ -228,11 +241,12 @@ impl Vm {
 }
 
 /// Reports the leaf that a fault asks for, and what made it smaller than the memory behind it.
+#[cold]
 fn report_level(fault: &Sized<'_>, slot: &Slot, vm: &Vm, task: &Task<'_>) {
     let (gfn, sfn, size) = (fault.gfn(), fault.sfn(), fault.size());
     task.report(Event::SpteRequested { gfn, sfn, size });
     let folio = fault.folio_size();
-    if size == folio || !task.is_reporting() {
+    if size == folio {
         return;
     }
     let fits = level::largest(slot.info(), gfn, sfn, folio);

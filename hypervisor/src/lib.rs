@@ -72,8 +72,8 @@ pub use pml::PML_ENTRIES;
 pub use populate::{LaunchPage, Populate, PopulateError, PostPopulate, SourceUse};
 pub use prefault::{PreFault, PreFaultError};
 pub use snp::memory::{
-    Assign, AssignError, LaunchContent, LaunchError, LaunchedPage, Measure, PageStateChange, PageStateError, RmpSizes,
-    SizeHint, SnpConfig, SnpLaunchUpdate, SnpPageType, SnpSetupError, SnpStats,
+    Assign, AssignError, LaunchContent, LaunchError, LaunchedPage, LieError, Measure, PageStateChange, PageStateError,
+    RmpSizes, SizeHint, SnpConfig, SnpLaunchUpdate, SnpPageType, SnpSetupError, SnpStats,
 };
 pub use stats::{FaultStats, VmStats};
 pub use tdp::TdpFormat;

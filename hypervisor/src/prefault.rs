@@ -161,11 +161,12 @@ pub(crate) struct Repeats {
 impl Repeats {
     /// Notes a fault and its answer; how often it has come again by now.
     pub(crate) fn note(&mut self, fault: &FaultInput, action: &Action, seq: u64) -> u64 {
-        let this = match action {
-            Action::Resume(Resumed::Retry | Resumed::Spurious) => Some((fault.gpa, fault.kind, seq)),
-            _ => None,
-        };
-        self.times = if this.is_some() && this == self.last { self.times + 1 } else { 0 };
+        if !matches!(action, Action::Resume(Resumed::Retry | Resumed::Spurious)) {
+            *self = Repeats::default();
+            return 0;
+        }
+        let this = Some((fault.gpa, fault.kind, seq));
+        self.times = if this == self.last { self.times + 1 } else { 0 };
         self.last = this;
         self.times
     }

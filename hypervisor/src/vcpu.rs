@@ -8,10 +8,12 @@ use gmem::{Host, OutOfMemory};
 
 use crate::dirty::DirtyRing;
 use crate::flush::{FlushRequest, Owed};
+use crate::memslot::SlotHint;
 use crate::mmio::MmioCache;
 use crate::params::DirtyRingConfig;
 use crate::prefault::Repeats;
 use crate::stats::FaultStats;
+use crate::tdp::LastTable;
 
 /// Number of a virtual processor of this VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,8 +31,12 @@ impl TableCache {
     const ENOUGH: usize = 3;
 
     /// Makes sure that a fault will not run out.
+    #[inline]
     pub(crate) fn top_up(&mut self, host: &Host, task: &Task<'_>) -> Result<(), OutOfMemory> {
-        host.alloc_tables(&mut self.tables, Self::ENOUGH, task)
+        match self.tables.len() {
+            Self::ENOUGH.. => Ok(()),
+            _ => host.alloc_tables(&mut self.tables, Self::ENOUGH, task),
+        }
     }
 
     /// An empty table.
@@ -68,6 +74,10 @@ impl TableCache {
 pub(crate) struct VcpuMmu {
     pub(crate) tables: TableCache,
     pub(crate) stats: FaultStats,
+    /// The table that it put a leaf in last.
+    pub(crate) walked: Option<LastTable>,
+    /// The memslot that it used last.
+    pub(crate) slot: SlotHint,
     /// Where it last found no memory.
     pub(crate) mmio: MmioCache,
     pub(crate) repeats: Repeats,

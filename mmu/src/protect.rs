@@ -149,16 +149,15 @@ impl Guarded<'_> {
     ) -> Result<Verdict, RmpRefusal> {
         let Place { spa, gpa, mapped } = place;
         let access = GuestAccess { spa, gpa, mapped, asid, vmpl: guest.vmpl, c_bit: CBit::Set, access };
-        let size = rmp.check_guest(&access)?;
-        let permissions =
-            rmp.entry(spa.frame()).map_or(VmplPermissions::empty(), |entry| entry.permissions(guest.vmpl));
+        let entry = rmp.check_private(&access)?;
+        let permissions = entry.permissions(guest.vmpl);
         let mut allows = PageFlags::NESTED_DIRTY;
         let read_write = VmplPermissions::READ | VmplPermissions::WRITE;
         allows.set(PageFlags::NESTED_READ, permissions.contains(VmplPermissions::READ));
         allows.set(PageFlags::NESTED_WRITE, permissions.contains(read_write));
         allows.set(PageFlags::NESTED_EXECUTE, permissions.contains(VmplPermissions::EXECUTE_SUPERVISOR));
         allows.set(PageFlags::NESTED_EXECUTE_USER, permissions.contains(VmplPermissions::EXECUTE_USER));
-        Ok(Verdict { size, allows })
+        Ok(Verdict { size: entry.page_size().page_size(), allows })
     }
 }
 

@@ -350,11 +350,16 @@ const GUESTS: [(u64, u64); 4] = [(FULL, FULL), (FULL & !US, FULL), (P | RW | US,
 
 #[test]
 fn nested_page_tables() {
-    for (five, page_1g, nxe) in [(false, true, true), (false, true, false), (false, false, true), (true, true, true)] {
+    let plain = [(false, true, true), (false, true, false), (false, false, true), (true, true, true)];
+    let cases = plain.map(|case| (case, false)).into_iter().chain([((false, true, true), true)]);
+    for ((five, page_1g, nxe), rmp) in cases {
         let scene = NestedScene::new(five);
         let ncr3 = if five { 0x2_8000 } else { 0x2_0000 };
         let processor = Processor { page_1g, ..AMD };
         let mut harness = Harness::new(processor, guest_registers(false), Nested::Npt { ncr3, la57: five, nxe });
+        if rmp {
+            harness = harness.under_rmp();
+        }
         for subject in 0..scene.subjects() {
             for flags in subsets(&[P, RW, US, A, D, PS, G, NX, 1 << 13, 1 << 51]) {
                 for (leaf, upper) in GUESTS {
@@ -404,15 +409,19 @@ fn extended_page_tables() {
 #[test]
 fn paging_off_under_nested_tables() {
     let scene = NestedScene::new(false);
-    for nested in [
+    let all = [
         Nested::None,
         Nested::Npt { ncr3: 0x2_0000, la57: false, nxe: true },
         Nested::Ept { eptp: 0x2_0000 | 3 << 3 | 1 << 6 | 6, mode_based: true },
-    ] {
+    ];
+    for (n, nested) in all.into_iter().flat_map(|nested| [nested; 2]).enumerate() {
         let mut set = guest_registers(true);
         set.cr0.remove(Cr0::PG);
         set.efer = Efer::empty();
         let mut harness = Harness::new(INTEL, set, nested);
+        if n % 2 == 1 {
+            harness = harness.under_rmp();
+        }
         for flags in subsets(&[P, RW, US, A, D, 1 << 10, NX]) {
             let slots = scene.slots(4, flags, 0b111 | 1 << 10, FULL, FULL);
             for access in ACCESSES {

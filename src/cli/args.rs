@@ -9,12 +9,13 @@ use emu_core::PageSize;
 use emu_core::rng::Seed;
 
 use super::CliError;
+use super::devices::{DeviceArguments, DeviceConfig};
 use super::explore::ExploreArguments;
 use super::page::ReportArguments;
 use super::trace::{TraceArguments, TraceConfig};
 use crate::config::{
-    ConfigError, CpuCount, CpuKind, GmemChoice, MemoryArgument, MemorySize, MmuChoice, VmChoice, parse_c_bit,
-    parse_page_size, parse_policy, parse_seed, parse_vmm_random, parse_vmpl,
+    ConfigError, CpuCount, CpuKind, GmemChoice, Injection, MemoryArgument, MemorySize, MmuChoice, VmChoice,
+    parse_c_bit, parse_page_size, parse_policy, parse_seed, parse_vmm_random, parse_vmpl,
 };
 use crate::loader::{BUILTINS, BuiltinGuest};
 use crate::vmm::random::RandomConfig;
@@ -94,6 +95,10 @@ pub struct RunArguments {
     /// Print the launch digest of an SNP guest, and end.
     #[arg(long)]
     pub launch_digest: bool,
+    /// A host that lies, once, to an SNP guest: WHAT[@INSTRUCTIONS][:GPA|:code], where WHAT is replay, remap, swap, resize,
+    /// double-validate, drop, ghcb, ghcb-valid or cpuid; see docs/sev-snp-faults.md.
+    #[arg(long, value_name = "WHAT", conflicts_with = "parallel")]
+    pub inject: Option<String>,
     /// How guest_memfd behaves: a generation, split=, shared=, punch=, order= [default: next with huge folios].
     #[arg(long, value_name = "LIST")]
     pub gmem: Option<String>,
@@ -125,6 +130,9 @@ pub struct RunArguments {
     /// Write the console here instead of standard output.
     #[arg(long, value_name = "FILE")]
     pub serial: Option<PathBuf>,
+    /// Devices on the PCI bus.
+    #[command(flatten)]
+    pub devices: DeviceArguments,
     /// How the run is recorded.
     #[command(flatten)]
     pub trace: TraceArguments,
@@ -206,6 +214,8 @@ pub struct RunConfig {
     pub vm: VmChoice,
     /// Tell the launch digest and do not run.
     pub launch_digest: bool,
+    /// What its host does to an SNP guest.
+    pub inject: Option<Injection>,
     /// How guest_memfd behaves.
     pub gmem: GmemChoice,
     /// Look at the invariants so often.
@@ -226,6 +236,8 @@ pub struct RunConfig {
     pub report: Report,
     /// Where the console goes, if not to the terminal.
     pub serial: Option<PathBuf>,
+    /// Devices on the PCI bus.
+    pub devices: DeviceConfig,
     /// How it is recorded.
     pub trace: TraceConfig,
     /// What a reset does.
@@ -233,7 +245,7 @@ pub struct RunConfig {
 }
 
 /// Reads the value of a flag, or takes its default.
-fn value<T>(
+pub(super) fn value<T>(
     flag: &'static str,
     text: Option<&str>,
     default: T,
@@ -268,11 +280,15 @@ impl RunArguments {
             ("--cbit", self.cbit.is_some()),
             ("--vmpl", self.vmpl.is_some()),
             ("--launch-digest", self.launch_digest),
+            ("--inject", self.inject.is_some()),
         ];
         if let Some(&(flag, _)) = of_snp.iter().find(|(_, given)| *given && vm.kind != VmKind::Snp) {
             return Err(CliError::Flag { flag, cause: ConfigError::NotSnp });
         }
         let image = self.image.or(self.kernel).map_or(ImageChoice::Builtin(guest.name), ImageChoice::File);
+        if vm.kind == VmKind::Snp && matches!(image, ImageChoice::Builtin(_)) {
+            return Err(CliError::Flag { flag: "--vm", cause: ConfigError::SnpBuiltin });
+        }
         Ok(RunConfig {
             image,
             initrd: self.initrd,
@@ -284,6 +300,7 @@ impl RunArguments {
             mmu: value("--mmu", self.mmu.as_deref(), MmuChoice::default(), str::parse)?,
             vm,
             launch_digest: self.launch_digest,
+            inject: value("--inject", self.inject.as_deref(), None, |text| text.parse().map(Some))?,
             gmem: value("--gmem", self.gmem.as_deref(), GmemChoice::default(), str::parse)?,
             check_every: self.check_invariants,
             script: self.script,
@@ -296,6 +313,7 @@ impl RunArguments {
             timeout: self.timeout.map(Duration::from_secs),
             report: if self.json { Report::Json } else { Report::Text },
             serial: self.serial,
+            devices: self.devices.resolve()?,
             trace: self.trace.resolve()?,
             on_reset: if self.no_reboot { OnReset::End } else { OnReset::Restart },
         })
@@ -398,9 +416,15 @@ mod tests {
 
     #[test]
     fn flags_of_snp_guests_want_one() {
-        let config = resolve(&["--vm", "snp", "--policy", "0x30001", "--cbit", "50", "--launch-digest"]).unwrap();
+        let config =
+            resolve(&["bzImage", "--vm", "snp", "--policy", "0x30001", "--cbit", "50", "--launch-digest"]).unwrap();
         assert_eq!((config.vm.snp.policy, config.vm.snp.c_bit, config.launch_digest), (0x3_0001, 50, true));
-        for words in [&["--policy", "0x30000"][..], &["--cbit", "51"], &["--vmpl", "0"], &["--launch-digest"]] {
+        assert_eq!(
+            resolve(&["--vm", "snp"]).unwrap_err().help(),
+            "give the image of a kernel that can be an SNP guest"
+        );
+        let plain = [&["--policy", "0x30000"][..], &["--cbit", "51"], &["--vmpl", "0"], &["--launch-digest"]];
+        for words in plain.into_iter().chain([&["--inject", "drop"][..]]) {
             let error = resolve(words).unwrap_err();
             assert_eq!(error.to_string(), format!("{}: only an SNP guest has this", words[0]));
             assert_eq!(error.help(), "say --vm snp");

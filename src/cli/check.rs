@@ -1,12 +1,17 @@
 //! `bifold check`: what a file is, and whether it would load.
 
 use emu_core::Gpa;
+use emu_core::sev::Vmpl;
 use serde_json::json;
 
 use super::args::CheckArguments;
 use super::exit::ExitCode;
 use super::{CliError, files, out};
-use crate::loader::{Entry, GuestMemory, Image, LoadError, LoadOptions, MemoryMap, MemoryRefused, load, probe};
+use crate::loader::igvm::{self, IgvmMachine, Step};
+use crate::loader::{
+    Entry, GuestMemory, Image, ImageKind, LoadError, LoadOptions, MemoryMap, MemoryRefused, load, probe,
+};
+use crate::machine::MAX_CPUS;
 
 /// Where RAM below 4 GiB ends: the rest belongs to PCI.
 pub(super) const LOW_RAM_END: Gpa = Gpa::new(3 << 30);
@@ -34,6 +39,29 @@ pub(super) fn check(arguments: &CheckArguments) -> Result<ExitCode, CliError> {
         out::line(format_args!("{name}: {kind}, {} bytes", bytes.len()))?;
     }
     let map = MemoryMap::pc(memory.bytes(), LOW_RAM_END)?;
+    if kind == ImageKind::Igvm {
+        let machine = IgvmMachine { cpus: MAX_CPUS, vmpl: Vmpl::Vmpl0 };
+        let launch = igvm::load(&bytes, &LoadOptions::new(&map), machine).map_err(failed)?;
+        let areas = launch.steps.iter().filter(|step| matches!(step, Step::Vmsa { .. })).count();
+        let pages = launch.steps.len() - areas;
+        if arguments.json {
+            out::line(format_args!(
+                "{}",
+                json!({
+                    "schema": 1,
+                    "file": name,
+                    "kind": kind.to_string(),
+                    "bytes": bytes.len(),
+                    "memory_bytes": memory.bytes(),
+                    "launch": { "pages": pages, "save_areas": areas, "policy": launch.policy },
+                })
+            ))?;
+        } else {
+            let what = format_args!("launches {pages} pages and {areas} save areas with --vm snp");
+            out::line(format_args!("{name}: loads into {memory}, {what}"))?;
+        }
+        return Ok(ExitCode::Done);
+    }
     let entry = load(&Image { name: &name, bytes: &bytes }, &LoadOptions::new(&map), &mut Anything).map_err(failed)?;
     if arguments.json {
         let (mode, start, handed_over) = facts(&entry);

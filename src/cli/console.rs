@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::args::Report;
 use super::escape::{EscapeKey, HELP, Key};
 use super::terminal::RawTerminal;
+use crate::machine::Machine;
 
 /// Where the guest's output goes and its input comes from.
 pub(super) struct Console {
@@ -17,6 +18,8 @@ pub(super) struct Console {
     escape: EscapeKey,
     /// Held for as long as the console is; its presence says that input is a keyboard.
     raw: Option<RawTerminal>,
+    /// Where the virtio console's output goes, if not to the same place.
+    pub(super) second: Option<File>,
 }
 
 /// What the keyboard wants.
@@ -48,16 +51,31 @@ impl Console {
             }
         });
         let escape = EscapeKey::default();
-        Ok(Console { output, input: Some(receiver), escape, raw })
+        Ok(Console { output, input: Some(receiver), escape, raw, second: None })
     }
 
-    /// Writes what the guest sent.
-    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// Writes what the guest sent, by its serial port and by its virtio console.
+    pub(super) fn write(&mut self, serial: &[u8], virtio: &[u8]) -> io::Result<()> {
+        self.print(serial)?;
+        match &mut self.second {
+            Some(file) => file.write_all(virtio),
+            None => self.print(virtio),
+        }
+    }
+
+    fn print(&mut self, bytes: &[u8]) -> io::Result<()> {
         if bytes.is_empty() {
             return Ok(());
         }
         self.output.write_all(bytes)?;
         self.output.flush()
+    }
+
+    /// Gives the guest what was typed: to its virtio console when that writes here, else to its serial port.
+    pub(super) fn give(&self, machine: &mut Machine, bytes: &[u8]) {
+        if self.second.is_some() || !machine.console_input(bytes) {
+            machine.serial_input(bytes);
+        }
     }
 
     /// What was typed since the last call, for the guest.

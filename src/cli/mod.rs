@@ -9,6 +9,7 @@
 pub mod args;
 mod check;
 mod console;
+mod devices;
 pub mod escape;
 pub mod exit;
 mod explore;
@@ -126,7 +127,7 @@ impl CliError {
             CliError::Write { .. } => "give a file that may be written, on a disk with room",
             CliError::Load { cause, .. } => cause.help(),
             CliError::MemoryMap(_) | CliError::HostMemory(_) => "give less with --memory",
-            CliError::Build(_) => "a smaller --memory or fewer --cpus may fit",
+            CliError::Build(cause) => cause.help(),
             CliError::Run(_) => "give the guest less --memory, or another --pages",
             CliError::Explore(cause) => cause.help(),
             CliError::Output(_) => "give standard output a place with room",

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::exit::ExitCode;
-use crate::machine::{Outcome, SnpSummary, Summary};
+use crate::machine::{Injected, LieResult, Outcome, SnpSummary, Summary};
 use crate::vmm::agent::{Deeds, Record, Tally};
 use emu_core::PageSize;
 use hypervisor::snp::memory::SnpStats;
@@ -110,6 +110,23 @@ fn snp_json(snp: &SnpSummary, memory: &SnpStats) -> Value {
     })
 }
 
+fn injected_json(told: &Injected) -> Value {
+    let (result, why) = match &told.result {
+        LieResult::Done => ("done", None),
+        LieResult::Refused(why) => ("refused", Some(why)),
+        LieResult::Impossible(why) => ("impossible", Some(why)),
+    };
+    json!({
+        "what": told.lie.name(),
+        "at": told.at,
+        "gpa": told.gpa.map(|gpa| gpa.raw()),
+        "other": told.other.map(|gpa| gpa.raw()),
+        "result": result,
+        "why": why,
+        "caught": told.caught,
+    })
+}
+
 /// The one JSON object of `--json`.
 pub(super) fn json(outcome: &Outcome, code: ExitCode, summary: &Summary) -> Value {
     let f = &summary.vm.faults;
@@ -137,6 +154,7 @@ pub(super) fn json(outcome: &Outcome, code: ExitCode, summary: &Summary) -> Valu
             "digest": format!("{:#018x}", tally.digest),
         })),
         "snp": summary.snp.map(|snp| snp_json(&snp, &summary.vm.snp)),
+        "injected": summary.injected.as_ref().map(injected_json),
         "checks": summary.checks,
         "interrupts": summary.interrupts,
         "turns": summary.turns,

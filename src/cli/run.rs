@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use super::args::{ImageChoice, OnReset, Report, RunConfig, Vcpus};
 use super::console::{Console, Wish};
 use super::exit::ExitCode;
-use super::{CliError, files, out, report, trace};
+use super::{CliError, devices, files, out, report, trace};
 use crate::loader::{BUILTIN, BUILTINS, BuiltinGuest, Image};
-use crate::machine::{BuildError, Limits, Machine, Outcome};
+use crate::machine::{BuildError, Device, Limits, Machine, Outcome};
 use crate::vmm::script::Script;
 use hypervisor::VmKind;
 
@@ -28,8 +28,10 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
     let script = script(config)?;
     let initrd = config.initrd.as_deref().map(files::read).transpose()?;
     let recording = trace::begin(config, image.name)?;
-    let build = || -> Result<Machine, CliError> {
-        let mut builder = Machine::builder()
+    let mut plugged = devices::open(&config.devices)?;
+    let build = |plugged: &[Device]| -> Result<Machine, CliError> {
+        let mut builder = plugged.iter().cloned().fold(Machine::builder(), |builder, device| builder.device(device));
+        builder = builder
             .cpus(config.cpus.get() as u16)
             .memory(config.memory.bytes())
             .pages(config.pages)
@@ -44,7 +46,7 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
             .check_invariants(config.check_every)
             .append(&config.cmdline);
         if config.vm.kind == VmKind::Snp {
-            builder = builder.snp(config.vm.snp);
+            builder = builder.snp(config.vm.snp).inject(config.inject);
         }
         if let Some(recording) = &recording {
             builder = builder.recorder(Arc::clone(&recording.recorder));
@@ -57,7 +59,7 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
             cause => CliError::Build(cause),
         })
     };
-    let mut machine = build()?;
+    let mut machine = build(&plugged)?;
     if config.launch_digest {
         if let Some(digest) = machine.launch_digest() {
             out::line(format_args!("{digest}"))?;
@@ -65,15 +67,21 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
         return Ok(ExitCode::Done);
     }
     let mut console = Console::open(config.serial.as_deref(), config.report).map_err(CliError::Console)?;
+    console.second = devices::console_file(&config.devices)?;
     let deadline = config.timeout.map(|span| Instant::now() + span);
     let limits = Limits { max_instructions: config.max_instructions };
     let outcome = loop {
         match drive(&mut machine, &mut console, config.vcpus, limits, deadline)? {
-            Outcome::Reset if config.on_reset == OnReset::Restart => machine = build()?,
+            Outcome::Reset if config.on_reset == OnReset::Restart => {
+                // A reset loses memory, not what is on disks.
+                devices::keep(&mut plugged, &machine);
+                machine = build(&plugged)?;
+            }
             outcome => break outcome,
         }
     };
     drop(console);
+    devices::finish(&config.devices, &machine)?;
     let code = report::exit_code(&outcome);
     let summary = machine.summary();
     if let Some(recording) = &recording {
@@ -123,12 +131,12 @@ fn drive(
     loop {
         let mut wish = Wish::Continue;
         let attend = |machine: &mut Machine| {
-            if let Err(cause) = console.write(&machine.take_serial()) {
+            if let Err(cause) = console.write(&machine.take_serial(), &machine.take_console()) {
                 failed = Some(cause);
             }
             let (bytes, wanted) = console.typed();
             if !bytes.is_empty() {
-                machine.serial_input(&bytes);
+                console.give(machine, &bytes);
             }
             wish = wanted;
             failed.is_none() && wish == Wish::Continue && !late()
@@ -137,7 +145,7 @@ fn drive(
             Vcpus::InTurns => machine.run(limits, attend)?,
             Vcpus::Parallel => machine.run_parallel(limits, attend)?,
         };
-        console.write(&machine.take_serial()).map_err(CliError::Console)?;
+        console.write(&machine.take_serial(), &machine.take_console()).map_err(CliError::Console)?;
         if let Some(cause) = failed.take() {
             return Err(CliError::Console(cause));
         }
@@ -147,7 +155,7 @@ fn drive(
             // Only a key can wake it.
             Outcome::Asleep { registers } => match console.wait(PATIENCE) {
                 Some((_, Wish::Quit)) => return Ok(Outcome::Interrupted),
-                Some((bytes, Wish::Continue)) => machine.serial_input(&bytes),
+                Some((bytes, Wish::Continue)) => console.give(machine, &bytes),
                 None => return Ok(Outcome::Asleep { registers }),
             },
             ended => return Ok(ended),

@@ -6,6 +6,7 @@ use emu_core::Gpa;
 use thiserror::Error;
 
 use super::ImageKind;
+use super::igvm::IgvmError;
 use super::memory::MemoryRefused;
 
 /// A thing the loader puts into guest memory.
@@ -60,7 +61,7 @@ impl fmt::Display for Part {
 }
 
 /// Why an image was not loaded. Memory may hold parts of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum LoadError {
     /// There is nothing in the file.
@@ -78,9 +79,12 @@ pub enum LoadError {
         /// File length.
         has: u64,
     },
-    /// IGVM is recognised, not loaded.
-    #[error("IGVM images cannot be loaded yet")]
-    Igvm,
+    /// An IGVM file outside an SNP guest.
+    #[error("an IGVM file describes the launch of a confidential guest, and this machine is for another one")]
+    IgvmNeedsSnp,
+    /// What is wrong with an IGVM file.
+    #[error(transparent)]
+    Igvm(#[from] IgvmError),
 
     /// Boot protocol before the 64-bit entry existed.
     #[error("bzImage speaks boot protocol {}.{:02}, needed is 2.12 or later", version >> 8, version & 0xff)]
@@ -290,7 +294,8 @@ impl LoadError {
             LoadError::TruncatedHeader { .. }
             | LoadError::TruncatedKernel { .. }
             | LoadError::TruncatedSegment { .. } => "the file is incomplete: copy or build it again",
-            LoadError::Igvm => "give the kernel itself, with --kernel and --initrd",
+            LoadError::IgvmNeedsSnp => "say --vm snp",
+            LoadError::Igvm(error) => error.help(),
             LoadError::ProtocolTooOld { .. } => "use Linux 3.8 or later",
             LoadError::LoadedLow { .. } => "use a bzImage, not a zImage",
             LoadError::KernelAlignment { .. } | LoadError::SegmentShrinks { .. } => {

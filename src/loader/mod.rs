@@ -10,7 +10,7 @@
 //! - an [`Entry`]'s tables and information structures have been written when it is returned.
 //!
 //! Left out on purpose: the 16-bit and 32-bit Linux entries and EFI (the 64-bit entry serves every kernel that is wanted
-//! here), multiboot 2, relocation of ET_DYN files, section headers and symbols. IGVM is recognised and refused.
+//! here), multiboot 2, relocation of ET_DYN files, section headers and symbols. An IGVM file is no image but a launch: [`igvm`].
 
 mod boot_segments;
 mod builtin;
@@ -21,6 +21,7 @@ mod elf;
 mod error;
 mod flat;
 mod fuzz;
+pub mod igvm;
 mod long_mode;
 mod memory;
 mod multiboot;
@@ -203,6 +204,6 @@ pub fn load(image: &Image<'_>, options: &LoadOptions<'_>, memory: &mut dyn Guest
             elf::load(image.bytes, kind, options, &mut placement, memory)
         }
         ImageKind::Flat => flat::load(image.bytes, options, &mut placement, memory),
-        ImageKind::Igvm => Err(LoadError::Igvm),
+        ImageKind::Igvm => Err(LoadError::IgvmNeedsSnp),
     }
 }

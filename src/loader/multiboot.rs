@@ -92,21 +92,21 @@ fn load_by_addresses(
         })
     };
     let (header_addr, load, load_end, bss_end, entry) = (field(0)?, field(1)?, field(2)?, field(3)?, field(4)?);
-    let wrong = LoadError::MultibootAddresses { header: header_addr, load, load_end, bss_end };
+    let wrong = || LoadError::MultibootAddresses { header: header_addr, load, load_end, bss_end };
 
     // The header's own address says which byte of the file goes to load_addr.
-    let before = u64::from(header_addr.checked_sub(load).ok_or(wrong)?);
-    let offset = header.at.checked_sub(before).ok_or(wrong)?;
+    let before = u64::from(header_addr.checked_sub(load).ok_or_else(wrong)?);
+    let offset = header.at.checked_sub(before).ok_or_else(wrong)?;
     let file_bytes = match load_end {
         0 => has - offset,
-        end => u64::from(end.checked_sub(load).ok_or(wrong)?),
+        end => u64::from(end.checked_sub(load).ok_or_else(wrong)?),
     };
-    let contents = range(bytes, offset, file_bytes).ok_or(wrong)?;
+    let contents = range(bytes, offset, file_bytes).ok_or_else(wrong)?;
     let memory_bytes = match bss_end {
         0 => file_bytes,
-        end => u64::from(end.checked_sub(load).ok_or(wrong)?),
+        end => u64::from(end.checked_sub(load).ok_or_else(wrong)?),
     };
-    let bss_bytes = memory_bytes.checked_sub(file_bytes).ok_or(wrong)?;
+    let bss_bytes = memory_bytes.checked_sub(file_bytes).ok_or_else(wrong)?;
     let gpa = Gpa::new(load.into());
     placement.claim(Part::Image, gpa, memory_bytes)?;
     memory.write(gpa, contents)?;

@@ -25,11 +25,12 @@ use mmu::rmp::Rmp;
 use mmu::{Asid, Ept, EptExecute, Eptp, ModificationLog, NestedNx, Npt, SpaceTag, Stage2, Stage2Levels, Vpid};
 
 use super::checks::Checks;
+use super::devices::Device;
 use super::guest_memory::HostSide;
 use super::seat::{Activity, Processor};
-use super::snp::{self, Launch};
+use super::snp::{self, Injector, Launch};
 use super::{BuildError, Counters, Machine, boot, firmware};
-use crate::config::{NestedPaging, SnpChoice};
+use crate::config::{Injection, NestedPaging, SnpChoice};
 use crate::loader::{self, Confidential, Image, LoadOptions, MemoryMap, Module};
 use crate::trace::{Lens, Recorder};
 use crate::vmm::hypercall::GpaRange;
@@ -60,6 +61,8 @@ pub struct MachineConfig {
     pub ram: InitialRam,
     /// How an SNP guest is launched and its memory kept.
     pub snp: SnpChoice,
+    /// How the host of an SNP guest lies to it, if it does.
+    pub inject: Option<Injection>,
     /// What the VMM does about memory faults.
     pub on_memory_fault: OnMemoryFault,
     /// Instructions between two looks at the hypervisor's invariants; `None`: nobody looks.
@@ -84,6 +87,7 @@ impl Default for MachineConfig {
             gmem: GmemPolicy::DEFAULT,
             ram: InitialRam::Shared,
             snp: SnpChoice::default(),
+            inject: None,
             on_memory_fault: OnMemoryFault::Convert,
             check_every: None,
             seed: Seed(0),
@@ -102,6 +106,7 @@ pub struct Builder {
     script: Script,
     modules: Vec<(Vec<u8>, String)>,
     recorder: Option<Arc<Recorder>>,
+    devices: Vec<Device>,
 }
 
 impl Builder {
@@ -140,6 +145,11 @@ impl Builder {
         (self.config.kind, self.config.snp) = (VmKind::Snp, choice);
         self
     }
+    /// A host that lies to an SNP guest, once; other guests have nothing that it could lie about.
+    pub fn inject(mut self, injection: Option<Injection>) -> Builder {
+        self.config.inject = injection;
+        self
+    }
     /// How guest_memfd behaves.
     pub fn gmem(mut self, policy: GmemPolicy) -> Builder {
         self.config.gmem = policy;
@@ -163,6 +173,11 @@ impl Builder {
     /// Who records what the machine does, from its building on.
     pub fn recorder(mut self, recorder: Arc<Recorder>) -> Builder {
         self.recorder = Some(recorder);
+        self
+    }
+    /// Another device on the PCI bus. Their order is that of their slots.
+    pub fn device(mut self, device: Device) -> Builder {
+        self.devices.push(device);
         self
     }
     /// The seed.
@@ -214,7 +229,11 @@ impl Builder {
             VmKind::Default | VmKind::SwProtected => (plan, None),
         };
         let memory = SystemMemory::flat(plan.arena_bytes)?;
+        memory.seed_keys(config.seed).expect("nothing is encrypted yet");
         let rmp = rmp_place.map(|place| Rmp::new(memory.clone(), place).map(Arc::new)).transpose()?;
+        if let Some(rmp) = &rmp {
+            rmp.protect_own_pages();
+        }
         let format = match config.mmu {
             // Without nested paging nothing is ever put into these tables.
             NestedPaging::Npt | NestedPaging::Shadow => TdpFormat::Npt,
@@ -252,7 +271,7 @@ impl Builder {
 
         let low = layout.inode_bytes.min(LOW_RAM_END.raw());
         let high = layout.inode_bytes - low;
-        let board = Board::new(BoardConfig {
+        let mut board = Board::new(BoardConfig {
             tsc_hertz: config.model.tsc_hz(),
             apic_timer_hertz: config.model.apic_hz(),
             phys_bits: config.model.physical_width() as u32,
@@ -260,7 +279,9 @@ impl Builder {
             ..BoardConfig::new(config.cpus, low, high)
         })?;
 
-        let acpi = AcpiImage::build(&AcpiConfig::new(config.cpus))?;
+        let acpi = AcpiConfig::new(config.cpus);
+        super::devices::plug(&mut board, self.devices, config.seed, acpi.pci_window)?;
+        let acpi = AcpiImage::build(&acpi)?;
         let map = match config.kind {
             VmKind::Snp => MemoryMap::confidential(layout.inode_bytes, LOW_RAM_END, acpi.base)?,
             VmKind::Default | VmKind::SwProtected => MemoryMap::pc(layout.inode_bytes, LOW_RAM_END)?,
@@ -276,12 +297,12 @@ impl Builder {
         };
         let mut launch = rmp.as_ref().map(|_| Launch::new(config.snp, &layout));
         let entry = match &mut launch {
-            Some(launch) => launch.load(image, &options, &acpi)?,
+            Some(launch) => launch.load(image, &options, &acpi, config.cpus)?,
             None => {
                 let mut host = HostSide::new(&vm, lens.task());
                 loader::GuestMemory::write(&mut host, acpi.base, &acpi.bytes)
                     .map_err(|_| BuildError::NoRoomForTables { gpa: acpi.base })?;
-                loader::load(image, &options, &mut host)?
+                Some(loader::load(image, &options, &mut host)?)
             }
         };
         if launch.is_some() || config.ram == InitialRam::Private {
@@ -305,7 +326,9 @@ impl Builder {
                 let log = vm.pml_buffer(VcpuId(n))?.map(ModificationLog::new);
                 vcpu.mmu().set_modification_log(log);
                 let activity = if n == 0 {
-                    boot::enter(&mut vcpu, &entry);
+                    if let Some(entry) = &entry {
+                        boot::enter(&mut vcpu, entry);
+                    }
                     Activity::Running
                 } else {
                     Activity::WaitForSipi
@@ -323,6 +346,7 @@ impl Builder {
         let (on_memory_fault, seed) = (config.on_memory_fault, config.seed);
         let config_checks = config.check_every;
         let scheduler = config.seed.stream(Consumer::Scheduler);
+        let injector = config.inject.filter(|_| snp.is_some()).map(|plan| Injector::new(plan, seed));
         Ok(Machine {
             config,
             vm: Arc::new(vm),
@@ -336,6 +360,7 @@ impl Builder {
             serial: Vec::new(),
             turn: 0,
             snp,
+            injector,
             lens,
         })
     }

@@ -3,6 +3,8 @@
 use cpu::{EmulationRefused, SevRefused};
 use devices::acpi::tables::AcpiError;
 use devices::board::BoardError;
+use devices::pci::PlugError;
+use devices::pci::assign::NoRoom;
 use emu_core::Gpa;
 use emu_core::cpu_model::CpuModelError;
 use emu_core::memory;
@@ -45,6 +47,12 @@ pub enum BuildError {
     /// The board could not be set up.
     #[error(transparent)]
     Board(#[from] BoardError),
+    /// There are more devices than the PCI bus has slots.
+    #[error(transparent)]
+    Slots(#[from] PlugError),
+    /// The devices' registers do not fit into the PCI window.
+    #[error(transparent)]
+    PciWindow(#[from] NoRoom),
     /// The ACPI tables could not be made.
     #[error(transparent)]
     Acpi(#[from] AcpiError),
@@ -87,6 +95,19 @@ pub enum BuildError {
         /// Where they were to go.
         gpa: Gpa,
     },
+}
+
+impl BuildError {
+    /// What can be done about it.
+    pub fn help(&self) -> &'static str {
+        match self {
+            BuildError::SnpNeedsNpt { .. } => "say --mmu npt, or leave --mmu out",
+            BuildError::Policy(_) | BuildError::Firmware(_) => "the usual policy is 0x30000; leave --policy out",
+            BuildError::Load(cause) => cause.help(),
+            BuildError::Slots(_) | BuildError::PciWindow(_) => "give fewer devices",
+            _ => "a smaller --memory or fewer --cpus may fit",
+        }
+    }
 }
 
 /// A run that cannot go on for a reason of the host's.

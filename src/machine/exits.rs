@@ -102,6 +102,7 @@ impl Machine {
         fault: NestedPageFault,
         access: Option<MmioAccess>,
     ) -> Result<Handled, RunError> {
+        self.saw_nested_fault(&fault)?;
         let action = match self.vm.handle_fault(VcpuId(n as u16), fault_input(&fault), &self.lens.task()) {
             // `EHWPOISON`: the VMM has no other copy to give.
             Err(VmError::Backing(GetError::Poisoned { .. })) => {

@@ -3,6 +3,7 @@
 use devices::DmaPort;
 use devices::bus::DmaError;
 use emu_core::Gpa;
+use emu_core::event::{Direction, Event};
 use emu_core::sync::Task;
 use hypervisor::Vm;
 
@@ -31,11 +32,19 @@ impl GuestMemory for HostSide<'_> {
     }
 }
 
+impl HostSide<'_> {
+    /// A device may not reach this: it is told, and so is whoever records.
+    fn refuse(&self, direction: Direction, gpa: Gpa, len: usize) -> DmaError {
+        self.task.report(Event::DmaRefused { direction, gpa, len: len as u64 });
+        DmaError { gpa, len }
+    }
+}
+
 impl DmaPort for HostSide<'_> {
     fn read(&mut self, gpa: Gpa, bytes: &mut [u8]) -> Result<(), DmaError> {
-        self.vm.guest_read(gpa, bytes, &self.task).map_err(|_| DmaError { gpa, len: bytes.len() })
+        self.vm.guest_read(gpa, bytes, &self.task).map_err(|_| self.refuse(Direction::Read, gpa, bytes.len()))
     }
     fn write(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), DmaError> {
-        self.vm.guest_write(gpa, bytes, &self.task).map_err(|_| DmaError { gpa, len: bytes.len() })
+        self.vm.guest_write(gpa, bytes, &self.task).map_err(|_| self.refuse(Direction::Write, gpa, bytes.len()))
     }
 }

@@ -12,6 +12,7 @@ mod boot;
 mod border;
 mod builder;
 mod checks;
+mod devices;
 mod error;
 mod exits;
 mod firmware;
@@ -24,16 +25,19 @@ mod shadow;
 mod snp;
 mod summary;
 
+pub(crate) use builder::MAX_CPUS;
 pub use builder::{Builder, MachineConfig};
+pub use devices::Device;
 pub use error::{BuildError, RunError};
 pub use run::{Limits, Outcome};
+pub use snp::{Injected, LieResult};
 pub use summary::{SnpSummary, Summary};
 
 use std::sync::Arc;
 
+use ::devices::Board;
 use checks::Checks;
 use cpu::VcpuState;
-use devices::Board;
 use emu_core::Gpa;
 use emu_core::rng::Stream;
 use emu_core::time::Instant;
@@ -62,6 +66,8 @@ pub struct Machine {
     turn: usize,
     /// Of an SNP guest.
     snp: Option<snp::Snp>,
+    /// What its host does to it, when it is to be lied to.
+    injector: Option<snp::Injector>,
     /// How what it does is seen.
     lens: Lens,
 }

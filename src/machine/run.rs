@@ -205,6 +205,7 @@ impl Machine {
             self.offer_interrupt(n);
             let due = self.board.next_event(self.now).unwrap_or(Instant::FAR);
             let until = self.vmm_acts().map_or(end, |at| end.min(at)).min(due.max(self.now + Duration::new(1)));
+            let until = self.lie_when_due(n)?.map_or(until, |at| until.min(at));
             self.look_at(n);
             self.lens.task().report(emu_core::event::Event::Entry {});
             let vcpu = &mut self.vcpus[n].vcpu;

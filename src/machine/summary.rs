@@ -6,7 +6,7 @@ use hypervisor::VmStats;
 use hypervisor::snp::launch::LaunchDigest;
 use mmu::MmuStats;
 
-use super::Machine;
+use super::{Injected, LieResult, Machine};
 use crate::trace::Recorded;
 use crate::vmm::VmmCounters;
 use crate::vmm::agent::{Deeds, Tally};
@@ -46,6 +46,8 @@ pub struct Summary {
     pub trace: Option<Recorded>,
     /// Of an SNP guest.
     pub snp: Option<SnpSummary>,
+    /// What its host did to it.
+    pub injected: Option<Injected>,
     /// The hypervisor's counters.
     pub vm: VmStats,
     /// The translation units' counters, added up.
@@ -103,6 +105,7 @@ impl Machine {
                 vmgexits: c.vmgexits,
                 page_state_changes: c.page_state_changes,
             }),
+            injected: self.injector.as_ref().and_then(|injector| injector.record.clone()),
             vm: self.vm.stats(),
             mmu,
         }
@@ -172,6 +175,22 @@ impl core::fmt::Display for Summary {
                 "             RMP entries: 4K {} assigned, {} returned; 2M {} assigned, {} returned; {} PSMASH, {} UNSMASH; {} faults",
                 m.assigned[0], m.returned[0], m.assigned[1], m.returned[1], m.smashed, m.unsmashed, m.rmp_faults
             )?;
+        }
+        if let Some(told) = &self.injected {
+            write!(f, "host         at {}: {}", told.at, told.lie)?;
+            let pages = [(" of ", told.gpa), (" with ", told.other)];
+            for (word, gpa) in pages.into_iter().filter_map(|(word, gpa)| Some((word, gpa?))) {
+                write!(f, "{word}{gpa}")?;
+            }
+            match &told.result {
+                LieResult::Done => write!(f, ": done")?,
+                LieResult::Refused(why) => write!(f, ": refused: {why}")?,
+                LieResult::Impossible(why) => write!(f, ": impossible: {why}")?,
+            }
+            match told.caught {
+                Some(at) => writeln!(f, "; caught at {at} by a nested fault of the RMP")?,
+                None => writeln!(f)?,
+            }
         }
         let v = &self.vmm;
         if v.hypercalls > 0 || v.memory_faults > 0 {

@@ -251,6 +251,7 @@ impl Consumer for Model {
                 | Event::UserspaceExit { .. }
                 | Event::PageStateChange { .. }
                 | Event::FramesLeaked { .. }
+                | Event::DmaRefused { .. }
         ) {
             self.list(record);
         }

@@ -66,9 +66,10 @@ pub fn run(tree: &Tree, only: &[&str]) -> Result<(), Error> {
 fn fmt(tree: &Tree) -> Result<(), Error> {
     must(cargo(tree.root(), ["fmt", "--all", "--check"]))?;
     must(cargo(tree.root(), ["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]))?;
-    // Not a crate of the workspace: the root's build script compiles it.
-    let style = ["--check", "--edition", "2024", "guests/builtin/main.rs", "guests/conversions/main.rs"];
-    must(command(tree.root(), "rustfmt", style))
+    // Not crates of the workspace: the root's build script compiles them.
+    let guests = ["builtin", "conversions", "touch", "stage0"].map(|name| format!("guests/{name}/main.rs"));
+    let style = ["--check", "--edition", "2024"].map(str::to_owned);
+    must(command(tree.root(), "rustfmt", style.into_iter().chain(guests)))
 }
 
 fn clippy(tree: &Tree) -> Result<(), Error> {

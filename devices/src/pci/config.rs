@@ -38,6 +38,8 @@ pub mod reg {
 const COMMAND_IO: u8 = 1 << 0;
 const COMMAND_MEMORY: u8 = 1 << 1;
 const COMMAND_MASTER: u8 = 1 << 2;
+/// Bit 10 of the command register, in its second byte.
+const COMMAND_NO_INTX: u8 = 1 << 2;
 
 /// What identifies a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,6 +175,15 @@ impl ConfigSpace {
     /// Whether the function may master the bus (DMA and MSI).
     pub const fn bus_master(&self) -> bool {
         self.command(COMMAND_MASTER)
+    }
+
+    /// Whether the function may assert its interrupt pin: Interrupt Disable is clear.
+    pub const fn intx_allowed(&self) -> bool {
+        self.bytes[reg::COMMAND as usize + 1] & COMMAND_NO_INTX == 0
+    }
+    /// Register `index` as it was declared.
+    pub fn bar(&self, index: u8) -> Option<Bar> {
+        *self.bars.get(index as usize)?
     }
 
     /// Where register `index` decodes now; `None` while its kind of decoding is off.

@@ -8,8 +8,11 @@
 //! Left out: other buses, functions above 0, mechanism 2, the host bridge's memory attribute registers (stored, no
 //! effect: all of it is RAM to us).
 
+pub mod assign;
 pub mod config;
+pub mod msix;
 
+use core::any::Any;
 use core::fmt;
 
 use emu_core::addr::Gpa;
@@ -36,8 +39,8 @@ pub struct BarAccess {
     pub width: Width,
 }
 
-/// A function 0 on bus 0.
-pub trait PciDevice: fmt::Debug + Send {
+/// A function 0 on bus 0. Whoever plugged one in finds it again by its type with [`PciBus::each`].
+pub trait PciDevice: fmt::Debug + Send + Any {
     /// Its configuration space.
     fn config(&self) -> &ConfigSpace;
     /// Its configuration space, to change.
@@ -140,6 +143,9 @@ pub enum PlugError {
     /// Something is there.
     #[error("PCI slot {0} is taken")]
     Taken(u8),
+    /// Every slot has a device.
+    #[error("the PCI bus has no free slot: {SLOTS} devices are the most, two of them bridges")]
+    Full,
 }
 
 /// Bus 0 and configuration mechanism 1.
@@ -191,7 +197,23 @@ impl PciBus {
         let place = self.place(slot).ok()?;
         Some(self.devices[place].1.as_mut())
     }
-    fn devices(&self) -> impl Iterator<Item = (u8, &dyn PciDevice)> {
+    /// Puts a device into the lowest free slot and says which.
+    ///
+    /// # Errors
+    /// [`PlugError::Full`]: every slot is taken.
+    pub fn plug_next(&mut self, device: Box<dyn PciDevice>) -> Result<u8, PlugError> {
+        let slot = (0..SLOTS as u8).find(|&slot| self.place(slot).is_err()).ok_or(PlugError::Full)?;
+        self.plug(slot, device).map(|()| slot)
+    }
+    /// Every device of type `T`, by slot.
+    pub fn each<T: PciDevice>(&self) -> impl Iterator<Item = &T> {
+        self.devices().filter_map(|(_, device)| (device as &dyn Any).downcast_ref())
+    }
+    /// Every device of type `T`, by slot, to change.
+    pub fn each_mut<T: PciDevice>(&mut self) -> impl Iterator<Item = &mut T> {
+        self.devices_mut().filter_map(|device| (device.as_mut() as &mut dyn Any).downcast_mut())
+    }
+    fn devices(&self) -> impl Iterator<Item = (u8, &(dyn PciDevice + 'static))> {
         self.devices.iter().map(|(slot, device)| (*slot, device.as_ref()))
     }
     fn devices_mut(&mut self) -> impl Iterator<Item = &mut Box<dyn PciDevice>> {
@@ -291,7 +313,7 @@ impl PciBus {
         let mut lines = 0;
         for (slot, device) in self.devices() {
             let pin = device.config().read(config::reg::INTERRUPT_PIN, Width::Byte);
-            if pin != 0 && device.intx_asserted() {
+            if pin != 0 && device.config().intx_allowed() && device.intx_asserted() {
                 lines |= 1 << intx_line(slot, pin as u8 - 1);
             }
         }
@@ -302,9 +324,9 @@ impl PciBus {
     pub fn take_msi(&mut self) -> Option<MsiMessage> {
         self.devices_mut().filter(|device| device.config().bus_master()).find_map(|device| device.take_msi())
     }
-    /// Whether a device waits for memory.
+    /// Whether a device that may master the bus waits for memory.
     pub fn wants_dma(&self) -> bool {
-        self.devices().any(|(_, device)| device.wants_dma())
+        self.devices().any(|(_, device)| device.wants_dma() && device.config().bus_master())
     }
     /// Lets the devices that wait for it work on memory.
     pub fn run_dma(&mut self, memory: &mut dyn DmaPort, now: Instant) {

@@ -3,7 +3,7 @@ use super::*;
 
 /// A device with one BAR of each kind that remembers the last write.
 #[derive(Debug)]
-struct Scratch {
+pub(super) struct Scratch {
     config: ConfigSpace,
     last: Option<(BarAccess, u64)>,
     asserted: bool,
@@ -11,7 +11,7 @@ struct Scratch {
 }
 
 impl Scratch {
-    fn boxed() -> Box<Scratch> {
+    pub(super) fn boxed() -> Box<Scratch> {
         let mut config = ConfigSpace::new(Identity {
             vendor: 0x1af4,
             device: 0x1042,

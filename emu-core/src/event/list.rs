@@ -76,6 +76,16 @@ events! {
         value: Bits,
     }
 
+    /// A device was refused guest memory: private, or none.
+    DmaRefused: Bifold "kvm_dma_refused" in Vcpu {
+        /// What the device wanted to do.
+        direction: Direction,
+        /// First byte.
+        gpa: Gpa,
+        /// How many bytes.
+        len: u64,
+    }
+
     /// RDMSR or WRMSR left the guest.
     Msr: Linux "kvm_msr" in Vcpu {
         /// Which way.

@@ -23,14 +23,13 @@ use std::sync::OnceLock;
 use aes::Aes128;
 use aes::cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
 use parking_lot::Mutex;
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
 use thiserror::Error;
 
 use super::arena::{Arena, HostError};
 use super::{Bank, HostPage, arena};
 use crate::addr::Sfn;
 use crate::page::PAGE_SIZE;
+use crate::rng::{Consumer, Seed};
 
 /// Who reads and writes a frame in plain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -65,7 +64,7 @@ pub(super) struct Keys {
     tags: Option<Arena>,
     /// Whether a tag was ever set: until then nothing here costs anything.
     touched: AtomicBool,
-    seed: OnceLock<u64>,
+    seed: OnceLock<Seed>,
     ciphers: OnceLock<Box<[OnceLock<Box<Cipher>>]>>,
     /// Held while a frame changes its key, by frame number.
     shards: [Mutex<()>; SHARDS],
@@ -91,7 +90,7 @@ impl Keys {
         })
     }
 
-    pub(super) fn seed(&self, seed: u64) -> Result<(), SeedIsFixed> {
+    pub(super) fn seed(&self, seed: Seed) -> Result<(), SeedIsFixed> {
         self.seed.set(seed).map_err(|_| SeedIsFixed)
     }
 
@@ -161,7 +160,7 @@ impl Keys {
             return None;
         }
         let ciphers = self.ciphers.get_or_init(|| (0..Key::COUNT).map(|_| OnceLock::new()).collect());
-        let seed = *self.seed.get_or_init(|| 0);
+        let seed = *self.seed.get_or_init(|| Seed(0));
         Some(ciphers.get(usize::from(key.0))?.get_or_init(|| Box::new(Cipher::new(seed, key))))
     }
 }
@@ -180,13 +179,11 @@ type Block = Array<u8, aes::cipher::consts::U16>;
 const BLOCKS: usize = PAGE_SIZE / 16;
 
 impl Cipher {
-    fn new(seed: u64, key: Key) -> Cipher {
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        random.set_stream(u64::from(key.0));
+    fn new(seed: Seed, key: Key) -> Cipher {
+        let mut random = seed.numbered_stream(Consumer::MemoryKeys, u32::from(key.0));
         let mut secret = || {
-            let mut bytes = [0; 16];
-            random.fill_bytes(&mut bytes);
-            Aes128::new(&bytes.into())
+            let halves = [random.next_u64(), random.next_u64()];
+            Aes128::new(&(u128::from(halves[0]) | u128::from(halves[1]) << 64).to_le_bytes().into())
         };
         Cipher { data: secret(), tweak: secret() }
     }
@@ -244,7 +241,7 @@ mod tests {
     fn keys_follow_from_number_and_seed_alone() {
         let of = |seed, key| {
             let mut page = [0; PAGE_SIZE];
-            Cipher::new(seed, Key(key)).encrypt(Sfn::new(1), &mut page);
+            Cipher::new(Seed(seed), Key(key)).encrypt(Sfn::new(1), &mut page);
             page
         };
         assert_eq!(of(1, 1), of(1, 1));

@@ -31,6 +31,7 @@ use thiserror::Error;
 
 use crate::addr::{Sfn, Spa};
 use crate::page::PAGE_SIZE;
+use crate::rng::Seed;
 
 /// No bank answers (part of) an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -332,11 +333,11 @@ impl SystemMemory {
         }
     }
 
-    /// Chooses what the keys are derived from; 0 unless somebody does.
+    /// Chooses what the keys are derived from; seed 0 unless somebody does.
     ///
     /// # Errors
     /// [`SeedIsFixed`] once a frame was encrypted, or the seed chosen.
-    pub fn seed_keys(&self, seed: u64) -> Result<(), SeedIsFixed> {
+    pub fn seed_keys(&self, seed: Seed) -> Result<(), SeedIsFixed> {
         self.keys.seed(seed)
     }
 
@@ -458,7 +459,7 @@ mod tests {
     #[test]
     fn a_page_comes_back_whatever_keys_it_went_through() {
         let memory = SystemMemory::flat(0x4000).unwrap();
-        memory.seed_keys(7).unwrap();
+        memory.seed_keys(Seed(7)).unwrap();
         let plain: Vec<u8> = (0..PAGE_SIZE).map(|i| (i / 3) as u8).collect();
         memory.write(Spa::new(0x1000), &plain).unwrap();
         let sfn = Sfn::new(1);
@@ -473,7 +474,7 @@ mod tests {
         assert!(!memory.rekey(sfn, key(1023)), "there already");
         assert!(memory.rekey(sfn, Key::HOST));
         assert_eq!(page_of(&memory, 1), plain);
-        assert_eq!(memory.seed_keys(8), Err(SeedIsFixed));
+        assert_eq!(memory.seed_keys(Seed(8)), Err(SeedIsFixed));
     }
 
     #[test]

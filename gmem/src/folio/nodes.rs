@@ -182,6 +182,30 @@ pub(super) fn insert(chunks: &mut Chunks, count: &mut Count, head: u64, size: Pa
     true
 }
 
+/// The same for `nr` 4K pages from `first` on; what was entered before one that could not be stays.
+pub(super) fn insert_pages(chunks: &mut Chunks, count: &mut Count, first: u64, nr: u64, meta: FolioMeta) -> bool {
+    let entry = Large { meta, pins: 0, source: Source::Pages };
+    let end = first + nr;
+    let mut at = first;
+    while at < end {
+        if !insert(chunks, count, at, PageSize::Size4K, entry) {
+            return false;
+        }
+        let (.., block, page) = place(at);
+        let rest = (end - at - 1).min((FANOUT - 1 - page) as u64) as usize;
+        let Some(Gib::Cut(node)) = gib_mut(chunks, at) else { return false };
+        let Block::Small(small) = &mut node.blocks[block] else { return false };
+        let pages = &mut small.pages[page + 1..page + 1 + rest];
+        if pages.iter().any(Option::is_some) {
+            return false;
+        }
+        pages.fill(Some(meta));
+        small.used += rest as u16;
+        at += 1 + rest as u64;
+    }
+    true
+}
+
 /// Takes the entry that covers `sfn` out.
 pub(super) fn remove(chunks: &mut Chunks, count: &mut Count, sfn: u64) {
     let (.., block, page) = place(sfn);

@@ -20,7 +20,7 @@ use emu_core::sync::{Mutex, MutexGuard, Sharded, Task};
 use emu_core::{PageSize, Sfn, Spa};
 
 use super::{HostMemory, OutOfMemory};
-use crate::folio::{FolioFlags, FolioKind, Source};
+use crate::folio::{FolioFlags, FolioKind, FolioMeta, Source};
 use crate::numa::MemPolicy;
 use crate::pool::{HugeSize, SubpoolId};
 
@@ -186,6 +186,12 @@ impl Host {
         head
     }
 
+    /// Takes back what [`Host::take_fresh`] gave and nobody had.
+    #[cold]
+    pub(crate) fn put_fresh(&self, kind: Stocked, head: Sfn, task: &Task<'_>) {
+        self.memory.lock(task).put_back(kind, head);
+    }
+
     /// Adds zeroed frames for page tables to `tables` until it has `enough`.
     pub fn alloc_tables(&self, tables: &mut Vec<Spa>, enough: usize, task: &Task<'_>) -> Result<(), OutOfMemory> {
         if tables.len() >= enough {
@@ -217,6 +223,9 @@ impl Host {
     }
 }
 
+/// The entry of a 4K page of an inode that somebody has: see [`HostMemory::hand_out`].
+const HANDED_OUT: FolioMeta = FolioMeta { kind: FolioKind::Gmem, flags: FolioFlags::UPTODATE, refs: 1, maps: 0 };
+
 impl HostMemory {
     /// Draws up to `nr` folios and enters them as their user will have them; ascending.
     fn draw(&mut self, kind: Stocked, nr: u64, heads: &mut Vec<Sfn>) {
@@ -225,15 +234,17 @@ impl HostMemory {
                 let nodes = MemPolicy::Any.order(0, self.frames.online());
                 if size == PageSize::Size4K {
                     let nr = nr.min(self.frames.pages.free_frames());
+                    let folios = &mut self.folios;
                     self.frames.pages.alloc_frames(nr, nodes, |first, nr| {
                         heads.extend((first.raw()..first.raw() + nr).map(Sfn::new));
+                        folios.insert_pages(first, nr, HANDED_OUT);
                     });
                 } else {
                     heads.extend((0..nr).map_while(|_| self.frames.pages.alloc(size.order(), nodes)));
-                }
-                for &head in &*heads {
-                    self.begin_use(head, size, FolioKind::Gmem, FolioFlags::empty(), Source::Pages);
-                    self.hand_out(head);
+                    for &head in &*heads {
+                        let refs = size.frames() as u32;
+                        self.folios.insert(head, size, FolioMeta { refs, ..HANDED_OUT }, Source::Pages);
+                    }
                 }
             }
             Stocked::Pool(subpool) => {
@@ -243,8 +254,8 @@ impl HostMemory {
                     if pool.subpool(subpool).is_none_or(|subpool| subpool.rsv() == 0) {
                         break;
                     }
-                    let Ok(head) = self.take_pool_folio(HugeSize::Size2M, subpool, MemPolicy::Any, 0) else { break };
-                    self.hand_out(head);
+                    let (huge, state) = (HugeSize::Size2M, FolioFlags::UPTODATE);
+                    let Ok(head) = self.take_pool_folio(huge, subpool, MemPolicy::Any, 0, state) else { break };
                     heads.push(head);
                 }
             }
@@ -346,6 +357,25 @@ mod tests {
         let all = (nr_frames - 10) as usize;
         assert_eq!(host.alloc_tables(&mut tables, all, &Task::QUIET), Ok(()));
         assert!(!populate(&host, &inode, 10, 1, &Task::QUIET));
+    }
+
+    #[test]
+    fn threads_that_populate_the_same_pages_need_no_more_than_there_is() {
+        // No lock keeps small pages from being drawn twice: who comes second gives back what somebody else may be waiting
+        // for, down to the last frame.
+        for _ in 0..8 {
+            let (host, inode, nr_frames) = host(SMALL);
+            std::thread::scope(|scope| {
+                for lane in 0..4_u8 {
+                    let (host, inode) = (&host, &inode);
+                    scope.spawn(move || {
+                        let task = Task::QUIET.on_lane(lane);
+                        assert!(populate(host, inode, 0, nr_frames, &task), "lane {lane}");
+                    });
+                }
+            });
+            assert_eq!((stats(&host).free_frames, inode.folios(&Task::QUIET)), (0, [nr_frames, 0, 0]));
+        }
     }
 
     #[test]

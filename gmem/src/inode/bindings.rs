@@ -106,6 +106,13 @@ impl Bindings {
         (index.0 < binding.end).then_some(binding.slot)
     }
 
+    /// Whether `index` is bound to `slot` by the binding that starts at `first`.
+    #[inline]
+    pub(super) fn holds(&self, slot: SlotId, first: PageIndex, index: PageIndex) -> bool {
+        let bound = self.by_first.get(&first.0);
+        bound.is_some_and(|bound| bound.slot == slot && first <= index && index.0 < bound.end)
+    }
+
     /// All, ascending: the first index of each and what looks at it.
     pub(super) fn iter(&self) -> impl Iterator<Item = (PageIndex, Bound)> + '_ {
         self.by_first.iter().map(|(&at, b)| (PageIndex(at), Bound { slot: b.slot, first: b.gfn, nr_pages: b.end - at }))

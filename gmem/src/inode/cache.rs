@@ -1,17 +1,20 @@
 //! Finding and populating folios, and the references on them.
 
+use core::sync::atomic::Ordering;
+
 use emu_core::defect::Defect;
 use emu_core::event::Event;
-use emu_core::sync::{Point, Task};
+use emu_core::sync::{Point, ReadGuard, Task};
 use emu_core::{Errno, PageSize, Sfn};
 use thiserror::Error;
 
 use super::lock::Shared;
 use super::reshape::{CutFailed, Outlook};
-use super::tree::Place;
+use super::tree::{PageCache, Place};
 use super::{GuestMemfd, PageIndex, PageRange};
 use crate::Host;
 use crate::folio::RefError;
+use crate::host::Stocked;
 use crate::numa::MemPolicy;
 use crate::policy::{HostMapping, Quirks};
 use crate::provider::{FreshFolio, ProviderError, ReuseError, SplitError, Want};
@@ -125,10 +128,49 @@ impl GuestMemfd {
     /// Finds the folio at `index` or puts one there.
     #[inline]
     pub(super) fn find_or_allocate(&self, host: &Host, index: PageIndex, task: &Task<'_>) -> Result<Backed, GetError> {
-        match self.peek(index, task) {
-            Some(found) => Ok(found),
-            None => self.allocate_at(host, index, task),
+        if let Some(backed) = self.find_or_populate(host, index, task) {
+            return Ok(backed);
         }
+        self.allocate_at(host, index, task)
+    }
+
+    /// Finds the folio at `index`, or puts one there where that takes no more than a 4K page of the lane's stock and a word
+    /// of a node that is there. Such pages need no folio lock: nobody was promised them, and of two tasks that come with
+    /// one each, the word takes one. Both keep the cache from the look to the entry, so who waits for it to be free waits
+    /// for them too.
+    #[inline]
+    fn find_or_populate(&self, host: &Host, index: PageIndex, task: &Task<'_>) -> Option<Backed> {
+        let backed = {
+            let cache = self.cache.read(task);
+            let vacancy = match cache.look(index.0) {
+                Ok(Place::Folio(found)) => return Some(found),
+                Ok(_) => return None,
+                Err(vacancy) => vacancy,
+            };
+            let kind = self.stock.filter(|kind| *kind == Stocked::Pages(PageSize::Size4K))?;
+            if vacancy.size() > PageSize::Size4K || !self.is_plain(index) {
+                return None;
+            }
+            task.at(Point::A1);
+            let head = host.take_fresh(kind, task)?;
+            task.at(Point::A2);
+            if !cache.insert_at(vacancy, index.0, head, PageSize::Size4K, task) {
+                host.put_fresh(kind, head, task);
+                return None;
+            }
+            task.report(Event::FolioAllocated { ino: self.ino, index: index.0, sfn: head, size: PageSize::Size4K });
+            Backed { sfn: head, size: PageSize::Size4K }
+        };
+        task.at(Point::A3);
+        Some(backed)
+    }
+
+    /// Whether `index` can be populated, and nothing but populating it is to be done.
+    fn is_plain(&self, index: PageIndex) -> bool {
+        index.0 < self.nr_pages
+            && !self.is_released()
+            && !self.has_mem_policies.load(Ordering::Acquire)
+            && self.policy.host_mapping != HostMapping::FollowsPrivacy
     }
 
     fn allocate_at(&self, host: &Host, index: PageIndex, task: &Task<'_>) -> Result<Backed, GetError> {
@@ -144,11 +186,14 @@ impl GuestMemfd {
         let lock = self.folio_locks.lane((index.0 / self.unit.frames().max(PageSize::Size2M.frames())) as usize);
         let _alone = (!task.has(Defect::AllocateTwice)).then(|| lock.lock(task));
         loop {
-            let place = self.cache.read(task).at(index.0);
-            let vacancy = match place {
-                Place::Folio(found) => return Ok(found),
-                Place::Gone(sfn) => return self.refill(host, index, sfn, task),
+            let cache = self.cache.read(task);
+            let vacancy = match cache.at(index.0) {
                 Place::Vacant(vacancy) => vacancy,
+                Place::Folio(found) => return Ok(found),
+                Place::Gone(sfn) => {
+                    drop(cache);
+                    return self.refill(host, index, sfn, task);
+                }
             };
             let fits = |size: &PageSize| (index.0 & !(size.frames() - 1)) + size.frames() <= self.nr_pages;
             let at_most = PageSize::ALL[..=vacancy.index()].iter().copied().rfind(fits).unwrap_or(PageSize::Size4K);
@@ -158,21 +203,21 @@ impl GuestMemfd {
                 false => self.mem_policy(index, task),
             };
             let kind = self.stock.filter(|kind| kind.size() <= at_most && policy == MemPolicy::Any);
-            let fresh = match kind.and_then(|kind| host.take_fresh(kind, task)) {
-                Some(head) => FreshFolio { head, size: self.unit },
+            let (fresh, cache) = match kind.and_then(|kind| host.take_fresh(kind, task)) {
+                Some(head) => (FreshFolio { head, size: self.unit }, Some(cache)),
                 None => {
-                    let mut provider = self.provider.lock(task);
-                    let mut host = host.lock(task);
+                    drop(cache);
                     let want = Want { policy, ..Want::anywhere(at_most, index.0) };
-                    let fresh = provider.allocate(&mut host, want);
-                    let fresh = fresh.map_err(|cause| GetError::NoFolio { index, cause })?;
-                    host.hand_out(fresh.head);
-                    fresh
+                    match self.provide(host, want, task) {
+                        Ok(fresh) => (fresh, None),
+                        Err(_) if self.unit == PageSize::Size4K => return self.allocate_alone(host, want, task),
+                        Err(cause) => return Err(GetError::NoFolio { index, cause }),
+                    }
                 }
             };
             host.report_pool(fresh.size, task);
             task.at(Point::A2);
-            let Some(backed) = self.publish(host, index, fresh, task)? else { continue };
+            let Some(backed) = self.publish(host, index, fresh, cache, task)? else { continue };
             if self.policy.host_mapping == HostMapping::FollowsPrivacy {
                 self.map_fresh(host, index, fresh.size, task);
             }
@@ -181,26 +226,60 @@ impl GuestMemfd {
         }
     }
 
+    fn provide(&self, host: &Host, want: Want, task: &Task<'_>) -> Result<FreshFolio, ProviderError> {
+        let mut provider = self.provider.lock(task);
+        let mut host = host.lock(task);
+        let fresh = provider.allocate(&mut host, want)?;
+        host.hand_out(fresh.head);
+        Ok(fresh)
+    }
+
+    /// The page allocator had nothing. But who populates without the folio lock may have had a page in hand that goes back,
+    /// or that has come to this very index: with the cache alone there is nobody like that.
+    #[cold]
+    fn allocate_alone(&self, host: &Host, want: Want, task: &Task<'_>) -> Result<Backed, GetError> {
+        let index = PageIndex(want.index);
+        let mut books = self.books(host, task);
+        if let Place::Folio(found) = books.cache.at(index.0) {
+            return Ok(found);
+        }
+        let fresh = books.provider.allocate(&mut books.host, want);
+        let FreshFolio { head, size } = fresh.map_err(|cause| GetError::NoFolio { index, cause })?;
+        books.host.hand_out(head);
+        let inserted = books.cache.insert(index.0, head, size);
+        assert!(inserted, "page {} was vacant", index.0);
+        task.report(Event::FolioAllocated { ino: self.ino, index: index.0, sfn: head, size });
+        Ok(Backed { sfn: head, size })
+    }
+
     /// Enters a fresh folio in the page cache, split as its attributes want it: nobody sees it before. `None` when
-    /// another task was faster, which cannot be under the folio lock.
+    /// another task was faster, which for a huge folio cannot be under the folio lock. `held` is the cache, if it was kept
+    /// since the place was found vacant.
     fn publish(
         &self,
         host: &Host,
         index: PageIndex,
         FreshFolio { head, size }: FreshFolio,
+        held: Option<ReadGuard<'_, PageCache>>,
         task: &Task<'_>,
     ) -> Result<Option<Backed>, GetError> {
         let base = index.0 & !(size.frames() - 1);
         let granule = self.granule();
+        let may_need = size > PageSize::Size4K && granule.is_eager();
+        let uniform = self.uniform.get();
         // Nobody writes attributes without the exclusive `invalidate_lock`, so this never waits.
-        let attributes = (size > PageSize::Size4K && granule.is_eager()).then(|| self.attributes(task));
-        let outlook = attributes.as_ref().map(|map| Outlook::now(map));
+        let attributes = (may_need && uniform.is_none()).then(|| self.attributes(task));
+        let outlook = match (uniform, &attributes) {
+            (_, Some(map)) => Some(Outlook::now(map)),
+            (Some(state), None) if may_need => Some(Outlook::throughout(state)),
+            _ => None,
+        };
         let needs = |base, size| outlook.as_ref().is_some_and(|outlook| granule.needs_split(outlook, base, size));
         if self.policy.has(Quirks::CLEAR_FIRST_4K) {
             leave_stale_bytes(host, head, size, task);
         }
         if !needs(base, size) {
-            let inserted = self.enter(base, head, size, task);
+            let inserted = self.enter(base, head, size, held, task);
             match inserted {
                 true => task.report(Event::FolioAllocated { ino: self.ino, index: base, sfn: head, size }),
                 false => host.lock(task).put_page(head, size.frames() as u32),
@@ -208,6 +287,7 @@ impl GuestMemfd {
             let sfn = Sfn::new(head.raw() + (index.0 - base));
             return Ok(inserted.then_some(Backed { sfn, size }));
         }
+        drop(held);
         let mut books = self.books(host, task);
         if !books.cache.insert(base, head, size) {
             books.host.put_page(head, size.frames() as u32);
@@ -234,8 +314,15 @@ impl GuestMemfd {
     }
 
     /// Puts a folio at `base` if nothing is there.
-    fn enter(&self, base: u64, head: Sfn, size: PageSize, task: &Task<'_>) -> bool {
-        let entered = self.cache.read(task).try_insert(base, head, size, task);
+    fn enter(
+        &self,
+        base: u64,
+        head: Sfn,
+        size: PageSize,
+        held: Option<ReadGuard<'_, PageCache>>,
+        task: &Task<'_>,
+    ) -> bool {
+        let entered = held.unwrap_or_else(|| self.cache.read(task)).try_insert(base, head, size, task);
         entered.unwrap_or_else(|| self.cache.write(task).insert(base, head, size))
     }
 

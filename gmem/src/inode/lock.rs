@@ -42,6 +42,12 @@ impl Shared<'_> {
     pub fn slot_at(&self, index: PageIndex) -> Option<SlotId> {
         self.bindings.slot_at(index)
     }
+
+    /// Whether that is `slot`, whose view starts at `first`.
+    #[inline]
+    pub fn is_bound_to(&self, slot: SlotId, first: PageIndex, index: PageIndex) -> bool {
+        self.bindings.holds(slot, first, index)
+    }
 }
 
 impl Exclusive<'_> {

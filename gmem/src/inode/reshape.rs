@@ -24,22 +24,42 @@ use crate::shareability::{Shareability, ShareabilityMap};
 
 /// The attributes of an inode as they are, or as they will be once a range is converted.
 pub(super) struct Outlook<'m> {
-    map: &'m ShareabilityMap,
+    states: States<'m>,
     change: Option<(u64, u64, Shareability)>,
+}
+
+enum States<'m> {
+    Map(&'m ShareabilityMap),
+    /// Of every index.
+    All(Shareability),
+}
+
+impl States<'_> {
+    fn contains(&self, first: u64, nr_pages: u64, state: Shareability) -> bool {
+        match self {
+            States::Map(map) => map.contains(first, nr_pages, state),
+            States::All(all) => *all == state,
+        }
+    }
 }
 
 impl<'m> Outlook<'m> {
     pub(super) const fn now(map: &'m ShareabilityMap) -> Outlook<'m> {
-        Outlook { map, change: None }
+        Outlook { states: States::Map(map), change: None }
+    }
+
+    /// Every index has the same attribute.
+    pub(super) const fn throughout(state: Shareability) -> Outlook<'m> {
+        Outlook { states: States::All(state), change: None }
     }
 
     pub(super) const fn after(map: &'m ShareabilityMap, first: u64, end: u64, to: Shareability) -> Outlook<'m> {
-        Outlook { map, change: Some((first, end, to)) }
+        Outlook { states: States::Map(map), change: Some((first, end, to)) }
     }
 
     fn contains(&self, first: u64, end: u64, state: Shareability) -> bool {
-        let Some((from, to, changed)) = self.change else { return self.map.contains(first, end - first, state) };
-        let outside = |a: u64, b: u64| a < b && self.map.contains(a, b - a, state);
+        let Some((from, to, changed)) = self.change else { return self.states.contains(first, end - first, state) };
+        let outside = |a: u64, b: u64| a < b && self.states.contains(a, b - a, state);
         (changed == state && first.max(from) < end.min(to))
             || outside(first, end.min(from))
             || outside(first.max(to), end)

@@ -17,7 +17,7 @@ use emu_core::sync::{Sharded, Task};
 use emu_core::{PageSize, Sfn};
 
 use super::Backed;
-use crate::pagemap::{Claim, Hit, Packed, PageMap};
+use crate::pagemap::{Claim, Hit, Packed, PageMap, Vacancy};
 
 const M2: u64 = PageSize::Size2M.frames();
 
@@ -56,6 +56,7 @@ impl Cached {
 /// From bit 0: two bits of the size of the folios, two of the unit's, whether there is a bitmap. Then the head, of 40 bits;
 /// or, because what has a bitmap covers 2M, 31 bits of the head without its zeros below 26 of the bitmap's number.
 impl Packed for Cached {
+    #[inline]
     fn pack(self) -> u64 {
         let sizes = self.pieces.index() as u64 | (self.unit.index() as u64) << 2;
         match self.bitmap {
@@ -64,6 +65,7 @@ impl Packed for Cached {
         }
     }
 
+    #[inline]
     fn unpack(bits: u64) -> Cached {
         let size = |at: u32| PageSize::ALL[(bits >> at & 3) as usize];
         let (bitmap, head) = match bits >> 4 & 1 {
@@ -179,18 +181,21 @@ impl PageCache {
     /// What lies at `index`.
     #[inline]
     pub(super) fn at(&self, index: u64) -> Place {
-        let hit = match self.map.look(index) {
-            Ok(hit) => hit,
-            Err(vacancy) => return Place::Vacant(vacancy),
-        };
+        self.look(index).unwrap_or_else(|vacancy| Place::Vacant(vacancy.size()))
+    }
+
+    /// The same; of a vacant index, where an entry could come.
+    #[inline]
+    pub(super) fn look(&self, index: u64) -> Result<Place, Vacancy> {
+        let hit = self.map.look(index)?;
         let sfn = Sfn::new(hit.value.head.raw() + (index - hit.base));
-        match hit.value.shape() {
+        Ok(match hit.value.shape() {
             Shape::Folios(size) => Place::Folio(Backed { sfn, size }),
             Shape::Some(id) if bit(&self.bitmaps[id as usize], index - hit.base) => {
                 Place::Folio(Backed { sfn, size: PageSize::Size4K })
             }
             Shape::Some(_) => Place::Gone(sfn),
-        }
+        })
     }
 
     /// The unit that has pieces around `index`, if there is one, or the first above it.
@@ -221,6 +226,22 @@ impl PageCache {
             Claim::Occupied => Some(false),
             Claim::NoNode => None,
         }
+    }
+
+    /// Puts a whole unit of the size of the vacancy at `index`, which was found vacant while the cache was held as it is
+    /// now; `false` if another task was faster.
+    #[inline]
+    pub(super) fn insert_at(&self, vacancy: Vacancy, index: u64, head: Sfn, size: PageSize, task: &Task<'_>) -> bool {
+        debug_assert!(
+            vacancy.size() == size && index.is_multiple_of(size.frames()),
+            "{vacancy:?} for {size} at {index}"
+        );
+        let cached = Cached { head, bitmap: NO_BITMAP, pieces: size, unit: size };
+        let entered = self.map.claim_at(vacancy, index, cached) == Claim::Entered;
+        if entered {
+            self.add(task.lane(), size, 1);
+        }
+        entered
     }
 
     /// Visits the folios that reach into `[first, end)`, ascending, as few runs.

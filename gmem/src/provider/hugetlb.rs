@@ -1,6 +1,7 @@
 //! Folios of a huge-page pool, each within the inode's subpool (`gmem_hugetlb` of the proposed series).
 
 use super::{FolioProvider, FreshFolio, ProviderError, Want};
+use crate::folio::FolioFlags;
 use crate::host::{HostMemory, Stocked};
 use crate::pool::{HugeSize, SubpoolId, SubpoolLimits};
 
@@ -24,7 +25,7 @@ impl FolioProvider for HugetlbProvider {
             return Err(ProviderError::TooLarge { size, at_most: want.at_most });
         }
         let subpool = self.subpool.ok_or(ProviderError::NotReserved { size })?;
-        let head = host.take_pool_folio(self.size, subpool, want.policy, want.index)?;
+        let head = host.take_pool_folio(self.size, subpool, want.policy, want.index, FolioFlags::KNOWN_ZERO)?;
         Ok(FreshFolio { head, size })
     }
 

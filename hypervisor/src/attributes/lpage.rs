@@ -76,6 +76,7 @@ impl LpageInfo {
         (self.first ^ self.behind).is_multiple_of(size.frames())
     }
 
+    #[inline]
     fn deviation(&self, gfn: Gfn, size: PageSize, task: &Task<'_>) -> Deviation {
         let base = gfn.align_down(size).raw();
         assert!(
@@ -110,7 +111,9 @@ impl LpageInfo {
     /// Whether a leaf of `size` may be around `gfn`, as far as the slot knows.
     pub fn allows(&self, gfn: Gfn, size: PageSize, task: &Task<'_>) -> bool {
         size == PageSize::Size4K
-            || self.reasons(gfn, size, task) == 0 && self.mixture(gfn, size, task) == Mixture::Uniform
+            || self.deviation(gfn, size, task) == Deviation::default()
+                && self.contains(gfn, size)
+                && self.is_congruent(size)
     }
 
     /// The largest leaf up to `limit` that may be around `gfn`.

@@ -29,13 +29,20 @@ impl Vm {
     /// Who may use a guest frame (`kvm_mem_is_private`), at this moment. Where no slot is, only the VM can say that it is
     /// private.
     pub(crate) fn attribute_of(&self, slots: &MemSlots, gfn: Gfn, task: &Task<'_>) -> Shareability {
-        match slots.lookup(gfn) {
+        self.attribute_in(slots.lookup(gfn), gfn, task)
+    }
+
+    /// The same where the lookup is done.
+    #[inline]
+    pub(crate) fn attribute_in(&self, found: Option<&Slot>, gfn: Gfn, task: &Task<'_>) -> Shareability {
+        match found {
             Some(slot) => self.slot_attribute(slot, gfn, task),
             None => self.attributes.read(task).get(gfn.raw()),
         }
     }
 
     /// The same of a frame of `slot`: what its inode says, or the VM for inodes that say nothing.
+    #[inline]
     pub(crate) fn slot_attribute(&self, slot: &Slot, gfn: Gfn, task: &Task<'_>) -> Shareability {
         match slot.gmem_page(gfn) {
             Some((inode, index)) if inode.policy().generation.has_inode_attributes() => inode.attribute(index, task),

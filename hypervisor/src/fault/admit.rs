@@ -27,6 +27,7 @@ impl<'s> Admitted<'s> {
 }
 
 /// Compares what the guest meant with what the page is, then looks at the slot's state, then at the access.
+#[inline(always)]
 pub fn admit(attribute: Shareability, fault: InSlot<'_>) -> Result<Admitted<'_>, Stop> {
     let input = fault.fault().input();
     if attribute != input.privacy {

@@ -59,6 +59,7 @@ impl<'s> Backed<'s> {
 }
 
 /// Finds or allocates the memory. It may be gone again when the entry is to be written; then the sequence has moved.
+#[inline(always)]
 pub fn fault_in<'s>(fault: Admitted<'s>, vm: &'s Vm, task: &'s Task<'s>) -> Result<Backed<'s>, Stop> {
     let slot = fault.fault().slot();
     let private = fault.fault().fault().input().privacy.is_private();
@@ -66,6 +67,7 @@ pub fn fault_in<'s>(fault: Admitted<'s>, vm: &'s Vm, task: &'s Task<'s>) -> Resu
 }
 
 /// `kvm_mmu_faultin_pfn_gmem`: the folio carries no reference.
+#[inline(always)]
 fn from_gmem<'s>(fault: Admitted<'s>, vm: &'s Vm, task: &'s Task<'s>) -> Result<Backed<'s>, Stop> {
     let slot = fault.fault().slot();
     let Some((inode, index)) = slot.gmem_page(fault.fault().fault().gfn()) else {
@@ -73,7 +75,7 @@ fn from_gmem<'s>(fault: Admitted<'s>, vm: &'s Vm, task: &'s Task<'s>) -> Result<
     };
     let shared = inode.shared(task);
     let closed = || memory_fault(fault.fault().fault().input(), MemoryFaultReason::FileClosed);
-    if shared.slot_at(index) != Some(slot.info().binding_id()) {
+    if !slot.info().range().is_some_and(|range| shared.is_bound_to(slot.info().binding_id(), range.first, index)) {
         // From the file's release on `slot->gmem.file` is null, and nobody is bound.
         match inode.is_released() {
             true if task.has(Defect::ReviveFile) => {}
@@ -94,6 +96,7 @@ fn from_gmem<'s>(fault: Admitted<'s>, vm: &'s Vm, task: &'s Task<'s>) -> Result<
 
 /// A private page becomes the guest's before a leaf shows it (`kvm_gmem_prepare_folio`). The inode's lock is held: no
 /// conversion comes in between, and one since the fault was admitted is noticed.
+#[inline(never)]
 fn prepare(fault: &Admitted<'_>, snp: &SnpMemory, memory: gmem::Backed, vm: &Vm, task: &Task<'_>) -> Result<(), Stop> {
     let (slot, unresolved) = (fault.fault().slot(), fault.fault().fault());
     let gfn = unresolved.gfn();
@@ -109,6 +112,7 @@ fn prepare(fault: &Admitted<'_>, snp: &SnpMemory, memory: gmem::Backed, vm: &Vm,
 
 /// `__kvm_faultin_pfn`: first without waiting for a disk, and if that is not enough with it. A guest that could do
 /// something else meanwhile would be told; this one is not.
+#[inline(never)]
 fn from_user<'s>(fault: Admitted<'s>, vm: &'s Vm, task: &'s Task<'s>) -> Result<Backed<'s>, Stop> {
     let unresolved = fault.fault().fault();
     let access = match unresolved.input().kind {

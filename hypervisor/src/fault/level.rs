@@ -5,14 +5,14 @@ use emu_core::sync::Task;
 use emu_core::{AccessKind, Gfn, PageSize, Sfn};
 
 use super::back::{Backed, Origin};
-use crate::follow::HeldPage;
 use crate::memslot::{MemSlot, Slot};
 use crate::tdp::Rights;
 use crate::vm::Vm;
 
 /// A fault that knows the entry it wants.
+#[derive(Clone, Copy)]
 pub struct Sized<'s> {
-    backed: Backed<'s>,
+    backed: &'s Backed<'s>,
     size: PageSize,
     requested: PageSize,
 }
@@ -56,10 +56,6 @@ impl Sized<'_> {
     pub fn rights(&self) -> Rights {
         self.backed.rights()
     }
-    /// What holds the page behind it.
-    pub(crate) const fn page(&self) -> &HeldPage<'_> {
-        self.backed.page()
-    }
     /// What the guest wants to do.
     pub const fn kind(&self) -> AccessKind {
         self.backed.fault().fault().fault().input().kind
@@ -68,7 +64,8 @@ impl Sized<'_> {
 
 /// The largest size that the memory, the slot, the attributes and the policy allow. `mmu_lock` is held and the fault was
 /// found not to be stale under it.
-pub fn choose<'s>(backed: Backed<'s>, vm: &Vm, task: &Task<'_>) -> Sized<'s> {
+#[inline(always)]
+pub fn choose<'s>(backed: &'s Backed<'_>, vm: &Vm, task: &Task<'_>) -> Sized<'s> {
     let fault = backed.fault().fault();
     let size = allowed(vm, fault.slot(), fault.fault().gfn(), backed.folio(), backed.origin(), task);
     backed.page().use_it();
@@ -76,6 +73,7 @@ pub fn choose<'s>(backed: Backed<'s>, vm: &Vm, task: &Task<'_>) -> Sized<'s> {
 }
 
 /// The largest leaf that may be around `gfn` of `slot` over `memory` (`kvm_mmu_max_mapping_level`).
+#[inline(always)]
 pub(crate) fn allowed(
     vm: &Vm,
     slot: &Slot,
@@ -104,6 +102,10 @@ pub(crate) fn allowed_by_memory(
     task: &Task<'_>,
 ) -> PageSize {
     let gmem::Backed { sfn, size } = memory;
+    if size == PageSize::Size4K {
+        // Nothing makes a leaf larger than the memory.
+        return size;
+    }
     if task.has(Defect::OrderWithoutCongruence) {
         return size.min(vm.pages.max_level);
     }

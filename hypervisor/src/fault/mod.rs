@@ -4,8 +4,7 @@
 //! FaultInput -> Unresolved -resolve-> InSlot -admit-> Admitted -fault_in-> Backed -choose-> Sized -install-> Outcome
 //! ```
 //!
-//! Each arrow is a function in the module of its name that consumes the left type and is the only maker of the right
-//! one. A stage that ends the fault early returns a [`Stop`]. The sequence number is sampled before anything is read and
+//! Each arrow is a function in the module of its name that takes the left type and is the only maker of the right one. A stage that ends the fault early returns a [`Stop`]. The sequence number is sampled before anything is read and
 //! compared before anything is written.
 
 pub mod admit;

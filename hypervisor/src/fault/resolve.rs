@@ -3,7 +3,7 @@
 use gmem::PageIndex;
 
 use super::{Action, MemoryFaultReason, Stop, Unresolved, memory_fault};
-use crate::memslot::{MemSlots, Slot};
+use crate::memslot::Slot;
 
 /// A fault on an address that a memslot holds. The slot cannot go while the fault holds the memslots.
 #[derive(Clone, Copy)]
@@ -27,9 +27,10 @@ impl<'s> InSlot<'s> {
     }
 }
 
-/// Finds the slot. Without one the access is MMIO, unless the guest meant private memory, which no device has.
-pub fn resolve(slots: &MemSlots, fault: Unresolved) -> Result<InSlot<'_>, Stop> {
-    match slots.lookup(fault.gfn()) {
+/// Answers where no slot was found: the access is MMIO, unless the guest meant private memory, which no device has.
+#[inline(always)]
+pub fn resolve(found: Option<&Slot>, fault: Unresolved) -> Result<InSlot<'_>, Stop> {
+    match found {
         Some(slot) => Ok(InSlot { fault, slot }),
         None if fault.input().privacy.is_private() => {
             Err(memory_fault(fault.input(), MemoryFaultReason::PrivateWithoutSlot))

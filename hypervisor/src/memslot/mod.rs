@@ -38,6 +38,7 @@ pub use error::MemslotError;
 pub use region::{MemFd, SlotChange, UserMemoryRegion2};
 pub(crate) use region::{Request, Wanted};
 pub use set::MemSlots;
+pub(crate) use set::SlotHint;
 pub(crate) use sets::Publication;
 pub use sets::SlotSets;
 

@@ -10,10 +10,24 @@ use gmem::mm::HvaRange;
 
 use super::{AddressSpaceId, MemSlot, Slot, UPDATE_IN_PROGRESS};
 
+/// Where a set keeps a slot: whoever asks for the same one again and again finds it there without a search
+/// (`last_used_slot`). It is a hint, good for any set at any time.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SlotHint(u32);
+
+/// A slot by its first guest frame.
+struct Placed {
+    slot: Arc<Slot>,
+    place: SlotHint,
+}
+
 /// The slots of an address space.
 #[derive(Default)]
 struct Space {
-    by_gfn: BTreeMap<u64, Arc<Slot>>,
+    by_gfn: BTreeMap<u64, Placed>,
+    /// The same slots, each at its place.
+    places: Vec<Option<Arc<Slot>>>,
+    vacant: Vec<SlotHint>,
     /// First guest frame of each.
     by_id: BTreeMap<SlotId, u64>,
     /// By logarithm of the length, then first user page. User ranges may overlap, so a search goes through the lengths
@@ -31,17 +45,29 @@ impl Space {
         let info = *slot.info();
         self.by_id.insert(info.id, info.first.raw());
         self.by_hva.insert(hva_key(&info));
-        self.by_gfn.insert(info.first.raw(), slot);
+        let place = self.vacant.pop().unwrap_or_else(|| {
+            self.places.push(None);
+            SlotHint(self.places.len() as u32 - 1)
+        });
+        self.places[place.0 as usize] = Some(Arc::clone(&slot));
+        self.by_gfn.insert(info.first.raw(), Placed { slot, place });
     }
 
     fn remove(&mut self, id: SlotId) -> Option<Arc<Slot>> {
-        let slot = self.by_gfn.remove(&self.by_id.remove(&id)?)?;
+        let Placed { slot, place } = self.by_gfn.remove(&self.by_id.remove(&id)?)?;
+        self.places[place.0 as usize] = None;
+        self.vacant.push(place);
         self.by_hva.remove(&hva_key(slot.info()));
         Some(slot)
     }
 
     fn by_id(&self, id: SlotId) -> Option<&Arc<Slot>> {
-        self.by_gfn.get(self.by_id.get(&id)?)
+        self.by_gfn.get(self.by_id.get(&id)?).map(|placed| &placed.slot)
+    }
+
+    fn holding(&self, gfn: Gfn) -> Option<&Placed> {
+        let (_, placed) = self.by_gfn.range(..=gfn.raw()).next_back()?;
+        placed.slot.info().contains(gfn).then_some(placed)
     }
 
     fn in_hva(&self, range: HvaRange) -> impl Iterator<Item = &Slot> {
@@ -104,7 +130,7 @@ impl MemSlots {
 
     /// All with what stands behind them, by address space and ascending.
     pub fn slots(&self) -> impl Iterator<Item = &Slot> {
-        self.spaces.iter().flat_map(|space| space.by_gfn.values()).map(Arc::as_ref)
+        self.spaces.iter().flat_map(|space| space.by_gfn.values()).map(|placed| &*placed.slot)
     }
 
     /// The slot that holds `gfn` outside of system management mode.
@@ -116,8 +142,23 @@ impl MemSlots {
     /// The slot that holds `gfn` in `space`.
     #[inline]
     pub fn lookup_in(&self, space: AddressSpaceId, gfn: Gfn) -> Option<&Slot> {
-        let (_, slot) = self.space(space).by_gfn.range(..=gfn.raw()).next_back()?;
-        slot.info().contains(gfn).then_some(slot)
+        Some(&*self.space(space).holding(gfn)?.slot)
+    }
+
+    /// The slot that holds `gfn` outside of system management mode, which may well be the one that `hint` is of. The hint
+    /// is of the slot that was found, afterwards.
+    #[inline]
+    pub(crate) fn lookup_near(&self, gfn: Gfn, hint: &mut SlotHint) -> Option<&Slot> {
+        let space = self.space(AddressSpaceId::Normal);
+        // Slots are disjoint: the one that holds the frame is the one, whoever was at the place before.
+        match space.places.get(hint.0 as usize) {
+            Some(Some(slot)) if slot.info().contains(gfn) => Some(&**slot),
+            _ => {
+                let found = space.holding(gfn)?;
+                *hint = found.place;
+                Some(&*found.slot)
+            }
+        }
     }
 
     /// The slot with this number, outside of system management mode.
@@ -134,8 +175,8 @@ impl MemSlots {
     pub fn in_range(&self, space: AddressSpaceId, first: Gfn, nr_pages: u64) -> impl Iterator<Item = &Slot> {
         let (from, end) = (first.raw(), first.raw().saturating_add(nr_pages));
         let by_gfn = &self.space(space).by_gfn;
-        let before = by_gfn.range(..from).next_back().filter(|(_, slot)| slot.info().end().raw() > from);
-        before.into_iter().chain(by_gfn.range(from..end)).map(|(_, slot)| slot.as_ref())
+        let before = by_gfn.range(..from).next_back().filter(|(_, placed)| placed.slot.info().end().raw() > from);
+        before.into_iter().chain(by_gfn.range(from..end)).map(|(_, placed)| &*placed.slot)
     }
 
     /// The slots that claim to show user pages of `range`, in every address space

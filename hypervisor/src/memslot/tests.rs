@@ -60,6 +60,24 @@ fn publications_step_the_generation_and_mark_it_while_the_old_set_is_in_use() {
 
 proptest! {
     #[test]
+    fn a_lookup_near_any_hint_finds_what_a_lookup_finds(
+        steps in prop::collection::vec((0_u16..5, 0_u64..8, 0_u64..9, 0_u64..60), 1..40),
+    ) {
+        let mut set = MemSlots::new(LAST);
+        let mut hint = SlotHint::default();
+        for (id, shift, nr_pages, gfn) in steps {
+            match nr_pages {
+                0 => set.remove(AddressSpaceId::Normal, SlotId(id)),
+                _ => set.put(Arc::new(Slot::new(info(id, 10 * u64::from(id) + shift, nr_pages.min(10 - shift), 0), None))),
+            }
+            let gfn = Gfn::new(gfn);
+            let found = set.lookup_near(gfn, &mut hint).map(|slot| slot.info.id);
+            prop_assert_eq!(found, set.lookup(gfn).map(|slot| slot.info.id));
+            prop_assert_eq!(set.lookup_near(gfn, &mut hint).map(|slot| slot.info.id), found);
+        }
+    }
+
+    #[test]
     fn a_search_by_user_address_finds_what_a_look_at_every_slot_finds(
         slots in prop::collection::vec((1_u64..600, 0_u64..2000), 0..40),
         gone in prop::collection::vec(0_u16..40, 0..10),

@@ -192,7 +192,7 @@ impl Vm {
         task.report_with(|| Event::PageFault { gpa: input.gpa, access: input.kind, error_code: input.error_code() });
         let unresolved = Unresolved::new(input, &self.invalidation);
         task.at(Point::F1);
-        let in_slot = resolve::resolve(&slots, unresolved)?;
+        let in_slot = resolve::resolve(slots.lookup(unresolved.gfn()), unresolved)?;
         let attribute = self.slot_attribute(in_slot.slot(), unresolved.gfn(), task);
         task.at(Point::F2);
         let admitted = admit::admit(attribute, in_slot)?;
@@ -221,7 +221,7 @@ impl Vm {
             return Err(RETRY);
         }
         let logged = if in_slot.slot().log().is_some() { Logged::Yes } else { Logged::No };
-        let sized = level::choose(backed, self, task);
+        let sized = level::choose(&backed, self, task);
         let sized = if logged == Logged::Yes { sized.capped(PageSize::Size4K) } else { sized };
         let (sfn, size) = (sized.sfn(), sized.size());
         let host = match sized.rights().contains(Rights::WRITE) {
@@ -229,7 +229,7 @@ impl Vm {
             false => HostWrite::Refused,
         };
         // The leaf holds no reference; what takes the frame away comes through the lock that is held.
-        drop(sized);
+        drop(backed);
         let Some(pages) = guard.as_deref_mut() else { return Err(VmError::NotShadowing.into()) };
         if state.root.pages().any(|page| pages.page(page).standing == Standing::Invalid) {
             return Err(RETRY);

@@ -6,7 +6,7 @@ use emu_core::{PageSize, Sfn};
 use super::leaf::{HostAccess, NewLeaf, SplitExecute, Touch};
 use super::mmio::{MmioGeneration, MmioSpte};
 use super::spte::{Entry, Level, Rights, Spte};
-use super::tables::{Lost, Place, Tables};
+use super::tables::{LastTable, Lost, Place, Tables};
 use crate::config::VmError;
 use crate::fault::level::Sized;
 use crate::flush::Owed;
@@ -30,6 +30,8 @@ pub enum Outcome {
 /// What an installation may use and leaves behind.
 pub(crate) struct Install<'a> {
     pub(crate) cache: &'a mut TableCache,
+    /// Where the processor's last walk ended.
+    pub(crate) walked: &'a mut Option<LastTable>,
     pub(crate) owed: &'a mut Owed,
     pub(crate) touch: Touch,
     pub(crate) nx: NxHugePages,
@@ -45,13 +47,25 @@ impl Tables {
     pub(crate) fn install(&self, fault: &Sized<'_>, with: &mut Install<'_>) -> Result<Outcome, VmError> {
         let gfn = fault.gfn();
         let mut goal = Level::of_leaf(fault.size());
-        let (mut table, mut level) = (self.root(), Level::ROOT);
+        let root = self.root();
+        let mut shortcut = self.walked(*with.walked, root, gfn, goal);
+        let (mut table, mut level) = shortcut.map_or((root, Level::ROOT), |table| (table, goal));
         loop {
             let place = Place::in_table(table, level, gfn);
             let spte = self.load(place)?;
+            if let (Some(next), Some(below)) = (self.format.next_table(spte, level), level.below())
+                && level > goal
+            {
+                (table, level) = (next, below);
+                continue;
+            }
             let entry = self.format.read(spte, level);
             if entry == Entry::Frozen {
-                return Ok(Outcome::Retry);
+                if shortcut.take().is_none() {
+                    return Ok(Outcome::Retry);
+                }
+                (table, level) = (root, Level::ROOT);
+                continue;
             }
             if let Entry::Leaf { sfn, rights } = entry {
                 if level <= goal || self.format.allows(spte, level, fault.kind()) {
@@ -80,6 +94,7 @@ impl Tables {
             }
             let below = level.below().filter(|_| level > goal);
             let Some(below) = below else {
+                *with.walked = Some(self.note_walk(root, table, level, gfn));
                 return self.put_leaf(place, spte, fault, with);
             };
             table = match entry {
@@ -200,5 +215,77 @@ impl Tables {
             Ok(_) => Outcome::Fixed { size },
             Err(Lost) => Outcome::Retry,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use emu_core::memory::SystemMemory;
+    use emu_core::{AccessKind, Gfn, Gpa};
+    use gmem::{HostConfig, SlotId};
+
+    use super::*;
+    use crate::config::{PagePolicy, VmConfig};
+    use crate::fault::{Action, FaultInput, Resumed};
+    use crate::memslot::{MemSlotSpec, SlotFlags};
+    use crate::vcpu::VcpuId;
+    use crate::vm::Vm;
+
+    const QUIET: &Task<'static> = &Task::QUIET;
+
+    fn vm() -> Vm {
+        let memory = SystemMemory::flat(256 << 12).unwrap();
+        let host = HostConfig { first: Sfn::new(1), nr_frames: 255, pools: vec![] };
+        let config = VmConfig { maxphyaddr: 36, nr_vcpus: 2, ..VmConfig::new(PagePolicy::of(PageSize::Size4K), host) };
+        let vm = Vm::new(memory, &config).unwrap();
+        let len_bytes = 16 << 12;
+        let gmem = vm.create_guest_memfd(len_bytes, gmem::GmemFlags::INIT_SHARED.bits(), QUIET).unwrap();
+        let (id, flags) = (SlotId(0), SlotFlags::empty());
+        vm.add_memslot(&MemSlotSpec { id, gpa: Gpa::new(0), len_bytes, flags, gmem, offset_bytes: 0 }, QUIET).unwrap();
+        vm
+    }
+
+    fn touch(vm: &Vm, vcpu: u16, gfn: u64) -> Action {
+        vm.handle_fault(VcpuId(vcpu), FaultInput::new(Gpa::new(gfn << 12), AccessKind::Write), QUIET).unwrap()
+    }
+
+    const FIXED: Action = Action::Resume(Resumed::Fixed { size: PageSize::Size4K });
+
+    /// The frames of the guest that a walk from the root finds.
+    fn mapped(vm: &Vm) -> Vec<Gfn> {
+        vm.tables(QUIET).leaves().unwrap().iter().map(|leaf| leaf.gfn).collect()
+    }
+
+    #[test]
+    fn a_table_that_left_the_tree_is_walked_to_no_more_whether_or_not_it_is_freed() {
+        let vm = vm();
+        assert_eq!([touch(&vm, 0, 3), touch(&vm, 0, 4)], [FIXED; 2]);
+        {
+            // Out of the tree, and still there for who walks it.
+            let tables = vm.mmu.read(QUIET);
+            let level = Level::of_leaf(PageSize::Size2M);
+            let (mut table, mut at) = (tables.root(), Level::ROOT);
+            while at > level {
+                let place = Place::in_table(table, at, Gfn::new(0));
+                (table, at) = match (tables.format.read(tables.load(place).unwrap(), at), at.below()) {
+                    (Entry::Table(next), Some(below)) => (next, below),
+                    other => panic!("{other:?}"),
+                };
+            }
+            let place = Place::in_table(table, level, Gfn::new(0));
+            let entry = tables.load(place).unwrap();
+            let mut owed = Owed::default();
+            tables.change(place, entry, Spte::ABSENT, &mut owed, QUIET).unwrap().unwrap();
+            let (Entry::Table(last), Some(below)) = (tables.format.read(entry, level), level.below()) else {
+                panic!("{entry:?} leads to no table")
+            };
+            tables.drop_tree(last, below, Gfn::new(0), &mut owed, QUIET).unwrap();
+        }
+        assert_eq!((touch(&vm, 0, 5), mapped(&vm)), (FIXED, vec![Gfn::new(5)]));
+        vm.mmu.write(QUIET).bury(&vm.host, QUIET);
+        // Freed and used for something else by now.
+        vm.zap_all(QUIET).unwrap();
+        assert_eq!([touch(&vm, 1, 9), touch(&vm, 0, 6)], [FIXED; 2]);
+        assert_eq!(mapped(&vm), [6, 9].map(Gfn::new));
     }
 }

@@ -75,6 +75,7 @@ pub struct NewLeaf {
 }
 
 impl TdpFormat {
+    #[inline]
     const fn host_writable(self) -> u64 {
         match self {
             TdpFormat::Npt => npt::HOST_WRITABLE,
@@ -82,6 +83,7 @@ impl TdpFormat {
         }
     }
 
+    #[inline]
     const fn mmu_writable(self) -> u64 {
         match self {
             TdpFormat::Npt => npt::MMU_WRITABLE,
@@ -90,6 +92,7 @@ impl TdpFormat {
     }
 
     /// How accesses through `spte` are recorded. NPT always has accessed and dirty flags.
+    #[inline]
     pub const fn ad_type(self, spte: Spte) -> AdType {
         match (self, spte.raw() >> ept::AD_TYPE_SHIFT & 3) {
             (TdpFormat::Npt, _) | (_, 0) => AdType::Enabled,
@@ -99,6 +102,7 @@ impl TdpFormat {
     }
 
     /// The flags that a processor may set in `spte`.
+    #[inline]
     pub const fn ad_bits(self, spte: Spte) -> u64 {
         match self.ad_type(spte) {
             AdType::Disabled => 0,
@@ -107,6 +111,7 @@ impl TdpFormat {
     }
 
     /// `make_spte`: the one maker of leaves.
+    #[inline]
     pub const fn make(self, new: &NewLeaf) -> Spte {
         let host = matches!(new.host, HostAccess::Writable);
         let writable = host && new.rights.contains(Rights::WRITE);
@@ -151,6 +156,7 @@ impl TdpFormat {
     }
 
     /// The row that a leaf is in; `None` for what may not be.
+    #[inline]
     pub const fn write_state(self, leaf: Spte) -> Option<WriteState> {
         let raw = leaf.raw();
         match (raw & WRITE != 0, raw & self.mmu_writable() != 0, raw & self.host_writable() != 0) {
@@ -163,11 +169,13 @@ impl TdpFormat {
     }
 
     /// Whether a leaf lost its rights so that its next use is noticed (`is_access_track_spte`).
+    #[inline]
     pub const fn is_access_tracked(self, leaf: Spte) -> bool {
         matches!(self.ad_type(leaf), AdType::Disabled) && leaf.raw() & (READ | WRITE | ept::EXECUTE) == 0
     }
 
     /// Whether an access of `kind` goes through a leaf.
+    #[inline]
     pub fn allows(self, leaf: Spte, level: Level, kind: AccessKind) -> bool {
         match self.read(leaf, level) {
             Entry::Leaf { rights, .. } => rights.allow(kind) && !self.is_access_tracked(leaf),
@@ -176,6 +184,7 @@ impl TdpFormat {
     }
 
     /// Whether a leaf was used since it was made or aged.
+    #[inline]
     pub const fn is_accessed(self, leaf: Spte) -> bool {
         match self.ad_type(leaf) {
             AdType::Disabled => !self.is_access_tracked(leaf),
@@ -184,6 +193,7 @@ impl TdpFormat {
     }
 
     /// Whether a leaf may have been written since it was made or harvested.
+    #[inline]
     pub const fn is_dirty(self, leaf: Spte) -> bool {
         match self.ad_type(leaf) {
             AdType::Enabled => leaf.raw() & self.dirty() != 0,

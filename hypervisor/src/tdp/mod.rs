@@ -1,8 +1,8 @@
 //! The nested tables that the hypervisor builds, after KVM's TDP MMU (`arch/x86/kvm/mmu/tdp_mmu.c`).
 //!
 //! [`spte`] says what an entry means in either format; [`Tables`] is one tree of four levels in system memory.
-//! `Tables::change` is the only function that writes an entry: it asserts what must never happen, records the flush
-//! that is owed, counts, and reports the event. `install` and `zap` decide what to write.
+//! `Tables::change` is the only function that writes an entry, but for `repoint`, by which a host lies: it asserts what must
+//! never happen, records the flush that is owed, counts, and reports the event. `install` and `zap` decide what to write.
 //!
 //! Always true: a leaf's guest and system frames are multiples of its size; a present leaf never becomes a leaf to another
 //! frame without being absent between; every frame of the tree is a page table of the host's folio table.
@@ -18,6 +18,7 @@ pub mod leaf;
 mod log;
 pub mod mmio;
 mod nx;
+mod repoint;
 mod roots;
 mod split;
 pub mod spte;
@@ -35,5 +36,6 @@ pub(crate) use roots::ZapRoot;
 pub(crate) use split::Split;
 pub use spte::{Entry, Level, Rights, Spte, TdpFormat};
 pub use survey::Survey;
+pub(crate) use tables::LastTable;
 pub use tables::{LeafView, Tables, TablesStats};
 pub use zap::AdBit;

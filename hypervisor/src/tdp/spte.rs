@@ -48,6 +48,7 @@ bitflags! {
 
 impl Rights {
     /// Whether an access of `kind` is among them.
+    #[inline]
     pub const fn allow(self, kind: AccessKind) -> bool {
         match kind {
             AccessKind::Read => true,
@@ -68,14 +69,17 @@ impl Level {
     pub const COUNT: usize = 4;
 
     /// The level whose leaves have this size.
+    #[inline]
     pub const fn of_leaf(size: PageSize) -> Level {
         Level(size.index() as u8)
     }
     /// The size of a leaf at this level; there is none at the root.
+    #[inline]
     pub fn leaf_size(self) -> Option<PageSize> {
         PageSize::ALL.get(usize::from(self.0)).copied()
     }
     /// The level below.
+    #[inline]
     pub const fn below(self) -> Option<Level> {
         match self.0 {
             0 => None,
@@ -83,18 +87,27 @@ impl Level {
         }
     }
     /// Position from the leaves up, for counters.
+    #[inline]
     pub const fn index(self) -> usize {
         self.0 as usize
     }
     /// Guest frames under one entry.
+    #[inline]
     pub const fn frames(self) -> u64 {
         1 << (9 * self.0 as u32)
     }
     /// The entry of `gfn` in a table of this level.
+    #[inline]
     pub const fn slot(self, gfn: Gfn) -> u64 {
         gfn.raw() >> (9 * self.0 as u32) & 511
     }
+    /// Which of all tables of this level has the entry of `gfn`.
+    #[inline]
+    pub(super) const fn above(self, gfn: Gfn) -> u64 {
+        gfn.raw() >> (9 * self.0 as u32 + 9)
+    }
     /// The first guest frame under the entry of `gfn`.
+    #[inline]
     pub const fn base(self, gfn: Gfn) -> Gfn {
         Gfn::new(gfn.raw() & !(self.frames() - 1))
     }
@@ -119,6 +132,10 @@ impl Spte {
     pub const fn raw(self) -> u64 {
         self.0
     }
+    /// The first frame of a leaf.
+    pub(super) const fn sfn(self) -> Sfn {
+        Spa::new(self.0 & FRAME).frame()
+    }
 }
 
 /// An entry, read.
@@ -139,6 +156,16 @@ pub enum Entry {
         /// What it allows.
         rights: Rights,
     },
+}
+
+/// What an entry is, without what it says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Absent,
+    Frozen,
+    Mmio,
+    Table,
+    Leaf,
 }
 
 pub(super) const FRAME: u64 = 0x000f_ffff_ffff_f000;
@@ -171,6 +198,7 @@ pub(super) mod ept {
 
 impl TdpFormat {
     /// The accessed flag.
+    #[inline]
     pub const fn accessed(self) -> u64 {
         match self {
             TdpFormat::Npt => npt::ACCESSED,
@@ -179,6 +207,7 @@ impl TdpFormat {
     }
 
     /// The dirty flag.
+    #[inline]
     pub const fn dirty(self) -> u64 {
         match self {
             TdpFormat::Npt => npt::DIRTY,
@@ -187,6 +216,7 @@ impl TdpFormat {
     }
 
     /// An entry that leads to a table. It allows everything: rights are the leaf's business.
+    #[inline]
     pub const fn table(self, table: Spa) -> Spte {
         let allow = match self {
             TdpFormat::Npt => READ | WRITE | npt::USER | npt::ACCESSED,
@@ -195,16 +225,42 @@ impl TdpFormat {
         Spte(table.raw() & FRAME | allow | PRESENT)
     }
 
+    /// The table that an entry of a table of `level` leads to, if it is no leaf and not the end: all that most steps of
+    /// a walk ask.
+    #[inline]
+    pub(super) const fn next_table(self, spte: Spte, level: Level) -> Option<Spa> {
+        if level.0 > 0 && spte.0 & (PRESENT | HUGE) == PRESENT { Some(Spa::new(spte.0 & FRAME)) } else { None }
+    }
+
+    /// What an entry of a table of `level` is.
+    #[inline]
+    pub(super) fn kind(self, spte: Spte, level: Level) -> Kind {
+        match spte.0 {
+            0 => Kind::Absent,
+            raw if raw & PRESENT != 0 => {
+                if level.0 == 0 || raw & HUGE != 0 {
+                    Kind::Leaf
+                } else {
+                    Kind::Table
+                }
+            }
+            _ => match self.read_not_present(spte) {
+                Entry::Frozen => Kind::Frozen,
+                Entry::Mmio(_) => Kind::Mmio,
+                _ => Kind::Absent,
+            },
+        }
+    }
+
     /// Reads an entry of a table of `level`.
+    #[inline]
     pub fn read(self, spte: Spte, level: Level) -> Entry {
         let raw = spte.0;
+        if raw == Spte::ABSENT.0 {
+            return Entry::Absent;
+        }
         if raw & PRESENT == 0 {
-            return match self.read_mmio(spte) {
-                _ if spte == Spte::ABSENT => Entry::Absent,
-                _ if spte == Spte::FROZEN => Entry::Frozen,
-                Some(mmio) => Entry::Mmio(mmio),
-                None => Entry::Absent,
-            };
+            return self.read_not_present(spte);
         }
         let is_leaf = level.below().is_none() || raw & HUGE != 0;
         if !is_leaf {
@@ -220,7 +276,17 @@ impl TdpFormat {
         Entry::Leaf { sfn: Spa::new(raw & FRAME).frame(), rights }
     }
 
+    #[cold]
+    fn read_not_present(self, spte: Spte) -> Entry {
+        match self.read_mmio(spte) {
+            _ if spte == Spte::FROZEN => Entry::Frozen,
+            Some(mmio) => Entry::Mmio(mmio),
+            None => Entry::Absent,
+        }
+    }
+
     /// Whether two entries differ in nothing that a walking processor could not have changed.
+    #[inline]
     pub const fn same_but_ad(self, a: Spte, b: Spte) -> bool {
         (a.0 ^ b.0) & !self.ad_bits(a) == 0
     }
@@ -231,6 +297,7 @@ impl TdpFormat {
     }
 
     /// `new` with the accessed and dirty flags that `seen` has and `old` had not.
+    #[inline]
     pub(crate) const fn inheriting(self, new: Spte, old: Spte, seen: Spte) -> Spte {
         Spte(new.0 | seen.0 & !old.0 & self.ad_bits(new))
     }
@@ -258,9 +325,15 @@ mod tests {
         for format in [TdpFormat::Npt, TdpFormat::Ept] {
             assert_eq!(format.read(Spte::ABSENT, Level(0)), Entry::Absent);
             assert_eq!(format.read(Spte::FROZEN, Level(0)), Entry::Frozen);
+            assert_eq!(
+                [Spte::ABSENT, Spte::FROZEN].map(|spte| format.kind(spte, Level(0))),
+                [Kind::Absent, Kind::Frozen]
+            );
             for level in 1..4 {
                 let table = Spa::new(0x000f_1234_5678_9000);
                 assert_eq!(format.read(format.table(table), Level(level)), Entry::Table(table));
+                assert_eq!(format.kind(format.table(table), Level(level)), Kind::Table);
+                assert_eq!(format.next_table(format.table(table), Level(level)), Some(table));
             }
             for size in PageSize::ALL {
                 for bits in 0..4 {
@@ -268,6 +341,7 @@ mod tests {
                     let sfn = Sfn::new(0xff_c000_0000).align_down(size);
                     let leaf = format.leaf(sfn, size, rights);
                     assert_eq!(format.read(leaf, Level::of_leaf(size)), Entry::Leaf { sfn, rights });
+                    assert_eq!((format.kind(leaf, Level::of_leaf(size)), leaf.sfn()), (Kind::Leaf, sfn));
                     let cleared = format.without(leaf, u64::MAX);
                     assert!(format.same_but_ad(leaf, cleared) && leaf != cleared);
                 }

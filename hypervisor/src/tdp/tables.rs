@@ -12,7 +12,7 @@ use gmem::{Host, OutOfMemory};
 
 use super::leaf::{AdType, WriteState};
 use super::nx::NxTables;
-use super::spte::{Entry, Level, Rights, Spte, TdpFormat};
+use super::spte::{Entry, Kind, Level, Rights, Spte, TdpFormat};
 use crate::flush::Owed;
 use crate::shadow::ShadowMmu;
 
@@ -39,10 +39,23 @@ pub(super) struct Place {
 }
 
 impl Place {
+    #[inline]
     pub(super) fn in_table(table: Spa, level: Level, gfn: Gfn) -> Place {
         // A table is one frame, so the sum stays inside it.
         Place { at: table.wrapping_add(8 * level.slot(gfn)), level, gfn: level.base(gfn) }
     }
+}
+
+/// Where a walk ended, for the next walk that ends in the same table: what a paging-structure cache is to a processor. A
+/// table that has left the tree since is known by its frozen entries, and one that was freed by the burials.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LastTable {
+    root: Spa,
+    table: Spa,
+    level: Level,
+    /// Of the guest frames under the table, what its own slots do not tell.
+    above: u64,
+    burials: u64,
 }
 
 /// Another writer changed the entry since it was read.
@@ -94,6 +107,8 @@ pub struct Tables {
     pub(super) current_root: AtomicU64,
     counters: Sharded<Counters>,
     pub(super) kept: Mutex<Kept>,
+    /// How often tables were freed; changes with `mmu_lock` held for writing.
+    burials: AtomicU64,
     /// Tables that were made for entries of devices.
     mmio_tables: AtomicU64,
     /// Who removes with `mmu_lock` held for reading and has not flushed yet.
@@ -125,6 +140,7 @@ impl Tables {
             current_root: AtomicU64::new(root.raw()),
             counters: Sharded::default(),
             kept: Mutex::default(),
+            burials: AtomicU64::new(0),
             mmio_tables: AtomicU64::new(0),
             shared_zaps: AtomicU64::new(0),
             walkers: ShardedLock::default(),
@@ -187,8 +203,24 @@ impl Tables {
         self.counters.iter().map(of).sum()
     }
 
+    #[inline]
     pub(super) fn load(&self, place: Place) -> Result<Spte, BusError> {
         Ok(Spte::from_raw(self.memory.load(place.at)?))
+    }
+
+    /// The table in which the entry of `gfn` at `level` stands, if that is `last` and the walk is to start at `root`.
+    /// `mmu_lock` is held: it is not freed meanwhile. It may be out of the tree, and then its entries are frozen.
+    #[inline]
+    pub(super) fn walked(&self, last: Option<LastTable>, root: Spa, gfn: Gfn, level: Level) -> Option<Spa> {
+        let last = last?;
+        let same = last.level == level && last.above == level.above(gfn) && last.root == root;
+        (same && last.burials == self.burials.load(Ordering::Acquire)).then_some(last.table)
+    }
+
+    /// That a walk for `gfn` from `root` ended in `table`.
+    #[inline]
+    pub(super) fn note_walk(&self, root: Spa, table: Spa, level: Level, gfn: Gfn) -> LastTable {
+        LastTable { root, table, level, above: level.above(gfn), burials: self.burials.load(Ordering::Acquire) }
     }
 
     /// Takes note of a change to the tree that is no change of an entry.
@@ -246,6 +278,7 @@ impl Tables {
         let mut kept = self.kept.lock(task);
         if !kept.graveyard.is_empty() {
             drop(self.walkers.write(task));
+            self.burials.fetch_add(1, Ordering::Release);
             let mut host = host.lock(task);
             kept.graveyard.drain(..).for_each(|table| host.free_table(table));
         }
@@ -273,20 +306,19 @@ impl Tables {
         task: &Task<'_>,
     ) -> Result<Result<Spte, Lost>, BusError> {
         let Place { at, level, gfn } = place;
-        let (before, after) = (self.format.read(old, level), self.format.read(new, level));
-        if let Entry::Leaf { sfn, .. } = after {
+        let (before, after) = (self.format.kind(old, level), self.format.kind(new, level));
+        if after == Kind::Leaf {
+            let sfn = new.sfn();
             let aligned = level.leaf_size().is_some_and(|size| sfn.is_aligned(size));
             assert!(aligned, "a leaf of level {level:?} at {gfn:?} cannot start at {sfn:?}");
             assert!(self.format.write_state(new).is_some(), "the leaf {new:x?} at {gfn:?} is in no legal row");
-            if let Entry::Leaf { sfn: from, .. } = before {
-                assert_eq!(from, sfn, "the leaf at {gfn:?} changes its frame while present");
+            if before == Kind::Leaf {
+                assert_eq!(old.sfn(), sfn, "the leaf at {gfn:?} changes its frame while present");
             }
         }
-        if let (Entry::Absent | Entry::Frozen | Entry::Mmio(_), Entry::Absent) = (before, after) {
-            assert_ne!(before, Entry::Absent, "nothing at {gfn:?} becomes nothing");
-        }
+        assert_ne!((before, after), (Kind::Absent, Kind::Absent), "nothing at {gfn:?} becomes nothing");
         let (mut current, mut target) = (old, new);
-        if task.has(Defect::PlainStore) && matches!((before, after), (Entry::Leaf { .. }, Entry::Leaf { .. })) {
+        if task.has(Defect::PlainStore) && (before, after) == (Kind::Leaf, Kind::Leaf) {
             self.memory.store(at, new.raw())?;
             current = new;
         }
@@ -296,7 +328,7 @@ impl Tables {
                 return Ok(Err(Lost));
             }
             current = seen;
-            if let Entry::Leaf { .. } = after {
+            if after == Kind::Leaf {
                 // A dirty flag that a processor set meanwhile must survive into the new leaf.
                 target = self.format.inheriting(new, old, seen);
             }
@@ -307,43 +339,50 @@ impl Tables {
             old_spte: Bits(current.raw()),
             new_spte: Bits(target.raw()),
         });
-        self.account(place, before, after, task);
-        if self.owes_flush(before, after, current, target) {
+        self.account(place, before, after, target, task);
+        if self.owes_flush((before, after), level, current, target) {
             owed.range(gfn, level.frames());
         }
         Ok(Ok(current))
     }
 
-    fn owes_flush(&self, before: Entry, after: Entry, old: Spte, new: Spte) -> bool {
-        match (before, after) {
+    #[inline]
+    fn owes_flush(&self, kinds: (Kind, Kind), level: Level, old: Spte, new: Spte) -> bool {
+        match kinds {
             // Only what is present is cached. A leaf gives way to a table by being split, which translates the same.
-            (Entry::Absent | Entry::Frozen | Entry::Mmio(_), _) | (Entry::Leaf { .. }, Entry::Table(_)) => false,
-            (Entry::Leaf { rights: had, .. }, Entry::Leaf { rights: has, .. }) => {
-                let format = self.format;
-                // By MMU-writable and not by W: who withheld W may not have flushed yet.
-                let may_write =
-                    |leaf| matches!(format.write_state(leaf), Some(WriteState::Writable | WriteState::Withheld));
-                !has.contains(had)
-                    || may_write(old) && !may_write(new)
-                    || format.is_accessed(old) && !format.is_accessed(new)
-                    || format.is_dirty(old) && !format.is_dirty(new)
-            }
-            (Entry::Table(_) | Entry::Leaf { .. }, _) => true,
+            (Kind::Absent | Kind::Frozen | Kind::Mmio, _) | (Kind::Leaf, Kind::Table) => false,
+            (Kind::Leaf, Kind::Leaf) => self.loses_anything(level, old, new),
+            (Kind::Table | Kind::Leaf, _) => true,
         }
     }
 
-    fn account(&self, place: Place, before: Entry, after: Entry, task: &Task<'_>) {
+    /// Whether a leaf allows or says less than the one it takes the place of.
+    fn loses_anything(&self, level: Level, old: Spte, new: Spte) -> bool {
+        let format = self.format;
+        let rights = |leaf| match format.read(leaf, level) {
+            Entry::Leaf { rights, .. } => rights,
+            _ => Rights::empty(),
+        };
+        // By MMU-writable and not by W: who withheld W may not have flushed yet.
+        let may_write = |leaf| matches!(format.write_state(leaf), Some(WriteState::Writable | WriteState::Withheld));
+        !rights(new).contains(rights(old))
+            || may_write(old) && !may_write(new)
+            || format.is_accessed(old) && !format.is_accessed(new)
+            || format.is_dirty(old) && !format.is_dirty(new)
+    }
+
+    #[inline]
+    fn account(&self, place: Place, before: Kind, after: Kind, new: Spte, task: &Task<'_>) {
         let gfn = place.gfn;
         let counters = self.counters.lane(task.lane());
-        match (before, after, place.level.leaf_size()) {
-            (Entry::Leaf { .. }, Entry::Leaf { .. }, _) | (.., None) => self.count_change(task),
-            (Entry::Leaf { .. }, _, Some(size)) => {
+        match (before == Kind::Leaf, after == Kind::Leaf, place.level.leaf_size()) {
+            (true, false, Some(size)) => {
                 counters.zapped[size.index()].fetch_add(1, Ordering::AcqRel);
                 task.report(Event::Zapped { gfn, size });
             }
-            (_, Entry::Leaf { sfn, .. }, Some(size)) => {
+            (false, true, Some(size)) => {
                 counters.installed[size.index()].fetch_add(1, Ordering::AcqRel);
-                task.report(Event::Mapped { gfn, sfn, size });
+                task.report(Event::Mapped { gfn, sfn: new.sfn(), size });
             }
             _ => self.count_change(task),
         }

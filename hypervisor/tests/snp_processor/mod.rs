@@ -13,6 +13,7 @@ use gmem::GmemPolicy;
 use hypervisor::*;
 use mmu::rmp::{
     Changed, GuestAccess, GuestPage, Pvalidate, Rmp, RmpEntry, RmpError, RmpPageSize, RmpRefusal, Validated,
+    VmplPermissions,
 };
 use mmu::{Asid, RmpCause};
 
@@ -192,7 +193,12 @@ impl SnpMachine {
         page_type: SnpPageType,
     ) -> Result<Vec<(Gpa, bool)>, LaunchError> {
         let mut measured = Vec::new();
-        let update = SnpLaunchUpdate { first: emu_core::Gfn::new(first), content, page_type };
+        let update = SnpLaunchUpdate {
+            first: emu_core::Gfn::new(first),
+            content,
+            page_type,
+            permissions: [VmplPermissions::empty(); 3],
+        };
         self.vm.snp_launch_update(&update, &mut |page| measured.push((page.gpa, page.bytes.is_some())), QUIET)?;
         Ok(measured)
     }

@@ -7,7 +7,7 @@
 //! An entry here is the effective one; `None` is a page that the table does not cover, which is the hypervisor's for ever.
 
 use emu_core::sev::Vmpl;
-use emu_core::{AccessKind, Gpa, PageSize, Privilege};
+use emu_core::{AccessKind, Gpa, Privilege};
 
 use super::entry::{RmpEntry, RmpPageSize, VmplPermissions};
 use super::request::{GuestAccess, RmpRefusal};
@@ -28,9 +28,9 @@ pub(super) fn owned(entry: Option<RmpEntry>, asid: Asid, gpa: Gpa) -> Result<Rmp
     if mine && !entry.immutable() { Ok(entry) } else { Err(RmpCause::Ownership) }
 }
 
-/// A private access: everything. The size is the smaller one of nested leaf and entry.
+/// A private access: everything. The entry that allows it has the size of the nested leaf, or of its 2 MiB part.
 #[inline]
-pub(super) fn private(entry: Option<RmpEntry>, access: &GuestAccess) -> Result<PageSize, RmpRefusal> {
+pub(super) fn private(entry: Option<RmpEntry>, access: &GuestAccess) -> Result<RmpEntry, RmpRefusal> {
     let entry = owned(entry, access.asid, access.gpa)?;
     if entry.page_size() != RmpPageSize::wanted_by(access.mapped) {
         return Err(RmpCause::PageSize.into());
@@ -42,7 +42,7 @@ pub(super) fn private(entry: Option<RmpEntry>, access: &GuestAccess) -> Result<P
     if !entry.permissions(access.vmpl).contains(wanted) {
         return Err(RmpCause::Vmpl.into());
     }
-    Ok(entry.page_size().page_size())
+    Ok(entry)
 }
 
 /// What a privilege level must be permitted. A write also needs reads: W without R is no legal combination, and every data

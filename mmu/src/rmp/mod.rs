@@ -174,12 +174,18 @@ impl Rmp {
     #[inline]
     pub fn check_guest(&self, access: &GuestAccess) -> Result<PageSize, RmpRefusal> {
         if check::is_private(access) {
-            return check::private(self.table.entry(access.spa.frame()), access);
+            return self.check_private(access).map(|entry| entry.page_size().page_size());
         }
         if access.access.kind == AccessKind::Write {
             self.check_host_write(access.spa, access.mapped)?;
         }
         Ok(access.mapped.min(PageSize::Size2M))
+    }
+
+    /// The same for an access that is private. The entry that allows it tells what else the privilege level may do there.
+    #[inline]
+    pub fn check_private(&self, access: &GuestAccess) -> Result<RmpEntry, RmpRefusal> {
+        check::private(self.table.entry(access.spa.frame()), access)
     }
 
     /// VMRUN of an SNP-active guest: its VMSA.

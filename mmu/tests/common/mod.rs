@@ -6,6 +6,7 @@ use std::sync::Arc;
 use emu_core::memory::SystemMemory;
 use emu_core::regs::{Cr0, Cr4, Efer};
 use emu_core::{Access, AccessKind, Gva, Privilege, Spa};
+use mmu::rmp::{Rmp, RmpPlace};
 use mmu::{
     Asid, Caches, Ept, EptExecute, Eptp, Mmu, MmuFault, NestedNx, Npt, PagingCapabilities, PagingChange,
     PagingFeatures, PagingState, Stage2, Stage2Levels, Vendor, Vpid,
@@ -83,6 +84,15 @@ impl Harness {
         let mut harness = Harness { processor, registers, nested, memory, mmu, cases: 0 };
         harness.set_registers(registers);
         harness
+    }
+
+    /// Puts an RMP in force in which every page is the hypervisor's: no access of a guest without SNP may end differently.
+    pub fn under_rmp(mut self) -> Harness {
+        let base = Spa::new(0x1_0000_0000);
+        let place = RmpPlace::Contiguous { base, last: base.wrapping_add(Rmp::bytes_for(base.raw()) - 1) };
+        let rmp = Rmp::new(Arc::clone(&self.memory), place).expect("room for the table");
+        self.mmu.set_rmp(Some(Arc::new(rmp)));
+        self
     }
 
     pub fn set_registers(&mut self, r: Registers) {

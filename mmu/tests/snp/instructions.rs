@@ -164,3 +164,31 @@ fn a_page_assigned_beside_ends_the_writes_that_a_large_mapping_allowed() {
     assert!(!scene.mmu.fast.can_store(DATA, 8));
     assert_eq!(cause(scene.mmu.translate(GVA, write)), (RmpCause::Ownership, 0b111 | 1 << 32 | RMP));
 }
+
+#[test]
+fn nothing_is_cached_of_a_page_that_another_processor_takes_while_it_is_walked() {
+    let mut scene = Scene::new(Leaf::Size4K, Leaf::Size4K, Vmpl::Vmpl0);
+    scene.put(State::Valid, RmpPageSize::Size4K, VmplPermissions::all());
+    scene.map_data(CBit::Set);
+    let mut other = scene.another_processor();
+    other.fast.select(Privilege::Supervisor);
+    let read = Access::new(AccessKind::Read, Privilege::Supervisor);
+    let taken = Err(MmuFault::NotValidated { gva: GVA });
+    for _ in 0..300 {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..8 {
+                    let seen = other.translate(GVA, read);
+                    assert!(seen.is_ok() || seen.map(|_| ()) == taken, "before or after");
+                    other.invlpg(GVA);
+                    let _ = other.translate(GVA, read);
+                }
+            });
+            assert_eq!(pvalidate(&mut scene, RmpPageSize::Size4K, Validated::No), Ok(Ok(Changed::Yes)));
+        });
+        other.catch_up();
+        assert_eq!(other.fast.load::<u8>(DATA), None);
+        assert_eq!(other.translate(GVA, read).map(|_| ()), taken);
+        assert_eq!(pvalidate(&mut scene, RmpPageSize::Size4K, Validated::Yes), Ok(Ok(Changed::Yes)));
+    }
+}

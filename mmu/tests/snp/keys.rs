@@ -107,3 +107,20 @@ fn a_probe_changes_no_key() {
     }
     assert!(!scene.mmu.is_behind_rmp());
 }
+
+#[test]
+fn processors_that_fight_for_a_frame_both_get_on() {
+    let mut scene = Scene::new(Leaf::Size4K, Leaf::Size4K, Vmpl::Vmpl0);
+    scene.put(State::Valid, RmpPageSize::Size4K, VmplPermissions::all());
+    let (mut guest, mut host) = (scene.another_processor(), host_of(&scene));
+    guest.fast.select(Privilege::Supervisor);
+    guest.translate(GVA, Access::new(AccessKind::Write, Privilege::Supervisor)).unwrap();
+    guest.fast.store(DATA, 0x5eed_u64).expect("a fast entry");
+    let read = Access::new(AccessKind::Read, Privilege::Supervisor);
+    std::thread::scope(|scope| {
+        let (guest, host) = (&mut guest, &mut host);
+        scope.spawn(move || (0..300).for_each(|_| assert!(guest.translate(GVA, read).is_ok())));
+        scope.spawn(move || (0..300).for_each(|_| assert!(host.translate(Gva::new(DATA_SPA), read).is_ok())));
+    });
+    assert_eq!(self::read(&scene, &mut guest), 0x5eed, "neither wrote");
+}

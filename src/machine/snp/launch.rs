@@ -8,22 +8,25 @@ use devices::acpi::tables::AcpiImage;
 use emu_core::msr::Msr;
 use emu_core::page::PAGE_SIZE;
 use emu_core::rng::Seed;
+use emu_core::sev::Vmpl;
 use emu_core::sync::Task;
 use emu_core::{Gpa, PageSize};
 use hypervisor::Vm;
 use hypervisor::plan::RamLayout;
 use hypervisor::snp::launch::{
     Chip, CpuidPage, FirmwareStatus, GuestContext, LaunchFinish, LaunchStart, LaunchUpdate, LaunchedPage as Launched,
-    PageType, Policy,
+    PageType, Policy, SignedId,
 };
 use hypervisor::snp::memory::LaunchedPage;
 use mmu::rmp::VmplPermissions;
 
+use super::igvm::SignedIdentity;
 use super::image::LaunchImage;
-use super::parts;
 use super::{ASID, Snp, sev_guest};
+use super::{igvm, parts};
 use crate::config::{SnpBoot, SnpChoice};
-use crate::loader::{self, Entry, GuestMemory, Image, LoadOptions, stage0};
+use crate::loader::igvm::{Igvm, IgvmMachine};
+use crate::loader::{self, Entry, GuestMemory, Image, ImageKind, LoadOptions, stage0};
 use crate::machine::BuildError;
 use crate::machine::seat::Processor;
 
@@ -35,25 +38,36 @@ pub(in crate::machine) struct Launch<'a> {
     choice: SnpChoice,
     layout: &'a RamLayout,
     image: LaunchImage,
+    /// The file that says all this instead.
+    igvm: Option<Igvm>,
 }
 
 impl<'a> Launch<'a> {
     /// Of RAM laid out so.
     pub(in crate::machine) fn new(choice: SnpChoice, layout: &'a RamLayout) -> Launch<'a> {
-        Launch { choice, layout, image: LaunchImage::default() }
+        Launch { choice, layout, image: LaunchImage::default(), igvm: None }
     }
 
-    /// Puts the kernel and the board's tables into the image. Where the first processor starts.
+    /// Puts the kernel and the board's tables into the image, or takes the launch from an IGVM file. Where the first processor
+    /// starts; `None` if its save area says that.
     pub(in crate::machine) fn load(
         &mut self,
         image: &Image<'_>,
         options: &LoadOptions<'_>,
         acpi: &AcpiImage,
-    ) -> Result<Entry, BuildError> {
+        cpus: u16,
+    ) -> Result<Option<Entry>, BuildError> {
+        if self.choice.boot == SnpBoot::Launch && loader::probe(image.bytes) == Some(ImageKind::Igvm) {
+            let map = igvm::memory_map(self.layout)?;
+            let options = LoadOptions { memory_map: &map, ..*options };
+            let machine = IgvmMachine { cpus, vmpl: self.choice.vmpl };
+            self.igvm = Some(loader::igvm::load(image.bytes, &options, machine)?);
+            return Ok(None);
+        }
         let memory = &mut self.image;
         memory.write(acpi.base, &acpi.bytes).map_err(|_| BuildError::NoRoomForTables { gpa: acpi.base })?;
         match self.choice.boot {
-            SnpBoot::Launch => Ok(loader::load(image, options, memory)?),
+            SnpBoot::Launch => Ok(Some(loader::load(image, options, memory)?)),
             SnpBoot::Stage0 => {
                 let loaded = stage0::load(image.bytes, options, memory)?;
                 let (entry, at) = (loaded.entry, loaded.parameters_at);
@@ -61,7 +75,7 @@ impl<'a> Launch<'a> {
                 memory.write(at, &[0; PAGE_SIZE]).map_err(loader::LoadError::from)?;
                 let ranges = parts::launched_ranges(&parts::parts(self.layout, memory));
                 memory.write(at, &loaded.parameters(&ranges)?).map_err(loader::LoadError::from)?;
-                Ok(entry)
+                Ok(Some(entry))
             }
         }
     }
@@ -77,10 +91,18 @@ impl<'a> Launch<'a> {
         let Some(first) = vcpus.first_mut() else { unreachable!("a machine has processors") };
         let vcpu: &mut Vcpu = &mut first.vcpu;
         let chip = Chip::new(seed.0, vcpu.emulated_cpuid(1, 0, 1, 0).eax);
-        let mut firmware = Firmware::start(chip, Policy::new(self.choice.policy).check_kvm()?)?;
+        let policy = self.igvm.as_ref().and_then(|igvm| igvm.policy).unwrap_or(self.choice.policy);
+        let policy = Policy::new(policy).check_kvm()?;
+        let mut firmware = Firmware::start(chip, policy, self.choice.vmpl)?;
         let cpuid = CpuidPage::build(&mut |leaf, subleaf, xcr0, xss| vcpu.emulated_cpuid(leaf, subleaf, xcr0, xss))?;
-        let parts = parts::parts(self.layout, &self.image);
-        parts::memory(vm, self.choice.boot, &parts, &self.image, &cpuid.to_bytes(), &mut firmware, task)?;
+        let mut areas = vec![None; vcpus.len()];
+        match &self.igvm {
+            Some(igvm) => igvm::launch(vm, igvm, &cpuid.to_bytes(), &mut firmware, &mut areas, task)?,
+            None => {
+                let parts = parts::parts(self.layout, &self.image);
+                parts::memory(vm, self.choice.boot, &parts, &self.image, &cpuid.to_bytes(), &mut firmware, task)?;
+            }
+        }
 
         let states = vcpus.iter_mut().map(|processor| {
             let vcpu: &mut Vcpu = &mut processor.vcpu;
@@ -91,30 +113,43 @@ impl<'a> Launch<'a> {
             Ok(vcpu.vmsa())
         });
         let states = states.collect::<Result<Vec<_>, BuildError>>()?;
-        for (processor, state) in vcpus.iter_mut().zip(&states) {
-            let area = vm.snp_launch_vmsa(state, &mut |page| firmware.measure(page), task)?;
+        for ((processor, state), area) in vcpus.iter_mut().zip(&states).zip(areas) {
+            let area = match area {
+                Some(area) => area,
+                None => vm.snp_launch_vmsa(state, &mut |page| firmware.measure(page), task)?,
+            };
             processor.vcpu.set_vmsa(area);
         }
-        Ok(Snp::new(&self.choice, vcpus.len() as u16, firmware.finish()?))
+        let identity = self.igvm.as_ref().and_then(|igvm| igvm.id.as_deref());
+        let identity = identity.map(|identity| SignedIdentity::new(identity, policy));
+        let guest = firmware.finish(identity.as_ref().map(SignedIdentity::as_signed))?;
+        Ok(Snp::new(&self.choice, vcpus.len() as u16, guest))
     }
 }
 
 /// The firmware's part of a launch.
 pub(super) struct Firmware {
     context: GuestContext,
+    /// The level that the guest starts at.
+    vmpl: Vmpl,
     /// The first page that it refused to measure.
     refused: Result<(), FirmwareStatus>,
 }
 
-/// What VMPL 1 to 3 may do with what is launched.
-const NO_PERMISSIONS: [VmplPermissions; 3] = [VmplPermissions::empty(); 3];
-
 impl Firmware {
-    fn start(chip: Chip, policy: Policy) -> Result<Firmware, FirmwareStatus> {
+    fn start(chip: Chip, policy: Policy, vmpl: Vmpl) -> Result<Firmware, FirmwareStatus> {
         let mut context = GuestContext::create(Arc::new(chip));
         context.launch_start(&LaunchStart { policy, gosvw: [0; 16], number: 0 })?;
         context.activate(ASID)?;
-        Ok(Firmware { context, refused: Ok(()) })
+        Ok(Firmware { context, vmpl, refused: Ok(()) })
+    }
+
+    /// What VMPL 1 to 3 may do with what is launched: everything down to the level that the guest starts at.
+    pub(super) fn permissions(&self) -> [VmplPermissions; 3] {
+        [Vmpl::Vmpl1, Vmpl::Vmpl2, Vmpl::Vmpl3].map(|level| match level <= self.vmpl {
+            true => VmplPermissions::all() - VmplPermissions::SSS,
+            false => VmplPermissions::empty(),
+        })
     }
 
     /// Measures a page that is about to be launched. What it is to hold, where the firmware says that.
@@ -124,8 +159,7 @@ impl Firmware {
         gpa: Gpa,
         contents: &[u8; PAGE_SIZE],
     ) -> Result<Option<Box<[u8; PAGE_SIZE]>>, FirmwareStatus> {
-        let size = PageSize::Size4K;
-        let update = LaunchUpdate { kind, gpa, size, contents, permissions: NO_PERMISSIONS };
+        let update = LaunchUpdate { kind, gpa, size: PageSize::Size4K, contents, permissions: self.permissions() };
         match self.context.launch_update(&update)? {
             Launched::Written(bytes) => Ok(Some(bytes)),
             Launched::AsGiven | Launched::Zeros => Ok(None),
@@ -134,14 +168,13 @@ impl Firmware {
 
     /// Measures a page that has been launched; a refusal shows when all is finished.
     pub(super) fn measure(&mut self, page: &LaunchedPage<'_>) {
-        let contents = page.bytes.and_then(|bytes| bytes.first_chunk()).unwrap_or(&[0; PAGE_SIZE]);
-        let measured = self.page(page.page_type, page.gpa, contents).map(drop);
+        let measured = self.context.measure(page);
         self.refused = self.refused.and(measured);
     }
 
-    fn finish(mut self) -> Result<GuestContext, FirmwareStatus> {
+    fn finish(mut self, id: Option<SignedId<'_>>) -> Result<GuestContext, FirmwareStatus> {
         self.refused?;
-        self.context.launch_finish(&LaunchFinish::default())?;
+        self.context.launch_finish(&LaunchFinish { id, ..LaunchFinish::default() })?;
         Ok(self.context)
     }
 }

@@ -4,7 +4,9 @@
 //! meets the other and the board. Every processor runs from a save area (VMSA) in a page that the RMP says is one: the first
 //! from what the launch measured, the others from pages that the guest makes.
 
+mod igvm;
 mod image;
+mod inject;
 mod launch;
 mod parts;
 mod vmgexit;
@@ -21,6 +23,8 @@ use hypervisor::snp::memory::SnpConfig;
 use mmu::rmp::Rmp;
 use mmu::{Asid, SnpGuest};
 
+pub(super) use inject::Injector;
+pub use inject::{Injected, LieResult};
 pub(super) use launch::Launch;
 
 use super::{BuildError, MachineConfig};

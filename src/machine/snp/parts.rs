@@ -95,6 +95,21 @@ pub(super) fn launched_ranges(parts: &[(Gfn, Part)]) -> Vec<(Gpa, u64)> {
     ranges
 }
 
+/// Launches a page that the firmware writes or checks: it has seen it before the page is the guest's.
+pub(super) fn special(
+    vm: &Vm,
+    firmware: &mut Firmware,
+    first: Gfn,
+    page_type: PageType,
+    given: &[u8; PAGE_SIZE],
+    task: &Task<'_>,
+) -> Result<(), BuildError> {
+    let written = firmware.page(page_type, first.base(), given)?;
+    let content = LaunchContent::Bytes(written.as_deref().unwrap_or(given));
+    let update = SnpLaunchUpdate { first, content, page_type, permissions: firmware.permissions() };
+    Ok(vm.snp_launch_update(&update, &mut |_| {}, task)?)
+}
+
 /// Launches guest memory, with this table of CPUID.
 pub(super) fn memory(
     vm: &Vm,
@@ -105,22 +120,16 @@ pub(super) fn memory(
     firmware: &mut Firmware,
     task: &Task<'_>,
 ) -> Result<(), BuildError> {
+    let permissions = firmware.permissions();
     let mut bytes = Vec::new();
     for &(first, part) in parts {
-        // What the firmware writes or checks it has seen before the page is launched.
-        let mut special = |page_type, given: &[u8; PAGE_SIZE]| -> Result<(), BuildError> {
-            let written = firmware.page(page_type, first.base(), given)?;
-            let content = LaunchContent::Bytes(written.as_deref().unwrap_or(given));
-            let update = SnpLaunchUpdate { first, content, page_type };
-            Ok(vm.snp_launch_update(&update, &mut |_| {}, task)?)
-        };
         let (content, page_type) = match part {
             Part::Secrets => {
-                special(PageType::Secrets, &[0; PAGE_SIZE])?;
+                special(vm, firmware, first, PageType::Secrets, &[0; PAGE_SIZE], task)?;
                 continue;
             }
             Part::Cpuid => {
-                special(PageType::Cpuid, cpuid)?;
+                special(vm, firmware, first, PageType::Cpuid, cpuid, task)?;
                 continue;
             }
             Part::Untouched { frames } => match boot {
@@ -136,7 +145,7 @@ pub(super) fn memory(
                 (LaunchContent::Bytes(&bytes), PageType::Normal)
             }
         };
-        let update = SnpLaunchUpdate { first, content, page_type };
+        let update = SnpLaunchUpdate { first, content, page_type, permissions };
         vm.snp_launch_update(&update, &mut |page| firmware.measure(page), task)?;
     }
     Ok(())

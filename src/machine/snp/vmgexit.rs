@@ -13,6 +13,7 @@ use hypervisor::snp::ghcb::{
 use hypervisor::snp::memory::PageStateChange;
 use hypervisor::{Shareability, Vm};
 
+use super::inject::IsInput;
 use crate::machine::exits::Handled;
 use crate::machine::{Activity, Machine, Outcome, RunError};
 use crate::vmm::hypercall::Hypercall;
@@ -58,12 +59,19 @@ impl Machine {
             let mut memory = Shared { vm: &self.vm, task: self.lens.task() };
             ghcb.vmgexit(&snp.guest, ghcb_msr, &mut memory)
         };
+        let page = Gpa::new(ghcb_msr);
+        let mut input = IsInput::No;
         let ended = loop {
             if let SnpAction::Resume { ghcb_msr } = action {
-                if let Some(value) = ghcb_msr {
-                    self.vcpus[n].vcpu.set_ghcb(value);
+                match ghcb_msr {
+                    Some(value) => self.vcpus[n].vcpu.set_ghcb(value),
+                    None if page == page.frame().base() => self.falsify_ghcb(page, input),
+                    None => {}
                 }
                 break None;
+            }
+            if let SnpAction::Io(IoRequest { transfer: IoTransfer::In, .. }) = &action {
+                input = IsInput::Yes;
             }
             let bytes;
             let reply = match self.perform(n, action, &mut events)? {
@@ -131,7 +139,7 @@ impl Machine {
                 // The MSR protocol has no place for them, and the decompressor that uses it has set nothing.
                 let (xcr0, xss) = (request.xcr0.unwrap_or(Xcr0::X87.bits()), request.xss.unwrap_or(0));
                 let result = self.vcpus[n].vcpu.emulated_cpuid(request.leaf, request.subleaf, xcr0, xss);
-                Ok(Done::Reply(GhcbReply::Cpuid(result)))
+                Ok(Done::Reply(GhcbReply::Cpuid(self.cpuid_answer(&request, result))))
             }
             SnpAction::Tsc => {
                 let (tsc, aux) = self.vcpus[n].vcpu.tsc();

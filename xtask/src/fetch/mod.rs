@@ -76,7 +76,7 @@ fn fetch_kernel(apt: &Apt, cache: &Path, kernel: &Kernel) -> Result<(), Error> {
     let package = apt.dependency(kernel.meta, "linux-image-")?;
     let archives = apt.download(&[&package])?;
     let dir = cache.join(format!("kernel-{}", kernel.name));
-    unpack(&archives, &dir, &["./boot"])?;
+    unpack(&archives, &dir, &["./boot", "*/kernel/*virtio*.ko*", "*/kernel/*failover.ko*"])?;
     let boot = dir.join("boot");
     let image = fs::read_dir(&boot)
         .map_err(Error::file(&boot))?
@@ -89,9 +89,10 @@ fn fetch_kernel(apt: &Apt, cache: &Path, kernel: &Kernel) -> Result<(), Error> {
     if bytes.get(0x202..0x206) != Some(b"HdrS") {
         return Err(Error::NotWhatItSays { path: image, expected: "a bzImage" });
     }
-    let file = cache.join(kernel.file);
+    let [name, _] = kernel.files;
+    let file = cache.join(name);
     fs::write(&file, bytes).map_err(Error::file(&file))?;
-    eprintln!("fetch: {} is {}", kernel.file, image.file_name().unwrap_or_default().to_string_lossy());
+    eprintln!("fetch: {name} is {}", image.file_name().unwrap_or_default().to_string_lossy());
     Ok(())
 }
 
@@ -100,11 +101,11 @@ fn fetch_programs(apt: &Apt, cache: &Path, packages: &[&str]) -> Result<(), Erro
     unpack(&archives, &cache.join("root"), &[])
 }
 
-/// Unpacks all of `archives`, or only some of their members, over `dir`.
+/// Unpacks all of `archives`, or only the members that match patterns, over `dir`.
 fn unpack(archives: &[std::path::PathBuf], dir: &Path, members: &[&str]) -> Result<(), Error> {
     fs::create_dir_all(dir).map_err(Error::file(dir))?;
     for archive in archives {
-        let mut tar = command(dir, "tar", ["--extract", "--no-same-owner", "--file=-"]);
+        let mut tar = command(dir, "tar", ["--extract", "--no-same-owner", "--wildcards", "--file=-"]);
         tar.args(members);
         let mut dpkg = command(dir, "dpkg-deb", ["--fsys-tarfile"]);
         dpkg.arg(archive).stdout(std::process::Stdio::piped());

@@ -6,8 +6,8 @@ pub struct Kernel {
     pub name: &'static str,
     /// The package that depends on the newest build of it.
     pub meta: &'static str,
-    /// Its place in the cache.
-    pub file: &'static str,
+    /// Its place in the cache, and that of the modules that devices need.
+    pub files: [&'static str; 2],
 }
 
 /// Something guest tests need.
@@ -27,8 +27,16 @@ pub enum Need {
 
 /// Everything.
 pub const NEEDS: [Need; 4] = [
-    Need::Kernel(Kernel { name: "6.1", meta: "linux-image-cloud-amd64", file: "vmlinuz-6.1" }),
-    Need::Kernel(Kernel { name: "6.12", meta: "linux-image-6.12-cloud-amd64", file: "vmlinuz-6.12" }),
+    Need::Kernel(Kernel {
+        name: "6.1",
+        meta: "linux-image-cloud-amd64",
+        files: ["vmlinuz-6.1", "kernel-6.1/lib/modules"],
+    }),
+    Need::Kernel(Kernel {
+        name: "6.12",
+        meta: "linux-image-6.12-cloud-amd64",
+        files: ["vmlinuz-6.12", "kernel-6.12/lib/modules"],
+    }),
     Need::Programs {
         what: "busybox (no Linux guest can be tested without it)",
         packages: &["busybox-static"],
@@ -85,7 +93,7 @@ impl Need {
     /// What shows that it is there.
     pub fn files(&self) -> &[&'static str] {
         match self {
-            Need::Kernel(kernel) => std::slice::from_ref(&kernel.file),
+            Need::Kernel(kernel) => &kernel.files,
             Need::Programs { files, .. } => files,
         }
     }

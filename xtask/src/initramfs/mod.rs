@@ -1,8 +1,10 @@
-//! Ramdisks for Linux guests: busybox and scripts, and one with programs of other packages besides.
+//! Ramdisks for Linux guests: busybox and scripts, one with programs of other packages besides, and one with the
+//! modules of devices.
 //!
 //! The same inputs give the same bytes: entries are sorted, owned by root and without time.
 
 mod cpio;
+mod modules;
 mod programs;
 
 use std::fs;
@@ -16,7 +18,8 @@ use cpio::Archive;
 type Make = fn(&Tree) -> Result<Vec<u8>, Error>;
 
 /// Every ramdisk, by its name in the cache.
-pub const ALL: [(&str, Make); 2] = [("workload.cpio", workload), ("programs.cpio", programs::ramdisk)];
+pub const ALL: [(&str, Make); 3] =
+    [("workload.cpio", workload), ("programs.cpio", programs::ramdisk), ("devices.cpio", modules::ramdisk)];
 
 /// The directories a guest mounts on.
 const DIRECTORIES: [&str; 6] = ["bin", "dev", "proc", "sys", "tmp", "usr"];

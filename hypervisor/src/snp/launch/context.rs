@@ -266,14 +266,14 @@ impl GuestContext {
         Ok(launched)
     }
 
-    /// The same for 4 KiB that [`crate::Vm::snp_launch_update`] has put into the guest, without permissions for lower levels.
+    /// The same for 4 KiB that [`crate::Vm::snp_launch_update`] has put into the guest.
     pub fn measure(&mut self, page: &memory::LaunchedPage<'_>) -> Result<(), FirmwareStatus> {
         let update = LaunchUpdate {
             kind: page.page_type,
             gpa: page.gpa,
             size: PageSize::Size4K,
             contents: page.bytes.unwrap_or(&[0; PAGE_SIZE]),
-            permissions: [VmplPermissions::empty(); 3],
+            permissions: page.permissions,
         };
         self.launch_update(&update).map(drop)
     }

@@ -74,6 +74,51 @@ const ALGORITHM: u32 = 1;
 /// P-384.
 const CURVE: u32 = 2;
 
+/// A public key with the signature that was made with it, numbers little-endian as in the page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdKey {
+    /// The algorithm's number; 1 is ECDSA over P-384 with SHA-384.
+    pub algorithm: u32,
+    /// The curve's number; 2 is P-384.
+    pub curve: u32,
+    /// The point's coordinates.
+    pub point: [[u8; SCALAR_BYTES]; 2],
+    /// R and S.
+    pub signature: [[u8; SCALAR_BYTES]; 2],
+}
+
+/// What the authentication page consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdAuth {
+    /// The identity key, and its signature of the block.
+    pub id: IdKey,
+    /// The author's key, and its signature of the identity key, if there is one.
+    pub author: Option<IdKey>,
+}
+
+impl IdAuth {
+    /// The page.
+    pub fn to_page(&self) -> Box<[u8; PAGE_SIZE]> {
+        let mut page = Box::new([0; PAGE_SIZE]);
+        let id = [auth::ID_KEY_ALGORITHM, auth::ID_KEY, auth::ID_BLOCK_SIGNATURE];
+        let author = [auth::AUTHOR_KEY_ALGORITHM, auth::AUTHOR_KEY, auth::ID_KEY_SIGNATURE];
+        let keys = [(id, Some(&self.id)), (author, self.author.as_ref())];
+        for ([algorithm, public, signature], key) in keys {
+            let Some(key) = key else { continue };
+            put(&mut page[..], algorithm, &key.algorithm.to_le_bytes());
+            put(&mut page[..], public, &key.curve.to_le_bytes());
+            put(&mut page[..], public + 4, key.point.as_flattened());
+            put(&mut page[..], signature, key.signature.as_flattened());
+        }
+        page
+    }
+
+    /// Whether there is an author's key.
+    pub fn author(&self) -> AuthorKey {
+        if self.author.is_some() { AuthorKey::Present } else { AuthorKey::Absent }
+    }
+}
+
 /// Whether the identity key is itself signed, by an author's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AuthorKey {
@@ -210,6 +255,26 @@ mod tests {
             let digest = (author == AuthorKey::Present).then(|| sha384(&key_bytes(&key(5))));
             assert_eq!(identity.author_key_digest, digest);
         }
+    }
+
+    #[test]
+    fn the_page_is_what_it_consists_of() {
+        let block = BLOCK.to_bytes();
+        let halves = |bytes: &[u8]| [0, SCALAR_BYTES].map(|at| *bytes[at..].first_chunk().unwrap());
+        let part = |key: &[u8], signature: &[u8]| IdKey {
+            algorithm: ALGORITHM,
+            curve: CURVE,
+            point: halves(&key[4..]),
+            signature: halves(signature),
+        };
+        let (id, author) = (key_bytes(&key(3)), key_bytes(&key(5)));
+        let id = part(&id, &sign(&key(3), &block));
+        let author = part(&author, &sign(&key(5), &key_bytes(&key(3))));
+        let auth = IdAuth { id, author: Some(author) };
+        assert_eq!((*auth.to_page(), auth.author()), (auth_page(&block), AuthorKey::Present));
+        let alone = IdAuth { id, author: None };
+        assert!(alone.to_page()[auth::ID_KEY_SIGNATURE..].iter().all(|&byte| byte == 0));
+        assert_eq!(alone.author(), AuthorKey::Absent);
     }
 
     #[test]

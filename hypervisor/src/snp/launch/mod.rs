@@ -35,7 +35,7 @@ pub use chip::{Chip, TcbVersion};
 pub use context::{GuestContext, GuestState, LaunchFinish, LaunchStart, LaunchUpdate, LaunchedPage, PageType, VcekUse};
 pub use cpuid::{CPUID_ENTRIES_MAX, CpuidEntry, CpuidPage, CpuidPageError};
 pub use digest::{LaunchDigest, VMSA_GPA};
-pub use id_block::{AuthorKey, ID_BLOCK_BYTES, IdBlock, SignedId};
+pub use id_block::{AuthorKey, ID_BLOCK_BYTES, IdAuth, IdBlock, IdKey, SignedId};
 pub use message::{MESSAGE_HEADER_BYTES, MESSAGE_PAYLOAD_MAX, Message};
 pub use policy::{AbiVersion, Policy, PolicyRefused};
 pub use report::REPORT_BYTES;

@@ -177,8 +177,9 @@ fn pages_that_the_vm_has_put_into_the_guest_are_measured_as_they_are() {
     let (mut whole, mut parts) = (launching(), launching());
     whole.launch_update(&update(PageType::Normal, 0x3000, &PAGE)).unwrap();
     whole.launch_update(&update(PageType::Zero, 0x4000, &[])).unwrap();
+    let permissions = [VmplPermissions::empty(); 3];
     for (gpa, page_type, bytes) in [(0x3000, PageType::Normal, Some(&PAGE[..])), (0x4000, PageType::Zero, None)] {
-        parts.measure(&crate::snp::memory::LaunchedPage { gpa: Gpa::new(gpa), page_type, bytes }).unwrap();
+        parts.measure(&crate::snp::memory::LaunchedPage { gpa: Gpa::new(gpa), page_type, bytes, permissions }).unwrap();
     }
     assert_eq!(whole.digest(), parts.digest());
 }

@@ -43,6 +43,8 @@ pub struct SnpLaunchUpdate<'a> {
     pub content: LaunchContent<'a>,
     /// Their type.
     pub page_type: SnpPageType,
+    /// What VMPL 1 to 3 may do with them; VMPL 0 may do everything.
+    pub permissions: [VmplPermissions; 3],
 }
 
 /// A page that the firmware accepted.
@@ -54,12 +56,14 @@ pub struct LaunchedPage<'a> {
     pub page_type: SnpPageType,
     /// Its 4 KiB; `None` for zeros.
     pub bytes: Option<&'a [u8]>,
+    /// What VMPL 1 to 3 may do with it.
+    pub permissions: [VmplPermissions; 3],
 }
 
 /// Who measures what is launched, in 4 KiB in ascending order.
 pub type Measure<'m> = dyn FnMut(&LaunchedPage<'_>) + 'm;
 
-/// What VMPL 1 to 3 may do with pages of the image.
+/// What VMPL 1 to 3 may do with save areas.
 const NO_PERMISSIONS: [VmplPermissions; 3] = [VmplPermissions::empty(); 3];
 
 /// Why a page was not launched; those before it were.
@@ -139,6 +143,7 @@ struct Block<'a> {
     size: RmpPageSize,
     page_type: SnpPageType,
     bytes: Option<&'a [u8]>,
+    permissions: [VmplPermissions; 3],
 }
 
 impl SnpLaunchUpdate<'_> {
@@ -221,7 +226,8 @@ impl Vm {
             && snp.is_free(folio.sfn);
         let size = if large { RmpPageSize::Size2M } else { RmpPageSize::Size4K };
         let bytes = update.bytes(done, size.frames());
-        let block = Block { gfn, sfn: folio.sfn, size, page_type: update.page_type, bytes };
+        let block =
+            Block { gfn, sfn: folio.sfn, size, page_type: update.page_type, bytes, permissions: update.permissions };
         if snp.rmp.entry(folio.sfn).is_none_or(|entry| entry.assigned()) {
             return Err(LaunchError::Assigned { gfn });
         }
@@ -236,7 +242,7 @@ impl Vm {
         for n in 0..size.frames() {
             let bytes = bytes.and_then(|bytes| bytes.get(n as usize * PAGE_SIZE..(n as usize + 1) * PAGE_SIZE));
             let gpa = gfn.base().wrapping_add(n * PAGE_SIZE as u64);
-            measure(&LaunchedPage { gpa, page_type: update.page_type, bytes });
+            measure(&LaunchedPage { gpa, page_type: update.page_type, bytes, permissions: update.permissions });
         }
         Ok(size.frames())
     }
@@ -271,6 +277,7 @@ impl Vm {
             size: RmpPageSize::Size4K,
             page_type: SnpPageType::Vmsa,
             bytes: Some(bytes),
+            permissions: NO_PERMISSIONS,
         };
         let launched = self.memory().write(spa, bytes).map_err(LaunchError::from);
         if let Err(error) = launched.and_then(|()| snp.launch(&block, Vmsa::Yes, task)) {
@@ -281,7 +288,12 @@ impl Vm {
             return Err(error);
         }
         snp.vmsas.lock(task).push(spa.frame());
-        measure(&LaunchedPage { gpa: VMSA_GPA, page_type: SnpPageType::Vmsa, bytes: block.bytes });
+        measure(&LaunchedPage {
+            gpa: VMSA_GPA,
+            page_type: SnpPageType::Vmsa,
+            bytes: block.bytes,
+            permissions: NO_PERMISSIONS,
+        });
         Ok(spa)
     }
 }
@@ -289,11 +301,11 @@ impl Vm {
 impl SnpMemory {
     /// RMPUPDATE to Pre-Guest and the firmware's command. What it refuses is taken back.
     fn launch(&self, block: &Block<'_>, vmsa: Vmsa, task: &Task<'_>) -> Result<(), LaunchError> {
-        let &Block { gfn, sfn, size, page_type, .. } = block;
+        let &Block { gfn, sfn, size, page_type, permissions, .. } = block;
         let _alone = self.block(sfn, task);
         let pre_guest = RmpUpdate::pre_guest(self.asid, gfn.base(), size);
         self.rmpupdate(sfn, pre_guest, task).map_err(|cause| AssignError::Refused { sfn, gfn, cause })?;
-        let command = FirmwareCommand::LaunchPage { asid: self.asid, size, vmsa, permissions: NO_PERMISSIONS };
+        let command = FirmwareCommand::LaunchPage { asid: self.asid, size, vmsa, permissions };
         let launched = self.rmp.firmware(sfn.base(), command);
         let status = launched.err().map_or(0, FirmwareRefused::code);
         let page_type = page_type as u8;

@@ -9,16 +9,19 @@
 //!   side ([`gmem::FrameOwner`]), `fault` brings nested leaf and entry to one size.
 //! - [`crate::Vm::page_state_change`] is what a guest asks for by GHCB, [`crate::Vm::snp_launch_update`] how pages are its own
 //!   before it runs.
+//! - `lie` is what a hypervisor can do to a guest that it means ill, by the same instructions. Nothing calls it unasked.
 //!
-//! Always true, outside the functions here: a private leaf is no larger than its entry of the RMP, whose ASID and guest
-//! frame are those of the leaf; a frame that is not a private page of the guest is not assigned, but for VMSAs. An entry
-//! changes hands only while no leaf shows its frame, and is split only between the begin and the end of an invalidation.
+//! Always true, outside the functions here and until somebody lies: a private leaf is no larger than its entry of the RMP,
+//! whose ASID and guest frame are those of the leaf; a frame that is not a private page of the guest is not assigned, but for
+//! VMSAs. An entry changes hands only while no leaf shows its frame, and is split only between the begin and the end of an
+//! invalidation.
 //!
 //! Left out: the firmware's pages (guest contexts are not in system memory), swapping and migration of private pages.
 
 mod assign;
 mod fault;
 mod launch;
+mod lie;
 mod psc;
 mod reclaim;
 mod vmsa;
@@ -40,6 +43,7 @@ use crate::tdp::TdpFormat;
 
 pub use assign::AssignError;
 pub use launch::{LaunchContent, LaunchError, LaunchedPage, Measure, SnpLaunchUpdate, SnpPageType};
+pub use lie::LieError;
 pub use psc::{PageStateChange, PageStateError, SizeHint};
 
 /// When a page that became private is assigned to the guest.
