@@ -171,7 +171,7 @@ impl Vm {
     }
 
     /// Whether no page of these bytes is a guest's by the reverse map.
-    fn may_host_write(&self, spa: Spa, len_bytes: usize) -> bool {
+    pub(crate) fn may_host_write(&self, spa: Spa, len_bytes: usize) -> bool {
         let pages = (spa.page_offset() + len_bytes).div_ceil(PAGE_SIZE) as u64;
         let each = |n: u64| spa.align_down(PageSize::Size4K).wrapping_add(n * PageSize::Size4K.bytes());
         self.rmp().is_none_or(|(rmp, _)| (0..pages).all(|n| rmp.check_host_write(each(n), PageSize::Size4K).is_ok()))

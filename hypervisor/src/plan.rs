@@ -192,6 +192,22 @@ mod tests {
     }
 
     #[test]
+    fn a_reverse_map_covers_the_host_and_shares_no_2m_page_with_it() {
+        for page in PageSize::ALL {
+            for inode_bytes in [1 << 20, 1 << 30, 1 << 40] {
+                let plan = SystemMemoryPlan::for_guest(inode_bytes, PagePolicy::of(page));
+                let host_end = (plan.host.first.raw() + plan.host.nr_frames) * PageSize::Size4K.bytes();
+                let (with, place) = plan.with_rmp();
+                let RmpPlace::Contiguous { base, last } = place else { panic!("one piece") };
+                assert!(base.raw() >= host_end && base.is_aligned(PageSize::Size2M));
+                assert!(last.wrapping_add(1).is_aligned(PageSize::Size2M) && last.raw() < with.arena_bytes);
+                let rmp = Rmp::new(SystemMemory::flat(with.arena_bytes).unwrap(), place).unwrap();
+                assert!(rmp.entry(last.frame()).is_some(), "the table covers itself");
+            }
+        }
+    }
+
+    #[test]
     fn a_terabyte_starts_at_once_for_every_page_size() {
         for page in PageSize::ALL {
             let pages = PagePolicy::of(page);

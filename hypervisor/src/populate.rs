@@ -133,6 +133,10 @@ impl Vm {
     ) -> Result<u64, PopulateError> {
         let mut bytes = [0; PAGE_SIZE];
         let copy = &mut |page: &LaunchPage| {
+            // What the firmware has launched is not the host's to write.
+            if !self.may_host_write(page.page.base(), PAGE_SIZE) {
+                return Err(PopulateError::Refused { gfn: page.gfn, errno: Errno::Exist });
+            }
             if let Some(source) = page.source {
                 self.memory().read(source.base(), &mut bytes)?;
                 self.memory().write(page.page.base(), &bytes)?;

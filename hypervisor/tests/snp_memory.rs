@@ -357,9 +357,68 @@ fn what_the_reverse_map_cannot_hold_is_no_guest() {
         with(Asid(1 << 10), VmKind::Snp, plan.host.clone()),
         setup(SnpSetupError::BadAsid { asid: Asid(1 << 10) })
     );
+    let ept = VmConfig {
+        kind: VmKind::Snp,
+        snp: Some(SnpConfig { rmp: Arc::clone(&rmp), asid: ASID, assign: Assign::Lazy, sizes: RmpSizes::Only4K }),
+        format: TdpFormat::Ept,
+        ..VmConfig::new(pages, plan.host.clone())
+    };
+    assert_eq!(Vm::new(Arc::clone(&memory), &ept).err(), setup(SnpSetupError::NeedsNpt));
     assert_eq!(with(ASID, VmKind::Default, plan.host.clone()), setup(SnpSetupError::KindDisagrees));
     let own = RmpUpdate::guest(ASID, Gpa::new(0), RmpPageSize::Size4K);
     rmp.rmpupdate(plan.host.first.base(), own).unwrap();
     assert_eq!(with(ASID, VmKind::Snp, plan.host.clone()), setup(SnpSetupError::AsidInUse { asid: ASID, nr_pages: 1 }));
     assert_eq!(with(Asid(8), VmKind::Snp, plan.host), None);
+}
+
+#[test]
+fn processors_that_accept_pages_of_one_2m_side_by_side_lose_none() {
+    for sizes in [RmpSizes::Only4K, RmpSizes::UpTo2M, RmpSizes::MergeBack] {
+        let machine = machine(PageSize::Size2M, sizes);
+        std::thread::scope(|scope| {
+            for n in 0..4 {
+                let machine = &machine;
+                scope.spawn(move || {
+                    for gfn in (M2 + n..3 * M2).step_by(4) {
+                        machine.accept(gfn, RmpPageSize::Size4K);
+                        assert!(matches!(machine.private(gfn), Seen::Done(_)), "guest frame {gfn:#x}");
+                    }
+                });
+            }
+            // Meanwhile a neighbour changes sides, and the guest speaks of sizes.
+            scope.spawn(|| {
+                for n in 0..64 {
+                    machine.change(4 * M2 + n % 7, 3, Shareability::SHARED);
+                    machine.change(4 * M2 + n % 7, 3, Shareability::PRIVATE);
+                    let hint = if n % 2 == 0 { SizeHint::Psmash } else { SizeHint::Unsmash };
+                    machine.vm.size_hint(Gfn::new(M2 + n * 13), hint, QUIET).unwrap();
+                }
+            });
+        });
+        for gfn in M2..3 * M2 {
+            assert!(matches!(machine.private(gfn), Seen::Done(_)), "guest frame {gfn:#x} is accepted still");
+        }
+        assert_eq!(machine.vm.check_quiescent(&mut CheckHistory::new()), Ok(()));
+    }
+}
+
+#[test]
+fn a_guest_of_4g_is_launched_by_one_entry_for_each_2m() {
+    let machine = SnpMachine::new(PageSize::Size2M, 4096 * MIB, Assign::Lazy, RmpSizes::UpTo2M);
+    let low = 3 << 18;
+    machine.launch(0, LaunchContent::Zero { nr_pages: low }, SnpPageType::Zero).unwrap();
+    machine.launch(1 << 20, LaunchContent::Zero { nr_pages: 1 << 18 }, SnpPageType::Zero).unwrap();
+    let stats = machine.vm.stats().snp;
+    assert_eq!((stats.assigned, stats.launched_pages), ([0, 2048], 1 << 20));
+    assert_eq!(machine.private(0), Seen::Done(PageSize::Size2M));
+}
+
+#[test]
+fn an_image_is_not_copied_over_what_was_launched() {
+    let machine = machine(PageSize::Size4K, RmpSizes::Only4K);
+    machine.launch(2, LaunchContent::Zero { nr_pages: 1 }, SnpPageType::Zero).unwrap();
+    let image = |gfn| Populate { first: Gfn::new(gfn), source: None, nr_pages: 1, source_use: SourceUse::Read };
+    let refused = machine.vm.populate(&image(2), &mut || true, QUIET).unwrap_err();
+    assert_eq!(refused.errno(), emu_core::Errno::Exist);
+    assert_eq!(machine.vm.populate(&image(3), &mut || true, QUIET), Ok(1));
 }

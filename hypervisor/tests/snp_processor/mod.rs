@@ -23,6 +23,8 @@ pub const QUIET: &Task<'static> = &Task::QUIET;
 pub const CPU: VcpuId = VcpuId(0);
 pub const ASID: Asid = Asid(7);
 pub const PAGE: u64 = 4096;
+/// Other processors may make a fault come again.
+const TRIES: u32 = 10_000;
 pub const M2: u64 = PageSize::Size2M.frames();
 
 /// How an access ended.
@@ -57,7 +59,7 @@ impl SnpMachine {
         let rmp = Arc::new(Rmp::new(Arc::clone(&memory), place).unwrap());
         rmp.protect_own_pages();
         let snp = Some(SnpConfig { rmp: Arc::clone(&rmp), asid: ASID, assign, sizes });
-        let config = VmConfig { kind: VmKind::Snp, snp, gmem, ..VmConfig::new(pages, plan.host) };
+        let config = VmConfig { kind: VmKind::Snp, snp, gmem, nr_vcpus: 4, ..VmConfig::new(pages, plan.host) };
         let vm = Vm::new(memory, &config).unwrap();
         let gmem = vm.add_ram(&layout, SlotId(0), QUIET).unwrap();
         SnpMachine { vm, rmp, gmem }
@@ -80,7 +82,8 @@ impl SnpMachine {
     /// Hands a fault to the hypervisor; `Some` where the access ends by it.
     fn fault(&self, gfn: u64, kind: AccessKind, privacy: Shareability, entry: EntryState) -> Option<Seen> {
         let input = FaultInput { privacy, entry, ..FaultInput::new(Gpa::new(gfn * PAGE), kind) };
-        match self.vm.handle_fault(CPU, input, QUIET).unwrap() {
+        let vcpu = VcpuId((gfn % 4) as u16);
+        match self.vm.handle_fault(vcpu, input, QUIET).unwrap() {
             Action::Resume(_) => None,
             Action::MemoryFault(fault) => Some(Seen::Exit(fault.reason)),
             Action::Mmio { .. } | Action::RomWrite { .. } => Some(Seen::Device),
@@ -90,7 +93,9 @@ impl SnpMachine {
     /// An access to the end.
     pub fn access(&self, gfn: u64, kind: AccessKind, c_bit: CBit) -> Seen {
         let privacy = if c_bit.is_set() { Shareability::PRIVATE } else { Shareability::SHARED };
-        for _ in 0..16 {
+        for _ in 0..TRIES {
+            // Nobody changes leaves or sizes between the walk and the look at the RMP.
+            let tables = self.vm.tables(QUIET);
             let entry = match self.walk(gfn) {
                 None => EntryState::NotPresent,
                 Some(leaf) if kind == AccessKind::Write && !leaf.writable => EntryState::Denied,
@@ -112,6 +117,7 @@ impl SnpMachine {
                     }
                 }
             };
+            drop(tables);
             if let Some(seen) = self.fault(gfn, kind, privacy, entry) {
                 return seen;
             }
@@ -135,7 +141,9 @@ impl SnpMachine {
         validated: Validated,
     ) -> (Result<Changed, RmpError>, Vec<RmpCause>) {
         let mut causes = Vec::new();
-        for _ in 0..16 {
+        for _ in 0..TRIES {
+            // Nobody changes leaves or sizes between the walk and the look at the RMP.
+            let tables = self.vm.tables(QUIET);
             let entry = match self.walk(gfn) {
                 None => EntryState::NotPresent,
                 Some(leaf) => {
@@ -157,6 +165,7 @@ impl SnpMachine {
                     }
                 }
             };
+            drop(tables);
             let left = self.fault(gfn, AccessKind::Write, Shareability::PRIVATE, entry);
             assert_eq!(left, None, "PVALIDATE of a private page ends in the guest");
         }

@@ -281,7 +281,10 @@ impl Vm {
         };
         let launched = self.memory().write(spa, bytes).map_err(LaunchError::from);
         if let Err(error) = launched.and_then(|()| snp.launch(&block, Vmsa::Yes, task)) {
-            self.host.lock(task).free_table(spa);
+            // A page that the firmware kept is lost.
+            if self.may_host_write(spa, PAGE_SIZE) {
+                self.host.lock(task).free_table(spa);
+            }
             return Err(error);
         }
         snp.vmsas.lock(task).push(spa.frame());

@@ -39,6 +39,7 @@ use thiserror::Error;
 
 use crate::config::VmConfig;
 use crate::kind::VmKind;
+use crate::tdp::TdpFormat;
 
 pub use assign::AssignError;
 pub use launch::{LaunchContent, LaunchError, LaunchedPage, Measure, SnpLaunchUpdate, SnpPageType};
@@ -97,6 +98,9 @@ pub enum SnpSetupError {
     /// The kind of the VM says one thing and its configuration another.
     #[error("a VM has a reverse map exactly if it is an SNP guest")]
     KindDisagrees,
+    /// Only AMD's nested tables stand under a reverse map.
+    #[error("an SNP guest needs nested tables in NPT format")]
+    NeedsNpt,
     /// Memory behind the table's end could never be a guest's.
     #[error("the reverse map does not cover the host's memory up to {last:?}")]
     NotCovered {
@@ -173,6 +177,7 @@ impl SnpMemory {
     pub(crate) fn of(config: &VmConfig, memory: &Arc<SystemMemory>) -> Result<Option<SnpMemory>, SnpSetupError> {
         let last = Sfn::new(config.host.first.raw() + config.host.nr_frames.saturating_sub(1));
         match (&config.snp, config.kind) {
+            (Some(_), VmKind::Snp) if config.format != TdpFormat::Npt => Err(SnpSetupError::NeedsNpt),
             (Some(snp), VmKind::Snp) => SnpMemory::new(snp, memory, last).map(Some),
             (None, VmKind::Default | VmKind::SwProtected) => Ok(None),
             _ => Err(SnpSetupError::KindDisagrees),
