@@ -46,9 +46,8 @@ fn a_guest_notices_nothing_of_random_actions() {
     let shadowed = ["--memory", "96M", "--mmu", "shadow"];
     let logging = ["--memory", "96M", "--mmu", "ept,pml=on", "--pages", "2m", "--cpus", "2"];
     let by_vm = ["--memory", "64M", "--guest", "conversions", "--vm", "sw-protected", "--gmem", "7.3"];
-    let two_sided = ["--memory", "64M", "--guest", "conversions", "--vm", "sw-protected,api=7.3"];
     let rings = ["--memory", "96M", "--mmu", "npt,dirty-ring=1024"];
-    let rows: [(&[&str], &str); 9] = [
+    let rows: [(&[&str], &str); 8] = [
         (&paging, "7:40000"),
         (&private, "8:40000"),
         (&converts, "9:20000"),
@@ -56,7 +55,6 @@ fn a_guest_notices_nothing_of_random_actions() {
         (&shadowed, "11:40000"),
         (&by_vm, "13:20000"),
         (&logging, "12:40000"),
-        (&two_sided, "14:20000"),
         (&rings, "15:40000"),
     ];
     for (words, random) in rows {
