@@ -8,10 +8,10 @@ use super::declare::events;
 use super::value::{Bits, Field, ReadError, Value};
 use super::words::{
     ClipReason, Direction, ExitReason, FailureResult, FaultOutcome, Group, Ino, NpfCode, Origin, RmpOwner, Sharing,
-    SlotChange, Stage, TableOrigin, UserExitReason,
+    SlotChange, Stage, TableOrigin, UserExitReason, Validity,
 };
 use crate::access::AccessKind;
-use crate::addr::{Gfn, Gpa, Sfn};
+use crate::addr::{Gfn, Gpa, Gva, Sfn};
 use crate::page::PageSize;
 
 events! {
@@ -609,6 +609,44 @@ events! {
         rmp_level: PageSize,
         /// What PSMASH returned; 0 where there was none.
         psmash_ret: u32,
+    }
+
+    /// PVALIDATE of the guest, told when the processor leaves it, with the time and the place of the instruction.
+    Pvalidate: Bifold "pvalidate" in Snp {
+        /// The operand.
+        gva: Gva,
+        /// Its guest frame; 0 where the operands are refused before they are translated.
+        gfn: Gfn,
+        /// The frame behind it; 0 likewise.
+        sfn: Sfn,
+        /// The size asked for.
+        size: PageSize,
+        /// What the page becomes.
+        to: Validity,
+        /// What the instruction returns in EAX.
+        result: u32,
+        /// CF: 1 where there was nothing to change.
+        carry: u8,
+    }
+
+    /// RMPADJUST of the guest, told likewise.
+    RmpAdjust: Bifold "rmpadjust" in Snp {
+        /// The operand.
+        gva: Gva,
+        /// Its guest frame; 0 where the operands are refused before they are translated.
+        gfn: Gfn,
+        /// RCX: 0 for 4K, 1 for 2M.
+        rcx: Bits,
+        /// RDX: the level, its permissions, and whether the page is a VMSA.
+        rdx: Bits,
+        /// What the instruction returns in EAX.
+        result: u32,
+    }
+
+    /// #VC in the guest, told when the processor leaves it, with the time and the place of the instruction that caused it.
+    VmmCommunication: Bifold "vmm_communication" in Snp {
+        /// The error code: the exit that the exception stands for.
+        exit_code: Bits,
     }
 
     /// The guest asked for pages to become private or shared (`KVM_HC_MAP_GPA_RANGE`).

@@ -22,7 +22,7 @@ pub use list::{Event, EventKind};
 pub use value::{Bits, Field, ReadError, Value};
 pub use words::{
     ClipReason, Direction, ExitReason, FailureResult, FaultOutcome, Group, Ino, NpfCode, Origin, RmpOwner, Sharing,
-    SlotChange, Stage, TableOrigin, UserExitReason,
+    SlotChange, Stage, TableOrigin, UserExitReason, Validity,
 };
 
 /// Where events go.
