@@ -42,7 +42,7 @@ fn what(event: &Event) -> Option<String> {
                 (0, _) => format!("{} already", to.word()),
                 (code, _) => format!("refused with {code}"),
             };
-            format!("PVALIDATE {size:?}: {came_to}")
+            format!("PVALIDATE {size}: {came_to}")
         }
         Event::RmpAdjust { result: 0, .. } => "RMPADJUST".to_owned(),
         Event::RmpAdjust { result, .. } => format!("RMPADJUST: refused with {result}"),
@@ -50,7 +50,7 @@ fn what(event: &Event) -> Option<String> {
         Event::RmpFault { psmash_ret, .. } => format!("nested fault by the RMP, PSMASH refused with {psmash_ret}"),
         Event::PageStateChange { to, size, errno, .. } => {
             let failed = if errno == 0 { String::new() } else { format!(", errno {}", -errno) };
-            format!("page state change to {} by {size:?}{failed}", to.word())
+            format!("page state change to {} by {size}{failed}", to.word())
         }
         _ => return None,
     })

@@ -253,13 +253,16 @@ function showState() {
     else areas.push({ gfn: row.gfn, end: row.gfn + row.nr_pages, state: [...state] });
   }
   const pages = (n) => n > 0 ? bytes(n) : "–";
-  table($("state"), ["guest physical", "#size", "#private", "#shared", "#mapped 4K", "#mapped 2M", "#mapped 1G", "#folios 4K", "#folios 2M", "#folios 1G", ...(someRmp ? RMP.map(([name]) => "#" + name) : [])],
-    areas.map(({ gfn, end, state }) => [el("code", {}, `${hex(gfn * 4096)} – ${hex(end * 4096)}`), pages(state[0]), pages(state[1]), pages(state[0] - state[1]), ...state.slice(2, someRmp ? 13 : 8).map(pages)]));
+  // The columns are those of the picture: everything at once is wider than a page.
+  const rmp = mode === "rmp";
+  const heads = rmp ? RMP.map(([name]) => "#" + name) : ["mapped", "folios"].flatMap((what) => NAMES.map((size) => `#${what} ${size}`));
+  table($("state"), ["guest physical", "#size", "#private", "#shared", ...heads],
+    areas.map(({ gfn, end, state }) => [el("code", {}, `${hex(gfn * 4096)} – ${hex(end * 4096)}`), pages(state[0]), pages(state[1]), pages(state[0] - state[1]), ...(rmp ? state.slice(8) : state.slice(2, 8)).map(pages)]));
 }
 function memory() {
   $("modes").replaceChildren(...Object.entries(MODES).map(([key, { name }]) => {
     const button = el("button", { type: "button", "aria-pressed": key === mode }, name);
-    button.onclick = () => { mode = key; memory(); };
+    button.onclick = () => { mode = key; memory(); showState(); };
     return button;
   }));
   $("memory-note").textContent = rows.length
