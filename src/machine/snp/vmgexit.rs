@@ -11,7 +11,7 @@ use hypervisor::snp::ghcb::{
     PageState, PageStateRun, ReplyError, SnpAction,
 };
 use hypervisor::snp::memory::PageStateChange;
-use hypervisor::{Shareability, Vm};
+use hypervisor::{Shareability, VcpuId, Vm};
 
 use super::inject::IsInput;
 use crate::machine::exits::Handled;
@@ -240,10 +240,9 @@ impl Machine {
 
     fn create_processor(&mut self, create: ApCreate) -> GhcbReply<'static> {
         let n = create.apic_id as usize;
-        let Some(page) = self.vm.snp_save_area(create.vmsa.frame(), &self.lens.task()) else {
-            return GhcbReply::Refused;
-        };
         let Some(processor) = self.vcpus.get_mut(n) else { return GhcbReply::Refused };
+        let area = self.vm.snp_use_save_area(VcpuId(n as u16), create.vmsa.frame(), &self.lens.task());
+        let Ok(Some(page)) = area else { return GhcbReply::Refused };
         processor.start_from(page.base());
         GhcbReply::Done
     }
