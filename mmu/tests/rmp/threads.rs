@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use emu_core::{Gpa, Sfn, Spa};
 use mmu::Asid;
-use mmu::rmp::{FirmwareCommand, RmpBacklog, RmpCursor, RmpPageSize, RmpUpdate};
+use mmu::rmp::{FirmwareCommand, InUse, RmpBacklog, RmpCursor, RmpPageSize, RmpUpdate, Vmsa};
 
 use crate::rig::{MINE, REGIONS, Rig};
 
