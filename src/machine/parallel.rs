@@ -282,9 +282,7 @@ impl<'m> Shared<'m> {
         let now = vcpu.now();
         let machine = &mut *floor.machine;
         machine.now = machine.now.max(self.point.meet(now));
-        let processor = &mut machine.vcpus[n];
-        processor.vcpu.take(vcpu);
-        processor.read_mail();
+        machine.vcpus[n].vcpu.take(vcpu);
         let handled = match back {
             Return::Exit(Exit::TimeUp) => Ok(Ok(BoardEvents::empty())),
             Return::Exit(exit) => {
@@ -299,6 +297,8 @@ impl<'m> Shared<'m> {
             }
             Return::Failed(error) => Err(error),
         };
+        // What it was told meanwhile comes after what it did.
+        machine.vcpus[n].read_mail();
         let now = machine.now;
         match handled {
             Ok(Ok(events)) => floor.advance(now, events),

@@ -172,13 +172,16 @@ impl Machine {
     pub(super) fn wakes(&mut self, n: usize) -> bool {
         let processor = &mut self.vcpus[n];
         processor.read_mail();
-        if processor.activity == Activity::Halted
+        if matches!(processor.activity, Activity::Halted | Activity::ResetHold)
             && (processor.vcpu.has_event()
                 || processor.vcpu.interrupts_enabled() && self.board.interrupt_for(CpuIndex(n as u16)).is_some())
         {
-            processor.activity = Activity::Running;
+            processor.wake();
         }
-        processor.activity == Activity::Running
+        if processor.activity == Activity::Running {
+            self.follow_guest(n);
+        }
+        self.vcpus[n].runs()
     }
 
     /// How long the turn lasts at the most.
@@ -201,7 +204,7 @@ impl Machine {
         self.counters.turns += 1;
         let end = self.turn_end(limits);
         self.vcpus[n].vcpu.advance_clock(self.now);
-        while self.now < end && self.vcpus[n].activity == Activity::Running {
+        while self.now < end && self.vcpus[n].runs() {
             self.offer_interrupt(n);
             let due = self.board.next_event(self.now).unwrap_or(Instant::FAR);
             let until = self.vmm_acts().map_or(end, |at| end.min(at)).min(due.max(self.now + Duration::new(1)));

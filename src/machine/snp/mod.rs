@@ -9,6 +9,7 @@ mod image;
 mod inject;
 mod launch;
 mod parts;
+mod processors;
 mod vmgexit;
 
 use std::sync::Arc;

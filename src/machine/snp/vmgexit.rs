@@ -7,15 +7,15 @@ use emu_core::regs::Xcr0;
 use emu_core::sync::Task;
 use emu_core::{Exception, Gpa};
 use hypervisor::snp::ghcb::{
-    ApCreate, GhcbMemory, GhcbReply, GhcbUnreachable, GuestRequest, Hypercall as Asked, IoRequest, IoTransfer,
-    PageState, PageStateRun, ReplyError, SnpAction,
+    GhcbMemory, GhcbReply, GhcbUnreachable, GuestRequest, Hypercall as Asked, IoRequest, IoTransfer, PageState,
+    PageStateRun, ReplyError, SnpAction,
 };
 use hypervisor::snp::memory::PageStateChange;
-use hypervisor::{Shareability, VcpuId, Vm};
+use hypervisor::{Shareability, Vm};
 
 use super::inject::IsInput;
 use crate::machine::exits::Handled;
-use crate::machine::{Activity, Machine, Outcome, RunError};
+use crate::machine::{Machine, Outcome, RunError};
 use crate::vmm::hypercall::Hypercall;
 use cpu::{Emulated, IoAccess, MmioAccess, MmioData, MsrAccess};
 
@@ -154,10 +154,10 @@ impl Machine {
                 done
             }
             SnpAction::ApResetHold => {
-                self.vcpus[n].activity = Activity::WaitForSipi;
+                self.vcpus[n].hold();
                 Ok(Done::Waits)
             }
-            SnpAction::ApCreate(create) => Ok(Done::Reply(self.create_processor(create))),
+            SnpAction::ApCreate(create) => Ok(Done::Reply(self.create_processor(&create))),
             SnpAction::ApDestroy { apic_id } => Ok(Done::Reply(self.destroy_processor(apic_id))),
             SnpAction::GuestRequest(request) => Ok(Done::Reply(self.guest_request(&request))),
             SnpAction::Terminate(termination) => {
@@ -236,24 +236,5 @@ impl Machine {
         let Some(snp) = &mut self.snp else { return GhcbReply::Refused };
         let mut memory = Shared { vm: &self.vm, task: self.lens.task() };
         GhcbReply::GuestRequest(snp.firmware.serve(request, &[], &mut memory))
-    }
-
-    fn create_processor(&mut self, create: ApCreate) -> GhcbReply<'static> {
-        let n = create.apic_id as usize;
-        let Some(processor) = self.vcpus.get_mut(n) else { return GhcbReply::Refused };
-        let area = self.vm.snp_use_save_area(VcpuId(n as u16), create.vmsa.frame(), &self.lens.task());
-        let Ok(Some(page)) = area else { return GhcbReply::Refused };
-        processor.start_from(page.base());
-        GhcbReply::Done
-    }
-
-    fn destroy_processor(&mut self, apic_id: u32) -> GhcbReply<'static> {
-        match self.vcpus.get_mut(apic_id as usize) {
-            Some(processor) => {
-                processor.stop();
-                GhcbReply::Done
-            }
-            None => GhcbReply::Refused,
-        }
     }
 }

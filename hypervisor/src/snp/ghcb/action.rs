@@ -71,7 +71,8 @@ pub enum SnpAction {
     PageState(PageStateRun),
     /// The guest's NMI handler has finished: NMIs can be injected again. Reply: [`GhcbReply::Done`].
     NmiComplete,
-    /// The processor waits for a start (SIPI). Reply, when it comes: [`GhcbReply::Done`].
+    /// The processor waits for a start (INIT, then SIPI). Reply, when it comes: [`GhcbReply::Done`]; when something else
+    /// wakes the processor: [`GhcbReply::Refused`], and the guest sees that it was not started.
     ApResetHold,
     /// A processor gets a VMSA of the guest's. Reply: [`GhcbReply::Done`], or [`GhcbReply::Refused`] if there is no such
     /// processor.

@@ -217,6 +217,7 @@ impl GhcbVcpu {
                 }
                 None => resume(msr::PAGE_STATE_FAILED),
             },
+            MsrRequest::RunVmpl => resume(msr::RUN_VMPL_FAILED),
             MsrRequest::Terminate(reason) => SnpAction::Terminate(Termination { reason, info: None }),
             MsrRequest::Unknown => SnpAction::Resume { ghcb_msr: None },
         }

@@ -27,6 +27,8 @@ mod code {
     pub(super) const REGISTER_GPA_RESPONSE: u64 = 0x013;
     pub(super) const PAGE_STATE_REQUEST: u64 = 0x014;
     pub(super) const PAGE_STATE_RESPONSE: u64 = 0x015;
+    pub(super) const RUN_VMPL_REQUEST: u64 = 0x016;
+    pub(super) const RUN_VMPL_RESPONSE: u64 = 0x017;
     pub(super) const FEATURES_REQUEST: u64 = 0x080;
     pub(super) const FEATURES_RESPONSE: u64 = 0x081;
     pub(super) const TERMINATE: u64 = 0x100;
@@ -50,6 +52,8 @@ pub(super) enum MsrRequest {
         gfn: Gfn,
         operation: u8,
     },
+    /// Which level does not matter: none but the one that runs is offered.
+    RunVmpl,
     Features,
     Terminate(TerminationReason),
     /// Not of the protocol, or not offered: the MSR keeps its value.
@@ -72,6 +76,7 @@ impl MsrRequest {
                 gfn: Gfn::new(value >> 12 & ((1 << 40) - 1)),
                 operation: (value >> 52 & 0xf) as u8,
             },
+            code::RUN_VMPL_REQUEST => MsrRequest::RunVmpl,
             code::FEATURES_REQUEST => MsrRequest::Features,
             code::TERMINATE => {
                 MsrRequest::Terminate(TerminationReason { set: (value >> 12 & 0xf) as u8, code: (value >> 16) as u8 })
@@ -116,6 +121,9 @@ pub(super) fn registered(gfn: Gfn) -> u64 {
 pub(super) fn reset_hold_over(started: bool) -> u64 {
     u64::from(started) << 12 | code::AP_RESET_HOLD_RESPONSE
 }
+
+/// The level is not run: several levels are not announced. Any error in 63:32 will do.
+pub(super) const RUN_VMPL_FAILED: u64 = 1 << 32 | code::RUN_VMPL_RESPONSE;
 
 /// The page's state is changed.
 pub(super) const PAGE_STATE_DONE: u64 = code::PAGE_STATE_RESPONSE;

@@ -106,7 +106,7 @@ impl GhcbVcpu {
             },
             Pending::MsrPageState if reply == GhcbReply::Done => resume(msr::PAGE_STATE_DONE),
             Pending::MsrPageState => resume(msr::PAGE_STATE_FAILED),
-            Pending::MsrResetHold => resume(msr::reset_hold_over(true)),
+            Pending::MsrResetHold => resume(msr::reset_hold_over(reply == GhcbReply::Done)),
             Pending::Event { page, registers, expects } => {
                 Ok(self.reply_event(page, registers, expects, reply, memory)?)
             }
@@ -127,12 +127,14 @@ impl GhcbVcpu {
                 return self.next_run(page, registers, cursor, memory);
             }
             (Expects::PageState(_), _) => return success(page, registers, status::FAILED, memory),
+            (Expects::Start, reply) => {
+                return success(page, registers, u64::from(reply == GhcbReply::Done), memory);
+            }
             (_, GhcbReply::Exception(exception)) => {
                 return answer(page, registers, [outcome::EXCEPTION, event_injection(exception)], memory);
             }
             (_, GhcbReply::Refused) => return malformed(page, registers, Malformed::InvalidInput, memory),
             (_, GhcbReply::GuestRequest(outcome)) => return guest_request(page, registers, outcome, memory),
-            (Expects::Start, _) => return success(page, registers, 1, memory),
             (Expects::Bytes(place), GhcbReply::Bytes(bytes)) => {
                 memory.write(place.gpa, bytes)?;
                 registers
@@ -197,8 +199,7 @@ impl Pending {
         match self {
             Pending::Nothing => false,
             Pending::MsrCpuid(_) => matches!(reply, GhcbReply::Cpuid(_)),
-            Pending::MsrPageState => matches!(reply, GhcbReply::Done | GhcbReply::Refused),
-            Pending::MsrResetHold => matches!(reply, GhcbReply::Done),
+            Pending::MsrPageState | Pending::MsrResetHold => matches!(reply, GhcbReply::Done | GhcbReply::Refused),
             Pending::Event { expects, .. } => expects.takes(reply),
         }
     }
@@ -207,8 +208,7 @@ impl Pending {
 impl Expects {
     fn takes(&self, reply: &GhcbReply<'_>) -> bool {
         match (self, reply) {
-            (Expects::Start, reply) => matches!(reply, GhcbReply::Done),
-            (Expects::PageState(_) | Expects::DoneOrRefused, reply) => {
+            (Expects::PageState(_) | Expects::DoneOrRefused | Expects::Start, reply) => {
                 matches!(reply, GhcbReply::Done | GhcbReply::Refused)
             }
             (Expects::GuestRequest, reply) => matches!(reply, GhcbReply::GuestRequest(_)),

@@ -40,6 +40,12 @@ pub(crate) enum Place {
 }
 
 impl Vm {
+    /// The frame behind a private page of the guest, which it calls a save area.
+    pub fn snp_save_area(&self, gfn: Gfn, task: &Task<'_>) -> Option<Sfn> {
+        let slots = self.slots.read(task);
+        self.private_page(slots.lookup(gfn)?, gfn, task)
+    }
+
     /// The guest has made a save area for `vcpu` at `gfn` (the GHCB's AP creation). The frame behind it, for the VMCB to point
     /// at; `None` if no private page is there, and then nothing changes.
     ///

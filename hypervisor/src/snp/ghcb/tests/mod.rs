@@ -118,7 +118,7 @@ fn the_msr_protocol_answers_what_it_can_by_itself() {
 #[test]
 fn an_unknown_request_leaves_the_msr_as_it_is() {
     let mut guest = Guest::new();
-    let known = [0x000, 0x002, 0x004, 0x006, 0x010, 0x012, 0x014, 0x080, 0x100];
+    let known = [0x000, 0x002, 0x004, 0x006, 0x010, 0x012, 0x014, 0x016, 0x080, 0x100];
     for request in (0..0x1000).filter(|request| !known.contains(request)) {
         assert_eq!(guest.msr(0xdead_beef_0000_0000 | request), None, "{request:#x}");
     }
@@ -396,6 +396,36 @@ fn a_processor_that_waits_learns_that_it_was_started() {
     assert_eq!(guest.info(), (0, 1));
     assert_eq!(guest.vcpu.vmgexit(&guest.host, 0x006, &mut guest.memory), SnpAction::ApResetHold);
     assert_eq!(guest.reply(GhcbReply::Done), Ok(SnpAction::Resume { ghcb_msr: Some(0x1007) }));
+}
+
+#[test]
+fn a_processor_that_waits_and_is_woken_by_something_else_learns_that_it_was_not_started() {
+    let mut guest = Guest::new();
+    assert_eq!(guest.exit(ExitCode::AP_RESET_HOLD, 0, 0), SnpAction::ApResetHold);
+    assert_eq!(guest.reply(GhcbReply::Refused), Ok(RESUME));
+    assert_eq!(guest.info(), (0, 0));
+    assert_eq!(guest.vcpu.vmgexit(&guest.host, 0x006, &mut guest.memory), SnpAction::ApResetHold);
+    assert_eq!(guest.reply(GhcbReply::Refused), Ok(SnpAction::Resume { ghcb_msr: Some(0x7) }));
+    assert_eq!(guest.reply(GhcbReply::Done), Err(ReplyError::Mismatch), "that was all");
+}
+
+#[test]
+fn another_level_is_refused_in_the_protocols_words_because_none_is_announced() {
+    let mut guest = Guest::new();
+    assert!(!CONFIG.features.contains(HvFeatures::from_bits_retain(1 << 5)), "MULTI_VMPL");
+    for vmpl in 0..=0xff {
+        let answer = guest.msr(vmpl << 32 | 0x016).expect("an answer");
+        assert_eq!(answer & 0xffff_ffff, 0x017, "VMPL{vmpl}");
+        assert_ne!(answer >> 32, 0, "VMPL{vmpl}: an error");
+        assert_eq!((guest.exit(ExitCode::RUN_VMPL, vmpl, 0), guest.info()), (RESUME, (2, 6)), "VMPL{vmpl}");
+        assert_eq!(guest.reply(GhcbReply::Done), Err(ReplyError::Mismatch), "nothing is under way");
+    }
+    // A processor of another level: SW_EXITINFO1 19:16.
+    for vmpl in 1..16 {
+        guest.put(Field::RAX, SevFeatures::SNP_ACTIVE.bits());
+        assert_eq!(guest.exit(ExitCode::AP_CREATION, 1 << 32 | vmpl << 16 | 1, 0x1000), RESUME, "VMPL{vmpl}");
+        assert_eq!(guest.info(), (2, 5), "VMPL{vmpl}");
+    }
 }
 
 #[test]
