@@ -77,6 +77,9 @@ defects! {
     /// a conversion that runs out of memory in its bookkeeping says that it succeeded.
     SilentPartial "silent-partial"
         "a conversion that runs out of memory in its bookkeeping says that it succeeded";
+    /// nodes of the tree of attributes are freed at once although lookups are going on.
+    ReadFreedNode "read-freed-node"
+        "attributes are looked up in nodes of their tree that a store has freed";
     /// a hole inside a huge page clears all of it.
     HoleClearsHugePage "hole-clears-huge-page"
         "a hole inside a huge page clears all of it";
@@ -173,6 +176,9 @@ defects! {
     /// the fast path answers an access to the other side of memory.
     FastPathIgnoresPrivacy "fast-path-ignores-privacy"
         "the fast path answers an access that means the other side of memory";
+    /// faults over shadow tables have a fast path too, where an entry's place does not say which page it maps.
+    FastPathOnShadow "fast-path-on-shadow"
+        "the fast path serves shadow tables, where an equal entry may be of another guest page";
     /// an entry is stored plainly although others may change it without the lock.
     PlainStore "plain-store"
         "an entry is stored plainly although a processor may be setting its flags";
@@ -194,6 +200,9 @@ defects! {
     /// who protects a guest table flushes only if the leaf still says that it can be written.
     FlushByHardwareWrite "flush-by-hardware-write"
         "protecting a guest table flushes only where the processor's own bit says that it can be written";
+    /// aging walks the reverse map of a guest frame without locking it.
+    AgeUnlocked "age-unlocked"
+        "aging walks the reverse map of a guest frame without locking it";
     /// recovery empties the entry that led to a table without looking at it again.
     RecoverBlindly "recover-blindly"
         "NX recovery empties an entry that no longer leads to its table";
@@ -206,6 +215,9 @@ defects! {
     /// an inode whose file is gone serves whoever still has it at hand.
     ReviveFile "revive-file"
         "an inode whose last file was closed serves whoever still has it at hand";
+    /// a fault takes memslot and file for those that it looked up, because they lie where those lay.
+    TrustReusedFile "trust-reused-file"
+        "a fault takes a memslot and a file for those that it looked up, because they lie where those lay";
     /// a slot deleted while its file goes leaves its binding behind.
     SkipDyingFile "skip-dying-file"
         "a slot that is deleted while its file goes leaves its binding behind";
@@ -215,6 +227,9 @@ defects! {
     /// a refused binding keeps its reference on the file.
     LeakFileOnError "leak-file-on-error"
         "a refused binding keeps its reference on the file";
+    /// a file holds no reference on its VM.
+    FileWithoutVm "file-without-vm"
+        "a file of guest_memfd holds no reference on its VM";
     /// an inode takes its subpool with it although pieces of its huge pages are still held.
     EndSubpoolWithInode "end-subpool-with-inode"
         "an inode takes its subpool with it although pieces of its huge pages are still held";

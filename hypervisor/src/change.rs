@@ -181,7 +181,7 @@ impl Vm {
     /// The last reference on a file is gone: it is taken from its memslots, and the inode ends (`kvm_gmem_release`).
     pub(crate) fn release_file(&self, id: GmemId, inode: &GuestMemfd, task: &Task<'_>) -> Result<(), VmError> {
         task.at(Point::L1);
-        let _changes = self.slots_lock.lock(task);
+        let changes = self.slots_lock.lock(task);
         let mut exclusive = inode.exclusive(task);
         let all = PageRange { first: PageIndex(0), nr_pages: inode.nr_pages() };
         let begun = self.invalidate_begin(&exclusive, all, Reach::Pages, task);
@@ -193,7 +193,8 @@ impl Vm {
         task.at(Point::I5);
         self.forget_gmem(id, task);
         inode.destroy(&self.host, task);
-        begun
+        drop(changes);
+        begun.and(self.file_ends(id, task))
     }
 
     /// Announces, zaps and flushes every guest frame that shows pages of `range` (`kvm_gmem_invalidate_begin`).

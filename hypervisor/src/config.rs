@@ -171,6 +171,9 @@ pub enum VmError {
         /// The page.
         index: PageIndex,
     },
+    /// `EBADF`: calls that want the VM's descriptor.
+    #[error("the VM's descriptor is closed")]
+    Closed,
     /// Only a VM that shadows its guest's tables can do this.
     #[error("the VM has nested paging and shadows nothing")]
     NotShadowing,

@@ -37,6 +37,7 @@ pub mod follow;
 mod handle;
 mod io;
 mod kind;
+mod lifetime;
 pub mod memslot;
 pub mod mmio;
 mod notifier;

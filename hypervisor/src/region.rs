@@ -38,6 +38,7 @@ impl Vm {
     }
 
     fn set_region(&self, region: &UserMemoryRegion2, task: &Task<'_>) -> Result<SlotChange, VmError> {
+        self.check_open()?;
         let changes = self.slots_lock.lock(task);
         let request = region.check(self.nr_address_spaces())?;
         let old = self.slots.read(task).by_id_in(request.space, request.id).cloned();
@@ -89,6 +90,7 @@ impl Vm {
     }
 
     fn add_slot(&self, spec: &MemSlotSpec, task: &Task<'_>) -> Result<(), VmError> {
+        self.check_open()?;
         let changes = self.slots_lock.lock(task);
         let request = spec.check()?;
         {
@@ -106,6 +108,13 @@ impl Vm {
         let changes = self.slots_lock.lock(task);
         let old = self.slots.read(task).by_id(id).cloned().ok_or(MemslotError::NotFound { id })?;
         self.delete_slot(&old, &changes, task)
+    }
+
+    /// Deletes all of them, in every address space (`kvm_free_memslots`).
+    pub(crate) fn remove_all_memslots(&self, task: &Task<'_>) -> Result<(), VmError> {
+        let changes = self.slots_lock.lock(task);
+        let all: Vec<Slot> = self.slots.read(task).slots().cloned().collect();
+        all.iter().map(|slot| self.delete_slot(slot, &changes, task)).fold(Ok(()), Result::and)
     }
 
     /// Moves a memslot to another guest physical address; its bytes stay.

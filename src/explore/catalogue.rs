@@ -28,8 +28,6 @@ pub struct Race {
     pub shown: Shown,
 }
 
-const OWNED: &str = "a type owns what the mistake would leave behind";
-
 macro_rules! races {
     ($($number:literal $title:literal $how:ident($($what:tt)*);)*) => {
         &[$(Race { number: $number, title: $title, shown: races!(@ $how $($what)*) },)*]
@@ -53,19 +51,19 @@ pub const RACES: &[Race] = races! {
     11 "a prefetch during an invalidation" By(PrefetchStale "B4");
     12 "a prefault that keeps a slot from going" By(PrefaultWaitsForSlot "E14");
     13 "a fast page fault that answers for the other side of memory" By(FastPathIgnoresPrivacy "E14");
-    14 "a fast page fault whose entry went and came back for another page" Not("shadow tables have no fast path");
+    14 "a fast page fault whose entry went and came back for another page" By(FastPathOnShadow "I2");
     15 "a dirty flag or a mark lost to a plain store" By(PlainStore "I1", ClearAfterArming "I2");
     16 "entries that go without a flush"
         By(SkipFlush "E5", YieldWithoutFlush "E5", HarvestWithoutFlush "E8", FlushOnlyOwed "E8");
     17 "a root that is invalid and cannot be found" By(ForgetInvalidRoots "E11");
     18 "a record of large pages looked up outside of its slot" By(RecoverAroundSlot "panic");
     19 "a lookup against the last close" By(ReviveFile "A8");
-    20 "an inode at the address of the one before" Not("what a fault looks at is locked, and the wait of SRCU is a wait for that lock");
+    20 "an inode at the address of the one before" By(TrustReusedFile "D3");
     21 "a slot deleted while its inode goes, whose binding stays" By(KeepBinding "A2", SkipDyingFile "A2");
     22 "a slot on guest_memfd that is changed in place" By(MoveWithoutUnbind "A2");
     23 "bindings that change between begin and end" By(UnlockDuringInvalidation "E1");
     24 "a refused binding that keeps its reference" By(LeakFileOnError "A7");
-    25 "a VM that is closed before its inodes" Not("every call on a file borrows its VM");
+    25 "a VM that is closed before its inodes" By(FileWithoutVm "A6");
     26 "a private page shown at another guest address" By(AssignAnywhere "H2");
     27 "pieces of a huge page that outlive their inode" By(EndSubpoolWithInode "panic");
     28 "a pin against the check of references" By(CountBeforeUnmap "C4");
@@ -75,7 +73,7 @@ pub const RACES: &[Race] = races! {
     32 "a VMM that forgot to unmap what it converts" By(ConvertMappedPages "C3");
     33 "a refused conversion that shares private pages" By(RollbackSharesAll "C3");
     34 "a conversion in part that says it succeeded" By(SilentPartial "C6");
-    35 "attributes read while their tree is freed" Not("a lock guards the tree, and who reads holds it");
+    35 "attributes read while their tree is freed" By(ReadFreedNode "panic");
     36 "reserved entries that count as attributes" By(CountReservedEntries "D7");
     37 "a forked process that keeps its mappings" By(UnmapOneProcess "B13");
     38 "a conversion of pages that are not there" Not("holds without a defect of its own: faults-convert-empty");
@@ -105,7 +103,7 @@ pub const RACES: &[Race] = races! {
     61 "a write to a guest table against its first shadow" By(CountBeforeWrite "J2");
     62 "write protection that finds its work done and skips the flush" By(FlushByHardwareWrite "E7");
     63 "recovery of an NX table that was replaced" By(RecoverBlindly "panic");
-    64 "aging against a change of the reverse map" Not(OWNED);
+    64 "aging against a change of the reverse map" By(AgeUnlocked "panic");
     65 "a device entry of an old generation" By(IgnoreMmioGeneration "I5");
     66 "a dirty ring full at its last entry" By(RingForgetsLastEntry "I2");
     67 "native and emulated accesses that see different bytes" By(OwnAccessToUserMemory "K5");

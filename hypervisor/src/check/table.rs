@@ -116,7 +116,7 @@ invariants! {
     A3 Always Scan(inodes::slots_lie_inside) "a bound slot lies inside its inode";
     A4 Always Scan(inodes::slots_have_live_inodes) "a slot's file is open, or was released and taken from it";
     A5 Always Scan(inodes::inodes_stay_what_they_are) "size and flags of an inode never change";
-    A6 Call Open("inodes live and die with their VM") "a live inode implies a live VM";
+    A6 Always Scan(inodes::live_inodes_have_a_live_vm) "a live inode implies a live VM";
     A7 Call Test("hypervisor/tests/memslots.rs") "slots keep no inode open for ever: closing after the last slot always succeeds";
     A8 MmuLockFree Scan(leaves::closed_files_are_not_shown) "after a file is released no leaf shows its frames";
     A9 Call Test(HISTORY) "bytes of an index depend on the inode's history, not on slots";
