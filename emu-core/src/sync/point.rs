@@ -90,10 +90,10 @@ pub enum Point {
     P3,
     /// A shadow page goes its own way; the entry that lets the guest write its table is not written yet.
     S1,
-    /// An entry of the reverse map was looked at; it is not changed yet.
-    R1,
-    /// It is changed.
-    R2,
+    /// Who owns a frame was looked up in the RMP; that is not changed yet.
+    O1,
+    /// It was changed.
+    O2,
     /// A save area is found; nothing is noted of it yet.
     V1,
     /// The state of a processor is read for its launch.

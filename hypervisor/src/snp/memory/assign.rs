@@ -68,7 +68,7 @@ impl SnpMemory {
         if self.is_at(entry, gfn) || entry.assigned() && task.has(Defect::AssignAnywhere) {
             return Ok(());
         }
-        task.at(Point::R1);
+        task.at(Point::O1);
         self.assign_alone(page, largest, host, task)
     }
 
@@ -114,7 +114,7 @@ impl SnpMemory {
             host.assign_block(sfn, size, task);
         }
         let done = self.rmpupdate(sfn, update, task);
-        task.at(Point::R2);
+        task.at(Point::O2);
         match (done.is_ok(), late) {
             (true, true) => host.assign_block(sfn, size, task),
             (false, false) => host.keep_block(sfn, size, task),

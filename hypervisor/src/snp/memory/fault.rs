@@ -42,7 +42,7 @@ impl Vm {
         let rmp_level = entry.page_size().page_size();
         let mut smashed = Ok(());
         let denied = cause == RmpCause::Vmpl || entry.immutable();
-        task.at(Point::R1);
+        task.at(Point::O1);
         if !denied {
             if rmp_level == PageSize::Size2M {
                 smashed = self.smash(snp, gfn, folio.sfn, task)?;
@@ -108,7 +108,7 @@ impl Vm {
             return Ok(change());
         }
         let changed = change();
-        task.at(Point::R2);
+        task.at(Point::O2);
         self.invalidation.end(task);
         tables.bury(&self.host, task);
         zapped?;

@@ -29,7 +29,7 @@ impl FrameOwner for SnpMemory {
                 true => (sfn.align_down(entry.page_size().page_size()), entry.page_size()),
                 false => (sfn, size),
             };
-            task.at(Point::R1);
+            task.at(Point::O1);
             if self.take_back(sfn, entry, size, task).is_ok() {
                 if leaving == Leaving::Shared {
                     // What the guest left there is noise to the host. Freed frames are cleared.
@@ -44,7 +44,7 @@ impl FrameOwner for SnpMemory {
                 }
                 (0..size.frames()).for_each(|n| each(Reclaimed::Kept { sfn: Sfn::new(sfn.raw() + n) }));
             }
-            task.at(Point::R2);
+            task.at(Point::O2);
             at += size.frames() - 1;
         }
     }
