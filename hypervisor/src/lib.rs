@@ -47,6 +47,7 @@ pub mod plan;
 mod pml;
 mod populate;
 mod prefault;
+mod ram;
 mod region;
 mod roots;
 pub mod shadow;
@@ -72,6 +73,7 @@ pub use plan::{RamLayout, RamRange, SystemMemoryPlan};
 pub use pml::PML_ENTRIES;
 pub use populate::{LaunchPage, Populate, PopulateError, PostPopulate, SourceUse};
 pub use prefault::{PreFault, PreFaultError};
+pub use ram::RAM_HVA;
 pub use snp::memory::{
     Assign, AssignError, LaunchContent, LaunchError, LaunchedPage, LieError, Measure, PageStateChange, PageStateError,
     Reloaded, RmpSizes, SizeHint, SnpConfig, SnpLaunchUpdate, SnpPageType, SnpSetupError, SnpStats,

@@ -18,13 +18,11 @@ use gmem::{FilePut, GmemFlags, GuestMemfd, PageIndex, SlotId};
 use crate::config::VmError;
 use crate::dirty::DirtyLogging;
 use crate::flush::Owed;
-use crate::kind::VmKind;
 use crate::memslot::{
     GmemServes, GmemView, MemFd, MemSlot, MemSlotSpec, MemslotError, Publication, Request, Slot, SlotChange, SlotFlags,
     SlotState, UserMemoryRegion2, Wanted,
 };
 use crate::params::SlotZap;
-use crate::plan::RamLayout;
 use crate::vm::{GmemId, Vm};
 
 type SlotsLock<'a> = MutexGuard<'a, ()>;
@@ -265,37 +263,6 @@ impl Vm {
             inode.exclusive(task).unbind(view.first_index);
             task.report(Event::GmemUnbound { ino: inode.ino(), index: view.first_index.0 });
         }
-    }
-
-    /// Guest RAM: one guest_memfd, shared with the host (private to begin with for an SNP guest), and a memslot for each part, numbered from `first_id`. All or
-    /// nothing.
-    pub fn add_ram(&self, layout: &RamLayout, first_id: SlotId, task: &Task<'_>) -> Result<GmemId, VmError> {
-        let flags = match self.kind {
-            VmKind::Default | VmKind::SwProtected => GmemFlags::MMAP | GmemFlags::INIT_SHARED,
-            VmKind::Snp => GmemFlags::MMAP,
-        };
-        let gmem = self.create_guest_memfd(layout.inode_bytes, flags.bits(), task)?;
-        for (n, range) in layout.ranges.iter().enumerate() {
-            let added = self.add_memslot(
-                &MemSlotSpec {
-                    id: SlotId(first_id.0.saturating_add(n as u16)),
-                    gpa: range.gpa,
-                    len_bytes: range.len_bytes,
-                    flags: SlotFlags::empty(),
-                    gmem,
-                    offset_bytes: range.offset_bytes,
-                },
-                task,
-            );
-            if let Err(error) = added {
-                for n in 0..n {
-                    self.remove_memslot(SlotId(first_id.0.saturating_add(n as u16)), task)?;
-                }
-                self.close_guest_memfd(gmem, task)?;
-                return Err(error);
-            }
-        }
-        Ok(gmem)
     }
 }
 

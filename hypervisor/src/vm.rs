@@ -231,6 +231,11 @@ impl Vm {
         &self.invalidation
     }
 
+    /// The virtual processors.
+    pub fn vcpu_ids(&self) -> impl Iterator<Item = VcpuId> + use<> {
+        (0..self.vcpus.len() as u16).map(VcpuId)
+    }
+
     /// A virtual processor.
     pub(crate) fn vcpu(&self, id: VcpuId) -> Result<&Vcpu, VmError> {
         self.vcpus.get(usize::from(id.0)).ok_or(VmError::NoSuchVcpu { id, nr_vcpus: self.vcpus.len() })

@@ -146,6 +146,7 @@ pub(super) fn json(outcome: &Outcome, code: ExitCode, summary: &Summary) -> Valu
             "refused": v.refused,
             "conversions": v.conversions,
             "memory_faults": v.memory_faults,
+            "full_rings": v.full_rings,
             "script": script(&summary.deeds),
             "random": random(&summary.deeds),
         },

@@ -2,7 +2,9 @@
 
 use cpu::{Event, Exit};
 use devices::{BoardEvents, BoardRequest, CpuIndex};
+use emu_core::event::UserExitReason;
 use emu_core::time::{Duration, Instant};
+use hypervisor::VcpuId;
 
 use super::guest_memory::HostSide;
 use super::seat::{Activity, Message};
@@ -211,6 +213,7 @@ impl Machine {
             let until = self.lie_when_due(n)?.map_or(until, |at| until.min(at));
             self.look_at(n);
             self.lens.task().report(emu_core::event::Event::Entry {});
+            self.empty_a_full_ring(n)?;
             let vcpu = &mut self.vcpus[n].vcpu;
             border::prepare(&self.vm, n, vcpu, &self.lens.task())?;
             border::enter(&self.vm, n, vcpu)?;
@@ -238,6 +241,18 @@ impl Machine {
             }
         }
         Ok(None)
+    }
+
+    /// A processor whose ring is full leaves to the VMM before it enters the guest.
+    fn empty_a_full_ring(&mut self, n: usize) -> Result<(), RunError> {
+        let has_rings = self.config.params.dirty_ring.is_some();
+        if has_rings && self.vm.is_dirty_ring_full(VcpuId(n as u16), &self.lens.task())? {
+            let reason = UserExitReason::DirtyRingFull;
+            self.lens.task().report(emu_core::event::Event::UserspaceExit { reason, errno: 0 });
+            self.vmm.ring_is_full(&self.vm, &self.lens.task())?;
+            self.flush_owed();
+        }
+        Ok(())
     }
 
     /// Lets the VMM do what is due by its own will. When it wants to act again, if no other processor runs until then.

@@ -200,6 +200,9 @@ impl core::fmt::Display for Summary {
                 v.hypercalls, v.refused, v.conversions, v.memory_faults
             )?;
         }
+        if v.full_rings > 0 {
+            writeln!(f, "VMM          {} exits for full dirty rings", v.full_rings)?;
+        }
         for record in &self.deeds.script {
             let what = &record.what;
             match &record.result {
