@@ -164,8 +164,13 @@ fn kept_hole(defects: Defects) -> Program {
     let sfn = world.frame(3);
     let (rmp, _) = world.vm.rmp().expect("it is an SNP guest");
     rmp.set_in_use(sfn, InUse::Yes);
-    let steps = [3, 4, 6, 7, 8].map(|gfn| accept(gfn, RmpPageSize::Size4K)).to_vec();
-    let threads = vec![("puncher", world.host(punch(3))), ("vcpu", world.snp_guest(0, steps, whatever))];
+    let punch = move |world: &World, task: &Task<'_>| {
+        punch(3)(world, task);
+        let (rmp, _) = world.vm.rmp().expect("it is an SNP guest");
+        rmp.set_in_use(sfn, InUse::No);
+    };
+    let steps = [3, 4, 6, 7, 8, 9].map(|gfn| accept(gfn, RmpPageSize::Size4K)).to_vec();
+    let threads = vec![("puncher", world.host(punch)), ("vcpu", world.snp_guest(0, steps, whatever))];
     world.program(threads)
 }
 
