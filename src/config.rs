@@ -14,7 +14,7 @@ use core::str::FromStr;
 
 pub use self::devices::{DeviceError, DiskBus, DiskChoice, DiskSource, NetChoice};
 pub use self::gmem::GmemChoice;
-pub use self::inject::{Injection, Lie, LieTarget};
+pub use self::inject::{Defence, Injection, Lie, LieTarget};
 pub use self::mmu::{MmuChoice, NestedPaging};
 pub use self::snp::{SnpBoot, SnpChoice, parse_c_bit, parse_policy, parse_vmpl};
 use emu_core::PageSize;
@@ -152,8 +152,8 @@ impl ConfigError {
             ConfigError::CBit(_) => "the C-bit is one of 47 to 51; processors with SNP have it at 51",
             ConfigError::Vmpl(_) => "privilege levels are 0 to 3",
             ConfigError::Injection(_) => {
-                "WHAT[@INSTRUCTIONS][:GPA|:code]; WHAT is replay, remap, swap, resize, double-validate, drop, ghcb, ghcb-valid or \
-                 cpuid"
+                "WHAT[@INSTRUCTIONS][:GPA|:code|:user]; WHAT is replay, remap, swap, resize, double-validate, drop, ghcb, \
+                 ghcb-valid or cpuid"
             }
             ConfigError::LieWithoutPage(_) => "leave out what stands behind the colon",
             ConfigError::SnpBuiltin => "give the image of a kernel that can be an SNP guest",

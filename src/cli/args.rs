@@ -98,7 +98,7 @@ pub struct RunArguments {
     #[arg(long)]
     pub launch_digest: bool,
     /// A host that lies, once, to an SNP guest: replay, remap, swap, resize, double-validate, drop, ghcb, ghcb-valid or cpuid,
-    /// then @INSTRUCTIONS and :GPA or :code if they matter; see docs/sev-snp-faults.md.
+    /// then @INSTRUCTIONS and :GPA, :code or :user if they matter; see docs/sev-snp-faults.md.
     #[arg(long, value_name = "WHAT", conflicts_with = "parallel")]
     pub inject: Option<String>,
     /// How guest_memfd behaves: a generation, split=, shared=, punch=, order= [default: next with huge folios].

@@ -338,6 +338,9 @@ impl Builder {
                 };
                 let mut vcpu = Vcpu::new(memory.clone(), &vcpu_config);
                 vcpu.mmu().set_rmp(rmp.clone());
+                if rmp.is_some() && lens.is_recording() {
+                    vcpu.record_sev();
+                }
                 vcpu.mmu().set_stage2(stage2(&config, vm.root_register(), n));
                 let log = vm.pml_buffer(VcpuId(n))?.map(ModificationLog::new);
                 vcpu.mmu().set_modification_log(log);

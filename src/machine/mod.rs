@@ -27,7 +27,7 @@ mod summary;
 
 pub(crate) use builder::MAX_CPUS;
 pub use builder::{Builder, MachineConfig};
-pub use devices::Device;
+pub use devices::{Device, DeviceDma};
 pub use error::{BuildError, RunError};
 pub(crate) use exits::fault_input;
 pub use run::{Limits, Outcome};

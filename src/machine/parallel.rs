@@ -21,7 +21,7 @@ use emu_core::time::{Duration, Instant, MeetingPoint};
 use hypervisor::{Action, FlushRequest, VcpuId, Vm};
 
 use super::exits::{fault_input, forget};
-use super::seen::{reason, stamp};
+use super::seen::{reason, saw_inside, stamp};
 use super::{Limits, Machine, Outcome, RunError, border};
 use crate::trace::Lens;
 
@@ -265,6 +265,7 @@ impl<'m> Shared<'m> {
                     }
                 }
             };
+            saw_inside(lens, n, &mut vcpu);
             lens.point_at(|| stamp(n, &vcpu, vcpu.now()));
             let Exit::NestedPageFault { fault, access } = exit else { return (vcpu, Return::Exit(exit)) };
             task.report(Event::Exit { reason: reason(&exit) });

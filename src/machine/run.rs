@@ -8,7 +8,7 @@ use hypervisor::VcpuId;
 
 use super::guest_memory::HostSide;
 use super::seat::{Activity, Message};
-use super::{Machine, RunError, border};
+use super::{Machine, RunError, border, seen};
 
 /// Longest turn of a lone processor when nothing is due.
 const LONE_TURN: u64 = 1 << 20;
@@ -219,6 +219,7 @@ impl Machine {
             border::enter(&self.vm, n, vcpu)?;
             let exit = vcpu.run(until);
             border::leave(&self.vm, n, vcpu, &self.lens.task())?;
+            seen::saw_inside(&self.lens, n, vcpu);
             let after = vcpu.now();
             self.vcpus[n].retired += after.saturating_since(self.now).units();
             self.now = self.now.max(after);
