@@ -59,6 +59,9 @@ defects! {
     /// a conversion lets faults on neighbours through that may put a huge leaf over what it changes.
     NarrowConversion "narrow-conversion"
         "a conversion lets a neighbour's fault put a huge leaf over what it changes";
+    /// a hole lets faults on neighbours through that may put a huge leaf over what it splits.
+    NarrowHole "narrow-hole"
+        "a hole lets a neighbour's fault put a huge leaf over what it splits";
     /// two faults on one huge page both allocate it.
     AllocateTwice "allocate-twice"
         "two faults on one huge page both allocate it, one more than was reserved";
@@ -233,6 +236,63 @@ defects! {
     /// a memory failure neither zaps nor invalidates.
     FailureTellsNobody "failure-tells-nobody"
         "a memory failure neither zaps nor invalidates";
+    /// a page counts as prepared if its frame is assigned, to whatever guest address.
+    AssignAnywhere "assign-anywhere"
+        "a page whose frame is assigned to another guest address counts as prepared";
+    /// a hole does not tell a processor that its save area is in it.
+    ForgetSaveArea "forget-save-area"
+        "a hole tells no processor that its save area goes";
+    /// a frame that its guest's hardware keeps goes back to the allocator.
+    UseKeptFrames "use-kept-frames"
+        "a frame that did not come back from its guest is handed out again";
+    /// a processor whose PSMASH comes second takes that for an error.
+    SecondPsmashFails "second-psmash-fails"
+        "who finds that another processor has split the entry gives up";
+    /// an entry of the reverse map is split under the leaf that shows it whole.
+    PsmashWithoutZap "psmash-without-zap"
+        "an entry is split by PSMASH while a leaf shows it whole";
+    /// an entry of the reverse map is split after the leaf went and others may fault again.
+    PsmashAfterUnlock "psmash-after-unlock"
+        "an entry is split by PSMASH when faults may put its leaf back already";
+    /// translations of a leaf survive the change of its entry's size.
+    ResizeWithoutFlush "resize-without-flush"
+        "the leaf of an entry that is split goes without a flush";
+    /// entries are merged by giving them back and assigning them anew.
+    MergeAnew "merge-anew"
+        "entries are merged by assigning their 2M anew, and what the guest accepted is forgotten";
+    /// the host's own map is split after the page in it was assigned.
+    SplitDirectMapLate "split-direct-map-late"
+        "the host's map is split around a page after it was assigned to a guest";
+    /// the host takes a page back that it cannot write.
+    TakeBackOnHostFault "take-back-on-host-fault"
+        "the host takes a page from its guest because a write to it faulted";
+    /// a scanner of the host writes to a page that it does not hold.
+    ScanWithoutReference "scan-without-reference"
+        "a scanner of the host writes to a page that it holds no reference on";
+    /// a host that reads ciphertext leaves it to the guest.
+    ScanBehindTranslations "scan-behind-translations"
+        "a guest goes on by translations to a page that the host made ciphertext of";
+    /// a launch reads the state of processors that may run meanwhile.
+    LaunchBesideProcessors "launch-beside-processors"
+        "a launch takes the state of processors that it does not stop";
+    /// the deletion of a slot takes the private pages of all slots from the guest.
+    DeletionTakesAll "deletion-takes-all"
+        "the deletion of a memslot drops what is private in all others";
+    /// frames are taken from the guest while leaves show them.
+    ReclaimBeforeZap "reclaim-before-zap"
+        "a conversion takes frames from the guest while leaves show them";
+    /// frames are assigned to the guest while leaves of shared memory show them.
+    AssignBeforeZap "assign-before-zap"
+        "a conversion assigns frames while leaves of shared memory show them";
+    /// frames are freed that are the guest's still.
+    FreeAssigned "free-assigned"
+        "frames are freed before the guest's hardware gave them back";
+    /// a hole inside a huge page clears a page that is the guest's still.
+    ClearAssigned "clear-assigned"
+        "a hole clears a page in place and does not take it from the guest";
+    /// of a 2M entry more is taken back than becomes shared.
+    TakeBackWhole "take-back-whole"
+        "one shared page takes all of the 2M entry around it from the guest";
 }
 
 impl Defect {

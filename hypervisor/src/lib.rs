@@ -76,7 +76,7 @@ pub use prefault::{PreFault, PreFaultError};
 pub use ram::RAM_HVA;
 pub use snp::memory::{
     Assign, AssignError, LaunchContent, LaunchError, LaunchedPage, LieError, Measure, PageStateChange, PageStateError,
-    RmpSizes, SizeHint, SnpConfig, SnpLaunchUpdate, SnpPageType, SnpSetupError, SnpStats,
+    Reloaded, RmpSizes, SizeHint, SnpConfig, SnpLaunchUpdate, SnpPageType, SnpSetupError, SnpStats,
 };
 pub use stats::{FaultStats, VmStats};
 pub use tdp::TdpFormat;

@@ -243,6 +243,9 @@ impl Vm {
     /// `kvm_invalidate_memslot`: after this no fault uses the slot, and nothing of it is mapped.
     fn invalidate_slot(&self, old: &Slot, changes: &SlotsLock<'_>, task: &Task<'_>) -> Result<(), VmError> {
         self.slots.publish(Publication::Put(old.in_state(SlotState::Invalid)), changes, task);
+        if task.has(Defect::DeletionTakesAll) {
+            self.take_all_back(task)?;
+        }
         if self.params.slot_zap == SlotZap::All && !self.kind.has_private_memory() {
             return self.zap_all_fast(task);
         }
@@ -250,6 +253,7 @@ impl Vm {
         let mut owed = Owed::default();
         let zapped = tables.zap(old.info().first, old.info().nr_pages, &mut owed, task);
         self.flush(&owed, task);
+        self.reload_save_areas(old.info().first, old.info().nr_pages, task);
         tables.bury(&self.host, task);
         Ok(zapped?)
     }

@@ -28,8 +28,6 @@ pub struct Race {
     pub shown: Shown,
 }
 
-const SNP: &str = "needs the reverse map";
-
 macro_rules! races {
     ($($number:literal $title:literal $how:ident($($what:tt)*);)*) => {
         &[$(Race { number: $number, title: $title, shown: races!(@ $how $($what)*) },)*]
@@ -44,7 +42,7 @@ pub const RACES: &[Race] = races! {
     2 "a fault against a hole that is still in progress" By(IgnoreRangeInProgress "E6");
     3 "two holes at once, of which the second resets the range" By(ResetRangeOnBegin "E2");
     4 "a user fault against the removal of a huge folio" By(MapAfterUnlock "C9");
-    5 "a neighbour's huge leaf over attributes that change" By(NarrowConversion "D1");
+    5 "a neighbour's huge leaf over attributes that change" By(NarrowConversion "D1", NarrowHole "D12");
     6 "records of mixed attributes read before they are recomputed" By(RecordMixedAfterEnd "D1");
     7 "a conversion that stores its attribute after the end of its invalidation" By(StoreAttributeAfterEnd "C8");
     8 "a storm of faults against conversions" Not("holds without a defect of its own: faults-convert-empty");
@@ -66,7 +64,7 @@ pub const RACES: &[Race] = races! {
     23 "bindings that change between begin and end" By(UnlockDuringInvalidation "E1");
     24 "a refused binding that keeps its reference" By(LeakFileOnError "A7");
     25 "a VM that is closed before its inodes" By(FileWithoutVm "A6");
-    26 "a private page shown at another guest address" Not(SNP);
+    26 "a private page shown at another guest address" By(AssignAnywhere "H2");
     27 "pieces of a huge page that outlive their inode" By(EndSubpoolWithInode "panic");
     28 "a pin against the check of references" By(CountBeforeUnmap "C4");
     29 "a reference of a batch that makes a conversion fail" By(CountBatches "C5");
@@ -93,10 +91,11 @@ pub const RACES: &[Race] = races! {
     50 "a memory failure against a fault" By(FailureTellsNobody "B18");
     51 "populating a launch image against a user fault, each with the other's lock" By(PopulateUnderLock "deadlock");
     52 "populating a launch image against holes" By(PopulateUnlocked "B8");
-    53 "a hole over a VMSA" Not(SNP);
-    54 "two PSMASH at once" Not(SNP);
-    55 "a host write beside a page that becomes private" Not(SNP);
-    56 "a scanner that reads private pages" Not(SNP);
+    53 "a hole over a VMSA" By(ForgetSaveArea "H11", UseKeptFrames "H12");
+    54 "two PSMASH at once"
+        By(SecondPsmashFails "H6", PsmashWithoutZap "D12", PsmashAfterUnlock "D12", ResizeWithoutFlush "E5", MergeAnew "H6");
+    55 "a host write beside a page that becomes private" By(SplitDirectMapLate "H9", TakeBackOnHostFault "H2");
+    56 "a scanner that reads private pages" By(ScanWithoutReference "H9", ScanBehindTranslations "B9");
     57 "a reference on a page that counts none" By(ReferenceDevicePages "B8");
     58 "a page used after its reference was dropped" By(MarkAfterRelease "panic");
     59 "a long mapping of a driver's page" By(MapDeviceForLong "B8");
@@ -108,8 +107,11 @@ pub const RACES: &[Race] = races! {
     65 "a device entry of an old generation" By(IgnoreMmioGeneration "I5");
     66 "a dirty ring full at its last entry" By(RingForgetsLastEntry "I2");
     67 "native and emulated accesses that see different bytes" By(OwnAccessToUserMemory "K5");
-    68 "a launch that finishes beside a running processor" Not(SNP);
-    71 "a deletion that zaps private memory of other slots" Not(SNP);
+    68 "a launch that finishes beside a running processor" By(LaunchBesideProcessors "H11");
+    71 "a deletion that zaps private memory of other slots" By(DeletionTakesAll "A9");
+    72 "a frame that changes hands while leaves show it" By(ReclaimBeforeZap "H2", AssignBeforeZap "H13");
+    73 "a frame that is given up and stays its guest's" By(FreeAssigned "H1", ClearAssigned "H7");
+    74 "a part of a 2M entry that leaves, and its neighbours with it" By(TakeBackWhole "H10");
 };
 
 impl Race {

@@ -57,5 +57,9 @@ const fn at(point: Point) -> &'static str {
         Point::P2 => "P2 folio found",
         Point::P3 => "P3 page copied",
         Point::S1 => "S1 shadow page unsync",
+        Point::O1 => "O1 RMP entry looked at",
+        Point::O2 => "O2 RMP entry changed",
+        Point::V1 => "V1 save area found",
+        Point::V2 => "V2 state read for its launch",
     }
 }

@@ -252,7 +252,7 @@ impl<'m> Shared<'m> {
                 Ok((inside, flush)) => {
                     flush.into_iter().for_each(|request: FlushRequest| forget(&mut vcpu, request));
                     if self.vm.must_reload(id) {
-                        // Somebody took the root away a moment ago; whoever does so from now on waits.
+                        // Somebody took the root or the save area away a moment ago; whoever does so from now on waits.
                         continue;
                     }
                     let ran = border::enter(&self.vm, n, &mut vcpu).map(|()| vcpu.run(until));

@@ -90,6 +90,14 @@ pub enum Point {
     P3,
     /// A shadow page goes its own way; the entry that lets the guest write its table is not written yet.
     S1,
+    /// Who owns a frame was looked up in the RMP; that is not changed yet.
+    O1,
+    /// It was changed.
+    O2,
+    /// A save area is found; nothing is noted of it yet.
+    V1,
+    /// The state of a processor is read for its launch.
+    V2,
 }
 
 impl core::fmt::Display for Point {

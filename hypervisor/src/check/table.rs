@@ -218,7 +218,7 @@ invariants! {
     H8 MmuLockFree Within(Invariant::H2) "a frame that is assigned stands behind one guest frame";
     H9 Call Test(SNP) "a write of the host succeeds exactly when nothing under its mapping is assigned";
     H10 Call Test(SNP) "a conversion to shared leaves nothing of its range assigned, and its neighbours as they were";
-    H11 Call Open("which page a processor runs from is the machine's to know") "a save area in use stays where it is";
+    H11 MmuLockFree Scan(rmp::save_areas_stay) "a save area in use stays where it is, or its processor is asked to look it up again";
     H12 MmuLockFree Scan(rmp::leaked_frames_are_used_by_nobody) "a frame that did not come back is never used again";
     H13 MmuLockFree Scan(rmp::shared_leaves_show_nothing_assigned) "a shared leaf shows no frame that is assigned";
     I1 Call Test("hypervisor/tests/dirty.rs") "a write to a logged page is in the next harvest";
