@@ -14,7 +14,7 @@ use core::str::FromStr;
 
 pub use self::devices::{DeviceError, DiskBus, DiskChoice, DiskSource, NetChoice};
 pub use self::gmem::GmemChoice;
-pub use self::inject::{Injection, Lie, LieTarget};
+pub use self::inject::{Defence, Injection, Lie, LieTarget};
 pub use self::mmu::{MmuChoice, NestedPaging};
 pub use self::snp::{SnpBoot, SnpChoice, parse_c_bit, parse_policy, parse_vmpl};
 use emu_core::PageSize;
@@ -24,7 +24,7 @@ use hypervisor::snp::memory::{Assign, RmpSizes};
 use thiserror::Error;
 
 use crate::vmm::random::{DEFAULT_INTERVAL, RandomConfig};
-use crate::vmm::{InitialRam, OnMemoryFault};
+use crate::vmm::{InitialRam, OnMemoryFault, SharedSide};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -144,7 +144,7 @@ impl ConfigError {
             ConfigError::Guest(_) => "bifold run --list-guests tells which there are",
             ConfigError::VmKind(_) => "kinds of VM are default, sw-protected and snp",
             ConfigError::VmProperty(_) => {
-                "sw-protected has ram=shared|private and fault=convert|stop; snp has boot=launch|stage0, assign=lazy|eager, \
+                "sw-protected has ram=shared|private, api=next|7.3 and fault=convert|stop; snp has boot=launch|stage0, assign=lazy|eager, \
                  rmp=4k|2m|merge and fault=convert|stop"
             }
             ConfigError::NoPrivateMemory(_) => "say --vm sw-protected or --vm snp",
@@ -152,8 +152,8 @@ impl ConfigError {
             ConfigError::CBit(_) => "the C-bit is one of 47 to 51; processors with SNP have it at 51",
             ConfigError::Vmpl(_) => "privilege levels are 0 to 3",
             ConfigError::Injection(_) => {
-                "WHAT[@INSTRUCTIONS][:GPA|:code]; WHAT is replay, remap, swap, resize, double-validate, drop, ghcb, ghcb-valid or \
-                 cpuid"
+                "WHAT[@INSTRUCTIONS][:GPA|:code|:user]; WHAT is replay, remap, swap, resize, double-validate, drop, ghcb, \
+                 ghcb-valid or cpuid"
             }
             ConfigError::LieWithoutPage(_) => "leave out what stands behind the colon",
             ConfigError::SnpBuiltin => "give the image of a kernel that can be an SNP guest",
@@ -331,6 +331,8 @@ pub struct VmChoice {
     pub kind: VmKind,
     /// How RAM begins.
     pub ram: InitialRam,
+    /// Where shared memory is.
+    pub shared: SharedSide,
     /// What the VMM does about memory faults.
     pub on_memory_fault: OnMemoryFault,
     /// An SNP guest's.
@@ -355,6 +357,8 @@ impl FromStr for VmChoice {
             }
             let (name, set): (&'static str, fn(&mut VmChoice)) = match (kind, property) {
                 (VmKind::SwProtected, "ram=shared") => ("ram", |c| c.ram = InitialRam::Shared),
+                (VmKind::SwProtected, "api=next") => ("api", |c| c.shared = SharedSide::Gmem),
+                (VmKind::SwProtected, "api=7.3") => ("api", |c| c.shared = SharedSide::UserMemory),
                 (VmKind::SwProtected, "ram=private") => ("ram", |c| c.ram = InitialRam::Private),
                 (VmKind::Snp, "boot=launch") => ("boot", |c| c.snp.boot = SnpBoot::Launch),
                 (VmKind::Snp, "boot=stage0") => ("boot", |c| c.snp.boot = SnpBoot::Stage0),
@@ -443,6 +447,9 @@ mod tests {
         assert_eq!("default".parse(), Ok(plain));
         assert_eq!("sw-protected".parse(), Ok(protected));
         assert_eq!("sw-protected,ram=private".parse(), Ok(VmChoice { ram: InitialRam::Private, ..protected }));
+        let two_sided = VmChoice { shared: SharedSide::UserMemory, ..protected };
+        assert_eq!("sw-protected,api=7.3".parse(), Ok(two_sided));
+        assert_eq!("sw-protected,api=next".parse(), Ok(protected));
         let stops = VmChoice { on_memory_fault: OnMemoryFault::Stop, ..protected };
         assert_eq!("sw-protected,fault=stop,ram=shared".parse(), Ok(stops));
         let refused = |text: &str| text.parse::<VmChoice>().unwrap_err();

@@ -101,6 +101,19 @@ fn conversions_by_attributes_of_the_vm() {
     }
 }
 
+/// Shared pages are the VMM's own memory and private ones guest_memfd's: the guest sees the same.
+#[test]
+fn conversions_between_two_sides_of_memory() {
+    for (cpus, ram, mmu) in [("1", "shared", "npt"), ("2", "private", "ept")] {
+        let under = |api: &str| {
+            let vm = format!("sw-protected,ram={ram},api={api}");
+            let words = ["--vm", &vm, "--mmu", mmu, "--cpus", cpus, "--memory", "64M", "--check-invariants=2000000"];
+            conversions(&words).text()
+        };
+        assert_eq!(under("7.3"), under("next"), "{ram}");
+    }
+}
+
 /// When and how far folios are split is nothing to the guest.
 #[test]
 fn conversions_are_the_same_under_every_way_to_split() {

@@ -1,5 +1,6 @@
 //! Debian's kernels with devices: they make file systems, write and read them, take a lease, talk to an echo service, and
-//! what they say of their disks is what the host finds on them.
+//! what they say of their disks is what the host finds on them. As ordinary guests, and as SNP guests, whose devices reach
+//! nothing but what the guests share.
 //!
 //! What they need is fetched by `cargo xtask fetch`. One boot of each kernel runs each time; interrupts by wire and a
 //! repeated run are for CI, or BIFOLD_GUESTS=all.
@@ -106,12 +107,24 @@ fn check(row: Row) -> Option<Run> {
     assert!(text.contains("\nrng "), "{row:?}: no random bytes:\n{}", run.ended.tail());
     says("console written");
     assert_eq!(run.console, "hello from the virtio console\n", "{row:?}");
+    if row.options.windows(2).any(|words| words == ["--cpus", "2"]) {
+        says("processors, one switched off: 1");
+        says("processors, all switched on: 2");
+        says("the second one counts to 9999");
+    }
     says("guest: script ends with 0");
     for complaint in ["BUG:", "WARNING:", "Oops", "Call Trace", "I/O error", "timeout", "soft lockup"] {
         assert!(!text.contains(complaint), "{row:?}: the kernel complains: {complaint}\n{text}");
     }
     let json = run.ended.json();
     assert_eq!((run.ended.code, &json["outcome"]), (Some(0), &Value::from("power-off")), "{row:?}: {json}");
+    let dma = json["dma"].as_array().expect("what devices did");
+    assert_eq!(dma.len(), 6, "{row:?}: {json}");
+    for device in dma {
+        let bytes = |name: &str| device[name].as_u64().expect("a counter");
+        assert!(bytes("read_bytes") > 0 && bytes("written_bytes") > 0, "{row:?}: {device}");
+        assert_eq!(bytes("refused"), 0, "{row:?}: {device}");
+    }
     Some(run)
 }
 
@@ -149,4 +162,29 @@ fn linux_6_1_with_every_device_twice() {
     assert_eq!(first.ended.text(), second.ended.text(), "the console of two runs of one command");
     assert_eq!(first.ended.stdout, second.ended.stdout, "the summary of two runs of one command");
     assert!(first.disks == second.disks, "the disks of two runs of one command");
+}
+
+/// The row's kernel as an SNP guest: its memory is private, so what devices moved went through bounce buffers that it
+/// shares. A single access to anything else would have been refused and counted.
+fn as_an_snp_guest(row: Row) {
+    let Some(run) = check(row) else { return };
+    let text = run.ended.text();
+    for line in [
+        "Memory Encryption Features active: AMD SEV SEV-ES SEV-SNP",
+        "Memory encryption is active and system is using DMA bounce buffers",
+    ] {
+        assert!(text.contains(line), "{row:?} does not say {line:?}\n{text}");
+    }
+}
+
+#[test]
+fn linux_6_1_as_an_snp_guest_with_every_device() {
+    as_an_snp_guest(Row { kernel: "6.1", append: "", options: &["--vm", "snp", "--cpus", "2"] });
+}
+
+#[test]
+fn linux_6_12_as_an_snp_guest_with_every_device() {
+    if everything() {
+        as_an_snp_guest(Row { kernel: "6.12", append: "", options: &["--vm", "snp,boot=stage0", "--pages", "2m"] });
+    }
 }

@@ -46,7 +46,8 @@ fn a_guest_notices_nothing_of_random_actions() {
     let shadowed = ["--memory", "96M", "--mmu", "shadow"];
     let logging = ["--memory", "96M", "--mmu", "ept,pml=on", "--pages", "2m", "--cpus", "2"];
     let by_vm = ["--memory", "64M", "--guest", "conversions", "--vm", "sw-protected", "--gmem", "7.3"];
-    let rows: [(&[&str], &str); 7] = [
+    let rings = ["--memory", "96M", "--mmu", "npt,dirty-ring=1024"];
+    let rows: [(&[&str], &str); 8] = [
         (&paging, "7:40000"),
         (&private, "8:40000"),
         (&converts, "9:20000"),
@@ -54,6 +55,7 @@ fn a_guest_notices_nothing_of_random_actions() {
         (&shadowed, "11:40000"),
         (&by_vm, "13:20000"),
         (&logging, "12:40000"),
+        (&rings, "15:40000"),
     ];
     for (words, random) in rows {
         let without = guest(words, LIMIT);
@@ -157,6 +159,67 @@ fn a_migration_by_the_processors_own_logs_misses_no_write() {
         assert!(records.iter().all(|record| record["refused"].is_null()), "{pages}: {records:?}");
         let copied: u64 = records.iter().filter(|r| r["what"] == "log-round").filter_map(|r| r["bytes"].as_u64()).sum();
         assert!(copied > 0, "{pages}: {records:?}");
+    }
+}
+
+/// Processors push what they write to rings, and leave to the VMM when these are full: nothing is lost.
+#[test]
+fn a_migration_by_dirty_rings_misses_no_write() {
+    let script = [
+        action("{ instructions = 1_000_000 }", "{ log-start = {} }"),
+        action("{ every = 700_000, from = 1_200_000, times = 10 }", "{ log-round = {} }"),
+        action("{ instructions = 4_000_000 }", "{ replug = 0 }"),
+        action("{ instructions = 10_000_000 }", "{ log-stop = {} }"),
+    ]
+    .concat();
+    for (mmu, cpus) in [("npt", "1"), ("ept,pml=on", "2"), ("shadow", "1")] {
+        let mmu = format!("{mmu},dirty-ring=1024");
+        let words = ["--memory", "64M", "--mmu", &mmu, "--cpus", cpus, "--check-invariants"];
+        let ended = scripted(&script, &words);
+        assert_eq!(ended.code, Some(0), "{mmu}: {}", ended.tail());
+        let json = ended.json();
+        let records = json["vmm"]["script"].as_array().expect("a list of actions");
+        assert_eq!(records.len(), 13, "{records:?}");
+        assert!(records.iter().all(|record| record["refused"].is_null()), "{mmu}: {records:?}");
+        let copied: u64 = records.iter().filter(|r| r["what"] == "log-round").filter_map(|r| r["bytes"].as_u64()).sum();
+        assert!(copied > 0 && count(&json, &["vmm", "full_rings"]) > 0, "{mmu}: {records:?}");
+    }
+}
+
+/// A guest that writes every page of its memory while it is logged fills its ring again and again.
+#[test]
+fn a_full_ring_is_emptied_and_the_guest_goes_on() {
+    let script = action("{ instructions = 1 }", "{ log-start = {} }");
+    let ended = scripted(&script, &["--guest", "touch", "--memory", "64M", "--mmu", "npt,dirty-ring=1024"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.tail());
+    let json = ended.json();
+    let full = count(&json, &["vmm", "full_rings"]);
+    // 448 pages lie below the soft limit, and the guest writes some eight thousand.
+    assert!((10..60).contains(&full), "{full} exits: {}", ended.tail());
+}
+
+/// Where shared memory is the VMM's own, pages of the inode are half of the truth: what would treat them as all is refused.
+#[test]
+fn actions_on_memory_with_two_sides() {
+    let script = [
+        action("{ instructions = 1_000_000 }", "{ balloon = \"16M+1M\" }"),
+        action("{ instructions = 1_000_001 }", "{ log-start = {} }"),
+        action("{ instructions = 1_000_002 }", "{ replug = 0 }"),
+        action("{ every = 200_000, from = 1_200_000, times = 5 }", "{ toggle = \"1M+2M\" }"),
+        action("{ every = 300_000, from = 1_300_000, times = 5 }", "{ zap = \"0+32M\" }"),
+        action("{ instructions = 2_000_000 }", "{ age = \"0+32M\" }"),
+    ]
+    .concat();
+    let vm = ["--memory", "64M", "--guest", "conversions", "--vm", "sw-protected,api=7.3", "--check-invariants"];
+    let ended = scripted(&script, &vm);
+    assert_eq!(ended.code, Some(0), "{}", ended.tail());
+    let json = ended.json();
+    let records = json["vmm"]["script"].as_array().expect("a list of actions");
+    for record in records {
+        let refused = record["refused"].as_str().is_some_and(|why| why.contains("memory that is converted in place"));
+        let what = record["what"].as_str().expect("words");
+        assert_eq!(refused, ["balloon", "log-start", "replug"].iter().any(|word| what.starts_with(word)), "{record}");
+        assert!(refused || record["refused"].is_null(), "{record}");
     }
 }
 

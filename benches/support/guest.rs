@@ -1,10 +1,11 @@
 //! The kernels in a guest: Linux boots in this process with the program as its `/init`.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 use bifold::loader::Image;
-use bifold::machine::{BuildError, Limits, Machine, Outcome, RunError};
+use bifold::machine::{BuildError, Builder, Limits, Outcome, RunError};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::markers::{Marker, Markers};
@@ -28,6 +29,20 @@ pub struct Run {
     pub boot: Option<(Duration, u64)>,
     /// By name.
     pub kernels: BTreeMap<String, Guest>,
+}
+
+impl Run {
+    /// Takes from `other` what it did faster, or alone.
+    pub fn keep_best_of(&mut self, other: Run) {
+        self.boot = [self.boot, other.boot].into_iter().flatten().min();
+        for (name, kernel) in other.kernels {
+            match self.kernels.entry(name) {
+                Entry::Vacant(place) => _ = place.insert(kernel),
+                Entry::Occupied(mut place) if kernel.time < place.get().time => _ = place.insert(kernel),
+                Entry::Occupied(_) => {}
+            }
+        }
+    }
 }
 
 /// Why there are no figures.
@@ -58,12 +73,19 @@ fn now() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Boots `kernel` with `program` as `/init` and measures between its markers; the best of `repeats` counts.
+/// Boots `kernel` on what `builder` makes, with `program` as `/init` and measures between its markers; the best of `repeats` counts.
 ///
 /// Markers are seen at the end of a turn, which makes each figure uncertain by a few hundred microseconds.
-pub fn run(kernel: &Image<'_>, program: &[u8], scale: u64, repeats: u64, names: &[&str]) -> Result<Run, GuestError> {
+pub fn run(
+    builder: Builder,
+    kernel: &Image<'_>,
+    program: &[u8],
+    scale: u64,
+    repeats: u64,
+    names: &[&str],
+) -> Result<Run, GuestError> {
     let started = now();
-    let mut machine = Machine::builder()
+    let mut machine = builder
         .memory(512 << 20)
         .append(&format!("console=ttyS0 rdinit=/init -- {scale} {repeats} {}", names.join(" ")))
         .initrd(newc::with_init(program))

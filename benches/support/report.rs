@@ -27,6 +27,38 @@ fn geometric_mean(values: &[f64]) -> Option<f64> {
     (!values.is_empty()).then(|| (values.iter().map(|v| v.ln()).sum::<f64>() / values.len() as f64).exp())
 }
 
+/// Kernels that spend their time in the guest's kernel, and with it in faults, or on code of their own making.
+const NOT_CPU_BOUND: [&str; 3] = ["syscall", "fault", PATCH];
+
+/// Prints what both guests took and the ratio. Returns the kernels whose checksums differ.
+pub fn print_snp(plain: &Run, snp: &Run) -> Vec<String> {
+    let mut differ = Vec::new();
+    let mut ratios = Vec::new();
+    println!("| kernel | plain ms | SNP ms | ratio |");
+    println!("|---|---:|---:|---:|");
+    for name in names() {
+        let (Some(outside), Some(inside)) = (plain.kernels.get(name), snp.kernels.get(name)) else { continue };
+        if outside.checksum != inside.checksum {
+            differ.push(name.to_owned());
+        }
+        let [outside, inside] = [outside, inside].map(|guest| guest.time.as_secs_f64() * 1e3);
+        if !NOT_CPU_BOUND.contains(&name) {
+            ratios.push(inside / outside);
+        }
+        println!("| {name} | {outside:.1} | {inside:.1} | {:.3} |", inside / outside);
+    }
+    println!();
+    if let Some(mean) = geometric_mean(&ratios) {
+        println!("CPU-bound work in an SNP guest against outside, geometric mean of {}: {mean:.3}", ratios.len());
+    }
+    for (name, run) in [("plain", plain), ("SNP", snp)] {
+        if let Some((time, _)) = run.boot {
+            println!("boot to /init, {name}: {:.2} s", time.as_secs_f64());
+        }
+    }
+    differ
+}
+
 /// Prints everything that is known. Returns the kernels whose checksums differ.
 pub fn print(native: &BTreeMap<String, Native>, guest: &Run, scale: u64) -> Vec<String> {
     let mut differ = Vec::new();

@@ -12,6 +12,7 @@ use emu_core::regs::{Cr0, Cr4, Dr6, Dr7, Efer, Rflags, Xcr0};
 use emu_core::time::{Instant, MeetingPoint};
 use emu_core::{Exception, Gva, Privilege};
 use mmu::Mmu;
+use mmu::rmp::RmpRegisters;
 
 use crate::code::JumpTable;
 use crate::event::{Event, InterruptShadow, Pending};
@@ -25,6 +26,7 @@ use crate::op::{GPR_SLOTS, Op, OpenLink, RIP};
 use crate::random::Random;
 use crate::segment::{SegReg, Segments};
 use crate::sev::SevGuest;
+use crate::sev::record::SevRecord;
 use crate::simd::VectorState;
 use crate::width::Width;
 use crate::x87::X87State;
@@ -100,6 +102,10 @@ pub(crate) struct Cpu {
     pub apic_enabled: bool,
     /// The guest mode of encrypted state, while it is in force.
     pub sev: Option<SevGuest>,
+    /// The registers that place the RMP and put it in force.
+    pub rmp_registers: RmpRegisters,
+    /// What such a guest did, while somebody wants to know.
+    pub sev_records: Option<Vec<SevRecord>>,
 }
 
 impl Cpu {

@@ -51,6 +51,7 @@ pub use exit::{Completion, Exit, IoAccess, LinearData, LinearOperand, MmioAccess
 pub use mode::{CodeSize, Mode};
 pub use segment::{DescriptorTable, SegReg, Segment, SegmentAttributes, Segments};
 pub use sev::emulate::{Emulated, EmulationRefused};
+pub use sev::record::{SevAct, SevRecord};
 pub use sev::{SevGuest, SevRefused};
 pub use step::{MediaRegisters, Stepped, UserRegisters};
 pub use vcpu::{Vcpu, VcpuConfig, VcpuState, X87Registers};

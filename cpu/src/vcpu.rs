@@ -12,6 +12,7 @@ use emu_core::regs::{Cr0, Cr4, Dr6, Dr7, Efer, Rflags, Xcr0};
 use emu_core::rng::{Consumer, Seed};
 use emu_core::time::{Instant, MeetingPoint};
 use mmu::fast::Others;
+use mmu::rmp::RmpRegisters;
 use mmu::{Mmu, PagingCapabilities, PagingChange, PagingFeatures, PagingState};
 
 use crate::code::JumpTable;
@@ -163,6 +164,8 @@ impl Vcpu {
             skipped: 0,
             apic_enabled: true,
             sev: None,
+            rmp_registers: RmpRegisters::new(None),
+            sev_records: None,
         };
         cpu.gpr[RIP as usize] = 0xfff0;
         cpu.gpr[TWO_GIB as usize] = 1 << 31;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use common::{CODE, long_mode, long_mode_of, run};
 use cpu::vmsa::{self, Resumed, VMSA_LEN, VmsaSegment};
-use cpu::{Exit, SegReg, SevGuest, Stepped, Vcpu, VcpuConfig};
+use cpu::{Exit, SegReg, SevAct, SevGuest, Stepped, Vcpu, VcpuConfig};
 use emu_core::cpu_model::CpuModel;
 use emu_core::cpuid::Feature;
 use emu_core::memory::{Key, SystemMemory};
@@ -17,7 +17,7 @@ use emu_core::regs::Rflags;
 use emu_core::rng::Seed;
 use emu_core::sev::{CBit, ExitCode, SevFeatures, Vmpl};
 use emu_core::{Exception, Gpa, Spa};
-use mmu::rmp::{FirmwareCommand, Rmp, RmpPageSize, RmpPlace, RmpUpdate, VmplPermissions, Vmsa};
+use mmu::rmp::{FirmwareCommand, Rmp, RmpPageSize, RmpPlace, RmpUpdate, Validated, VmplPermissions, Vmsa};
 use mmu::{Asid, NestedFaultKind, NestedNx, Npt, RmpCause, SnpGuest, Stage2, Stage2Levels};
 
 const ASID: Asid = Asid(1);
@@ -238,6 +238,35 @@ fn a_guest_validates_a_page_and_asks_for_cpuid_by_vmgexit() {
         assert_eq!(state.gpr[RBX], answer as u64);
         assert_eq!(m.memory.load::<u32>(Spa::new(RAW)).unwrap(), 0x5a);
     }
+}
+
+#[test]
+fn what_a_guest_does_by_itself_is_written_down_with_its_instruction_and_changes_nothing() {
+    let runs = |records: bool| {
+        let mut m = machine(TWENTY_INSTRUCTIONS, ASKS_BY_MSR);
+        if records {
+            m.vcpu.record_sev();
+        }
+        assert_eq!(run(&mut m.vcpu, 100), Exit::VmgExit);
+        m
+    };
+    let mut quiet = runs(false);
+    assert_eq!(quiet.vcpu.take_sev_records(), []);
+    let mut m = runs(true);
+    assert_eq!(m.vcpu.user_registers(), quiet.vcpu.user_registers());
+    assert_eq!(m.vcpu.now(), quiet.vcpu.now());
+    let records = m.vcpu.take_sev_records();
+    let rips: Vec<u64> = records.iter().map(|record| record.rip.raw() - PAYLOAD).collect();
+    assert_eq!(rips, [12, 28, 55], "both PVALIDATEs and CPUID");
+    assert!(records.is_sorted_by(|a, b| a.at < b.at));
+    for (record, nothing_to_change) in records.iter().zip([false, true]) {
+        let SevAct::Pvalidate { gva, page, size, to, eax, carry } = record.act else { panic!("{record:?}") };
+        assert_eq!((gva.raw(), size, to, eax), (RAW, RmpPageSize::Size4K, Validated::Yes, 0));
+        assert_eq!(page.map(|page| (page.gpa, page.spa)), Some((Gpa::new(RAW), Spa::new(RAW))));
+        assert_eq!(carry, nothing_to_change);
+    }
+    assert_eq!(records[2].act, SevAct::VmmCommunication { exit_code: 0x72 });
+    assert_eq!(m.vcpu.take_sev_records(), [], "each is taken once");
 }
 
 #[test]

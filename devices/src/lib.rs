@@ -5,6 +5,7 @@
 //! - Time: [`pit`], [`rtc`], [`acpi::pm`] (the PM timer); the LAPIC's timer lives with the LAPIC.
 //! - Input and output: [`uart`], [`i8042`], [`fw_cfg`], [`pci`], [`testdev`], [`chipset`] (the small system ports).
 //! - Disks: [`block`] (what they hold), [`nvme`] (a controller on the PCI bus).
+//! - [`dma`]: what each of them did to guest memory.
 //! - [`virtio`]: disk, network, console and randomness as guests of hypervisors know them.
 //! - Firmware's part: [`acpi::tables`] builds the tables a kernel finds.
 //!
@@ -25,6 +26,7 @@ pub mod block;
 pub mod board;
 pub mod bus;
 pub mod chipset;
+pub mod dma;
 pub mod fw_cfg;
 pub mod i8042;
 pub mod ioapic;

@@ -39,7 +39,7 @@ use bitflags::bitflags;
 use emu_core::defect::Defect;
 use emu_core::event::{Event, Ino};
 use emu_core::page::PAGE_SIZE;
-use emu_core::sync::{Mutex, ReadGuard, Sharded, ShardedLock, Task};
+use emu_core::sync::{Mutex, Point, ReadGuard, Sharded, ShardedLock, Task};
 use emu_core::{Errno, PageSize, Sfn};
 use thiserror::Error;
 
@@ -368,7 +368,25 @@ impl GuestMemfd {
     /// Who may use `index`, at this moment.
     #[inline]
     pub fn attribute(&self, index: PageIndex, task: &Task<'_>) -> Shareability {
+        if task.has(Defect::ReadFreedNode) {
+            return self.attribute_unguarded(index, task);
+        }
         self.uniform.get().unwrap_or_else(|| self.attributes.read(task).get(index.0))
+    }
+
+    /// The same by a reader that no store waits for (a maple tree without `MT_FLAGS_USE_RCU`): between finding the node
+    /// and reading it, the node may be freed.
+    ///
+    /// # Panics
+    /// When it was.
+    #[cold]
+    fn attribute_unguarded(&self, index: PageIndex, task: &Task<'_>) -> Shareability {
+        let node = self.attributes.read(task).node_at(index.0);
+        task.at(Point::M1);
+        match node.and_then(|node| self.attributes.read(task).read(node)) {
+            Some(state) => state,
+            None => panic!("C16: the attribute of page {:#x} is read from a node that was freed", index.0),
+        }
     }
 
     /// Stores who may use `range`.

@@ -10,6 +10,7 @@
 
 use std::sync::Arc;
 
+use emu_core::defect::Defect;
 use emu_core::sync::Task;
 use emu_core::{PageSize, Sfn};
 
@@ -50,12 +51,20 @@ pub trait FrameOwner: Send + Sync {
 }
 
 impl Host {
-    /// The hardware's books say that a block is a guest's from now on: the host's own map, where it is modelled, is split
-    /// around 4K (`adjust_direct_map`).
+    /// The hardware's books are about to say that a block is a guest's: the host's own map, where it is modelled, is split
+    /// around 4K first (`adjust_direct_map`), so that no write to a neighbour reaches over the block.
     #[inline]
-    pub fn block_assigned(&self, block: Sfn, size: PageSize, task: &Task<'_>) {
+    pub fn assign_block(&self, block: Sfn, size: PageSize, task: &Task<'_>) {
         if self.models_direct_map() {
             self.lock(task).becomes(Shareability::PRIVATE, block, size);
+        }
+    }
+
+    /// The books do not say so after all.
+    #[inline]
+    pub fn keep_block(&self, block: Sfn, size: PageSize, task: &Task<'_>) {
+        if self.models_direct_map() {
+            self.lock(task).becomes(Shareability::SHARED, block, size);
         }
     }
 }
@@ -89,7 +98,7 @@ impl HostMemory {
             Reclaimed::Kept { sfn } => {
                 kept = kept.or(Some(sfn));
                 if leaving == Leaving::Freed {
-                    self.leak(sfn);
+                    self.leak(sfn, task);
                 }
             }
         };
@@ -98,8 +107,10 @@ impl HostMemory {
     }
 
     /// Gives a frame up for good.
-    fn leak(&mut self, sfn: Sfn) {
-        self.poisoned.insert(sfn.raw());
+    fn leak(&mut self, sfn: Sfn, task: &Task<'_>) {
+        if !task.has(Defect::UseKeptFrames) {
+            self.poisoned.insert(sfn.raw());
+        }
         self.leaked.insert(sfn.raw());
     }
 

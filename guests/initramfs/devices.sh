@@ -1,5 +1,6 @@
 # Disks, network, randomness and console of a guest: file systems are made, written and read back, and checksums printed
-# that whoever holds the disks can confirm. Only what is there is tried; which modules it takes, this ramdisk has.
+# that whoever holds the disks can confirm. A second processor goes away and comes back. Only what is there is tried;
+# which modules it takes, this ramdisk has.
 #
 # usage: BUSYBOX=path sh devices.sh DIRECTORY        with busybox's applets on PATH
 set -e
@@ -67,4 +68,13 @@ fi
 if [ -c /dev/hvc0 ]; then
     echo "hello from the virtio console" >/dev/hvc0
     echo "console written"
+fi
+
+second=/sys/devices/system/cpu/cpu1/online
+if [ -e $second ]; then
+    echo 0 >$second
+    echo "processors, one switched off: $(grep -c ^processor /proc/cpuinfo)"
+    echo 1 >$second
+    echo "processors, all switched on: $(grep -c ^processor /proc/cpuinfo)"
+    echo "the second one counts to $(seq 1 9999 | taskset 2 tail -n 1)"
 fi

@@ -21,8 +21,10 @@ pub enum Aging {
 impl Vm {
     /// Whether any leaf that reaches into the range was used.
     pub fn age_range(&self, first: Gfn, nr_pages: u64, aging: Aging, task: &Task<'_>) -> Result<bool, VmError> {
+        let end = Gfn::new(first.raw().saturating_add(nr_pages));
+        let shadowed = self.age_shadowed((first, end), aging, task)?;
         let _walking = self.tdp.lockless(task);
-        Ok(self.tdp.age(first, nr_pages, aging, task)?)
+        Ok(self.tdp.age(first, nr_pages, aging, task)? | shadowed)
     }
 
     /// Splits leaves that would reach over either end of the range, so that what happens to the range happens to no page

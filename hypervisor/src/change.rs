@@ -29,7 +29,7 @@ enum Reach {
     /// Those on the pages that change.
     Pages,
     /// Those on any page that a leaf could share with one that changes: a neighbour's fault must not put a huge leaf over
-    /// attributes that are about to differ (`kvm_arch_pre_set_memory_attributes` widens for the same reason).
+    /// attributes that are about to differ, or over what is about to be split (`kvm_arch_pre_set_memory_attributes` widens for the same reason).
     Leaves,
 }
 
@@ -44,7 +44,9 @@ impl Vm {
     fn punch(&self, inode: &GuestMemfd, range: PageRange, task: &Task<'_>) -> Result<(), VmError> {
         let mut exclusive = inode.exclusive(task);
         exclusive.check_hole(&self.host, range, task)?;
-        self.invalidate_begin(&exclusive, range, Reach::Pages, task)?;
+        // A hole in a part of a huge page splits its entry of the reverse map, and by policy the page itself.
+        let reach = if task.has(Defect::NarrowHole) { Reach::Pages } else { Reach::Leaves };
+        self.invalidate_begin(&exclusive, range, reach, task)?;
         if task.has(Defect::UnlockDuringInvalidation) {
             drop(exclusive);
             task.at(Point::I3);
@@ -114,6 +116,10 @@ impl Vm {
             exclusive.split_for(&self.host, &conversion, task)?;
         }
         let reach = if task.has(Defect::NarrowConversion) { Reach::Pages } else { Reach::Leaves };
+        if task.has(Defect::ReclaimBeforeZap) {
+            exclusive.take_back(&self.host, &conversion, task)?;
+            task.at(Point::C5);
+        }
         let zap = conversion.zap();
         self.invalidate_begin(exclusive, zap, reach, task)?;
         if task.has(Defect::StoreAttributeAfterEnd) || exclusive.stores_after_end() {
@@ -175,7 +181,7 @@ impl Vm {
     /// The last reference on a file is gone: it is taken from its memslots, and the inode ends (`kvm_gmem_release`).
     pub(crate) fn release_file(&self, id: GmemId, inode: &GuestMemfd, task: &Task<'_>) -> Result<(), VmError> {
         task.at(Point::L1);
-        let _changes = self.slots_lock.lock(task);
+        let changes = self.slots_lock.lock(task);
         let mut exclusive = inode.exclusive(task);
         let all = PageRange { first: PageIndex(0), nr_pages: inode.nr_pages() };
         let begun = self.invalidate_begin(&exclusive, all, Reach::Pages, task);
@@ -187,7 +193,8 @@ impl Vm {
         task.at(Point::I5);
         self.forget_gmem(id, task);
         inode.destroy(&self.host, task);
-        begun
+        drop(changes);
+        begun.and(self.file_ends(id, task))
     }
 
     /// Announces, zaps and flushes every guest frame that shows pages of `range` (`kvm_gmem_invalidate_begin`).
@@ -216,6 +223,7 @@ impl Vm {
             let from = first.align_down(unit).raw();
             self.invalidation.add_range(Gfn::new(from), end.raw().next_multiple_of(unit.frames()) - from, task);
             zapped = zapped.and(tables.zap(part.first, part.nr_pages, &mut owed, task));
+            self.reload_save_areas(part.first, part.nr_pages, task);
         }
         task.at(Point::I2);
         if !task.has(Defect::SkipFlush) {

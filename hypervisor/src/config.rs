@@ -3,6 +3,7 @@
 use emu_core::memory::BusError;
 use emu_core::{Gpa, PageSize};
 use gmem::host::HostSetupError;
+use gmem::mm::MmError;
 use gmem::provider::PoisonError;
 use gmem::{
     ConvertError, CreateError, FallocateError, FolioPolicy, GetError, GmemPolicy, HoleError, HostConfig, HugeSize,
@@ -171,6 +172,12 @@ pub enum VmError {
         /// The page.
         index: PageIndex,
     },
+    /// `EBADF`: calls that want the VM's descriptor.
+    #[error("the VM's descriptor is closed")]
+    Closed,
+    /// The VMM's own memory cannot be mapped.
+    #[error(transparent)]
+    UserMapping(#[from] MmError),
     /// Only a VM that shadows its guest's tables can do this.
     #[error("the VM has nested paging and shadows nothing")]
     NotShadowing,

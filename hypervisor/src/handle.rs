@@ -84,7 +84,14 @@ impl Vm {
         // Held to the end: whoever withdraws a slot waits for the faults that use it.
         let slots = self.slots.read(task);
         task.at(Point::F0);
-        let found = slots.lookup_near(gfn, &mut own.slot);
+        let (slots, reused) = match task.has(Defect::TrustReusedFile) {
+            true => self.look_up_again(slots, gfn, task),
+            false => (slots, None),
+        };
+        let found = match &reused {
+            Some(slot) => Some(slot),
+            None => slots.lookup_near(gfn, &mut own.slot),
+        };
         let input = self.kind.meant(input, || self.attribute_in(found, gfn, task));
         let unresolved = Unresolved::new(input, &self.invalidation);
         task.at(Point::F1);

@@ -6,6 +6,7 @@
 
 use core::ops::Range;
 
+use emu_core::defect::Defect;
 use emu_core::memory::BusError;
 use emu_core::page::PAGE_SIZE;
 use emu_core::sync::Task;
@@ -13,6 +14,7 @@ use emu_core::{Gfn, Gpa, PageSize, Sfn, Spa};
 use gmem::directmap::{HostAccess, HostOp, Protection};
 use gmem::mm::{UserAccess, UserFault};
 use gmem::{DirectMap, DirectMapPolicy, GetError};
+use mmu::rmp::{RmpPageSize, RmpUpdate};
 use thiserror::Error;
 
 use crate::dirty::DirtyRing;
@@ -187,14 +189,22 @@ impl Vm {
         };
         let protection = if self.rmp().is_some() { Protection::Hardware } else { Protection::Software };
         let host = self.host.lock(task);
-        match host.direct_map() {
+        let access = match host.direct_map() {
             Some(map) => map.check(sfn, op, protection, assigned),
             None => {
                 let mut small = DirectMap::new(sfn, 1, DirectMapPolicy::Linux);
                 small.split(sfn, PageSize::Size4K);
                 small.check(sfn, op, protection, assigned)
             }
+        };
+        drop(host);
+        if let HostAccess::RmpFault { assigned, .. } = access
+            && task.has(Defect::TakeBackOnHostFault)
+            && let Some((rmp, _)) = self.rmp()
+        {
+            let _ = rmp.rmpupdate(assigned.base(), RmpUpdate::hypervisor(RmpPageSize::Size4K));
         }
+        access
     }
 
     /// Copies up to the end of one page of user memory, which is held meanwhile (`__kvm_read_guest_page`).

@@ -37,6 +37,7 @@ pub mod follow;
 mod handle;
 mod io;
 mod kind;
+mod lifetime;
 pub mod memslot;
 pub mod mmio;
 mod notifier;
@@ -46,6 +47,7 @@ pub mod plan;
 mod pml;
 mod populate;
 mod prefault;
+mod ram;
 mod region;
 mod roots;
 pub mod shadow;
@@ -71,9 +73,10 @@ pub use plan::{RamLayout, RamRange, SystemMemoryPlan};
 pub use pml::PML_ENTRIES;
 pub use populate::{LaunchPage, Populate, PopulateError, PostPopulate, SourceUse};
 pub use prefault::{PreFault, PreFaultError};
+pub use ram::RAM_HVA;
 pub use snp::memory::{
     Assign, AssignError, LaunchContent, LaunchError, LaunchedPage, LieError, Measure, PageStateChange, PageStateError,
-    RmpSizes, SizeHint, SnpConfig, SnpLaunchUpdate, SnpPageType, SnpSetupError, SnpStats,
+    Reloaded, RmpSizes, SizeHint, SnpConfig, SnpLaunchUpdate, SnpPageType, SnpSetupError, SnpStats,
 };
 pub use stats::{FaultStats, VmStats};
 pub use tdp::TdpFormat;

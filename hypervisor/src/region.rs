@@ -18,13 +18,11 @@ use gmem::{FilePut, GmemFlags, GuestMemfd, PageIndex, SlotId};
 use crate::config::VmError;
 use crate::dirty::DirtyLogging;
 use crate::flush::Owed;
-use crate::kind::VmKind;
 use crate::memslot::{
     GmemServes, GmemView, MemFd, MemSlot, MemSlotSpec, MemslotError, Publication, Request, Slot, SlotChange, SlotFlags,
     SlotState, UserMemoryRegion2, Wanted,
 };
 use crate::params::SlotZap;
-use crate::plan::RamLayout;
 use crate::vm::{GmemId, Vm};
 
 type SlotsLock<'a> = MutexGuard<'a, ()>;
@@ -38,6 +36,7 @@ impl Vm {
     }
 
     fn set_region(&self, region: &UserMemoryRegion2, task: &Task<'_>) -> Result<SlotChange, VmError> {
+        self.check_open()?;
         let changes = self.slots_lock.lock(task);
         let request = region.check(self.nr_address_spaces())?;
         let old = self.slots.read(task).by_id_in(request.space, request.id).cloned();
@@ -89,6 +88,7 @@ impl Vm {
     }
 
     fn add_slot(&self, spec: &MemSlotSpec, task: &Task<'_>) -> Result<(), VmError> {
+        self.check_open()?;
         let changes = self.slots_lock.lock(task);
         let request = spec.check()?;
         {
@@ -106,6 +106,13 @@ impl Vm {
         let changes = self.slots_lock.lock(task);
         let old = self.slots.read(task).by_id(id).cloned().ok_or(MemslotError::NotFound { id })?;
         self.delete_slot(&old, &changes, task)
+    }
+
+    /// Deletes all of them, in every address space (`kvm_free_memslots`).
+    pub(crate) fn remove_all_memslots(&self, task: &Task<'_>) -> Result<(), VmError> {
+        let changes = self.slots_lock.lock(task);
+        let all: Vec<Slot> = self.slots.read(task).slots().cloned().collect();
+        all.iter().map(|slot| self.delete_slot(slot, &changes, task)).fold(Ok(()), Result::and)
     }
 
     /// Moves a memslot to another guest physical address; its bytes stay.
@@ -236,6 +243,9 @@ impl Vm {
     /// `kvm_invalidate_memslot`: after this no fault uses the slot, and nothing of it is mapped.
     fn invalidate_slot(&self, old: &Slot, changes: &SlotsLock<'_>, task: &Task<'_>) -> Result<(), VmError> {
         self.slots.publish(Publication::Put(old.in_state(SlotState::Invalid)), changes, task);
+        if task.has(Defect::DeletionTakesAll) {
+            self.take_all_back(task)?;
+        }
         if self.params.slot_zap == SlotZap::All && !self.kind.has_private_memory() {
             return self.zap_all_fast(task);
         }
@@ -243,6 +253,7 @@ impl Vm {
         let mut owed = Owed::default();
         let zapped = tables.zap(old.info().first, old.info().nr_pages, &mut owed, task);
         self.flush(&owed, task);
+        self.reload_save_areas(old.info().first, old.info().nr_pages, task);
         tables.bury(&self.host, task);
         Ok(zapped?)
     }
@@ -252,37 +263,6 @@ impl Vm {
             inode.exclusive(task).unbind(view.first_index);
             task.report(Event::GmemUnbound { ino: inode.ino(), index: view.first_index.0 });
         }
-    }
-
-    /// Guest RAM: one guest_memfd, shared with the host (private to begin with for an SNP guest), and a memslot for each part, numbered from `first_id`. All or
-    /// nothing.
-    pub fn add_ram(&self, layout: &RamLayout, first_id: SlotId, task: &Task<'_>) -> Result<GmemId, VmError> {
-        let flags = match self.kind {
-            VmKind::Default | VmKind::SwProtected => GmemFlags::MMAP | GmemFlags::INIT_SHARED,
-            VmKind::Snp => GmemFlags::MMAP,
-        };
-        let gmem = self.create_guest_memfd(layout.inode_bytes, flags.bits(), task)?;
-        for (n, range) in layout.ranges.iter().enumerate() {
-            let added = self.add_memslot(
-                &MemSlotSpec {
-                    id: SlotId(first_id.0.saturating_add(n as u16)),
-                    gpa: range.gpa,
-                    len_bytes: range.len_bytes,
-                    flags: SlotFlags::empty(),
-                    gmem,
-                    offset_bytes: range.offset_bytes,
-                },
-                task,
-            );
-            if let Err(error) = added {
-                for n in 0..n {
-                    self.remove_memslot(SlotId(first_id.0.saturating_add(n as u16)), task)?;
-                }
-                self.close_guest_memfd(gmem, task)?;
-                return Err(error);
-            }
-        }
-        Ok(gmem)
     }
 }
 

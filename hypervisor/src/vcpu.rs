@@ -12,6 +12,7 @@ use crate::memslot::SlotHint;
 use crate::mmio::MmioCache;
 use crate::params::DirtyRingConfig;
 use crate::prefault::Repeats;
+use crate::snp::memory::vmsa::Place;
 use crate::stats::FaultStats;
 use crate::tdp::LastTable;
 
@@ -96,6 +97,10 @@ pub(crate) struct Vcpu {
     /// Its root was given up, and it has not loaded another.
     pub(crate) obsolete: AtomicBool,
     owed: Mutex<Owed>,
+    /// Where an SNP guest's state of it is.
+    pub(crate) save_area: Mutex<Place>,
+    /// That must be looked up again.
+    pub(crate) area_stale: AtomicBool,
     /// The page that it logs modified pages in.
     pub(crate) pml: Option<Spa>,
 }
@@ -111,6 +116,12 @@ impl Vcpu {
     pub(crate) fn kick(&self, task: &Task<'_>) {
         self.kicked.store(true, Ordering::Release);
         drop(self.in_guest.lock(task));
+    }
+
+    /// The same, and it does not enter again as long as the guard lives.
+    pub(crate) fn stop<'a>(&'a self, task: &Task<'a>) -> MutexGuard<'a, ()> {
+        self.kicked.store(true, Ordering::Release);
+        self.in_guest.lock(task)
     }
 
     /// Asks the processor to forget translations before it enters the guest again (`KVM_REQ_TLB_FLUSH`), and, if it is

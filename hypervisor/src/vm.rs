@@ -26,6 +26,7 @@ use crate::dirty::Unlogged;
 use crate::flush::{FlushRequest, Owed};
 use crate::follow::{FollowPolicy, UserSignal};
 use crate::kind::VmKind;
+use crate::lifetime::Life;
 use crate::memslot::{MemSlots, MemslotError, SlotSets};
 use crate::params::{MmuParams, NxHugePages, Pml};
 use crate::snp::memory::{SnpMemory, SnpStats};
@@ -48,6 +49,8 @@ pub struct Vm {
     pub(crate) slots: SlotSets,
     /// Files whose last reference is gone and that are to be released when `slots_lock` is free.
     pub(crate) closed: Mutex<Vec<GmemId>>,
+    /// Who keeps the VM.
+    pub(crate) life: Life,
     /// The VMM's address space.
     pub(crate) mm: Arc<Mm>,
     /// `mem_attr_array`: private or shared by guest frame, for inodes that do not say so themselves.
@@ -111,6 +114,7 @@ impl Vm {
             gmems: Mutex::default(),
             slots_lock: Mutex::default(),
             closed: Mutex::default(),
+            life: Life::default(),
             slots: SlotSets::new(last_gfn, if config.kind.has_private_memory() { 1 } else { 2 }),
             mm: Arc::new(Mm::new(MmId(0), Arc::clone(&memory))),
             attributes: ShardedLock::new(AttributeTree::new(last_gfn.raw() + 1)),
@@ -227,6 +231,11 @@ impl Vm {
         &self.invalidation
     }
 
+    /// The virtual processors.
+    pub fn vcpu_ids(&self) -> impl Iterator<Item = VcpuId> + use<> {
+        (0..self.vcpus.len() as u16).map(VcpuId)
+    }
+
     /// A virtual processor.
     pub(crate) fn vcpu(&self, id: VcpuId) -> Result<&Vcpu, VmError> {
         self.vcpus.get(usize::from(id.0)).ok_or(VmError::NoSuchVcpu { id, nr_vcpus: self.vcpus.len() })
@@ -265,16 +274,18 @@ impl Vm {
         policy: FolioPolicy,
         task: &Task<'_>,
     ) -> Result<GmemId, VmError> {
+        self.check_open()?;
         let inode = GuestMemfd::create(&self.host, CreateInfo { size_bytes, flags, policy, gmem: self.gmem }, task)?;
         let mut gmems = self.gmems.lock(task);
         gmems.push(Some(Arc::new(inode)));
+        self.file_begins(task);
         Ok(GmemId(gmems.len() as u32 - 1))
     }
 
     /// Closes an inode that no memslot shows: its folios and its reservation go back.
     pub fn close_guest_memfd(&self, id: GmemId, task: &Task<'_>) -> Result<(), VmError> {
         // Memslots bind under this lock too, so none can come while the inode goes.
-        let _changes = self.slots_lock.lock(task);
+        let changes = self.slots_lock.lock(task);
         let inode = self.inode(id, task)?;
         let mut exclusive = inode.exclusive(task);
         if exclusive.is_bound() {
@@ -284,7 +295,8 @@ impl Vm {
         drop(exclusive);
         self.forget_gmem(id, task);
         inode.destroy(&self.host, task);
-        Ok(())
+        drop(changes);
+        self.file_ends(id, task)
     }
 
     /// `close` of a guest_memfd's descriptor, whatever memslots show it. When that was the last reference on the file it

@@ -40,6 +40,38 @@ fn fault(vm: &Vm, gpa: u64) -> Result<Action, VmError> {
     vm.handle_fault(VcpuId(0), FaultInput::new(Gpa::new(gpa), AccessKind::Read), QUIET)
 }
 
+/// The file keeps the VM: what is done to it still takes pages from memslots. The last reference ends both.
+#[test]
+fn a_vm_that_is_closed_first_lives_as_long_as_its_files() {
+    let vm = vm(|_| {});
+    let fresh = vm.stats().host.pools;
+    let gmem = add(&vm, 0, 0).unwrap();
+    fault(&vm, 3 * PAGE).unwrap();
+    vm.close_vm_descriptor(QUIET).unwrap();
+    assert_eq!(vm.close_vm_descriptor(QUIET), Err(VmError::Closed));
+    assert_eq!(add(&vm, 1, 1 << 30), Err(VmError::Closed));
+    assert_eq!(show(&vm, 1, 1 << 30, gmem), Err(VmError::Closed));
+    assert!(!vm.is_destroyed() && vm.tables(QUIET).leaves().unwrap().len() == 1);
+    vm.punch_hole(gmem, 0, M2 * PAGE, QUIET).unwrap();
+    assert!(vm.tables(QUIET).leaves().unwrap().is_empty());
+    vm.check_quiescent(&mut CheckHistory::new()).unwrap();
+    vm.close_descriptor(gmem, QUIET).unwrap();
+    assert!(vm.is_destroyed() && vm.memslots(QUIET).iter().next().is_none());
+    assert_eq!(vm.stats().host.pools, fresh);
+    vm.check_quiescent(&mut CheckHistory::new()).unwrap();
+}
+
+#[test]
+fn a_vm_without_files_ends_with_its_descriptor() {
+    let vm = vm(|_| {});
+    let gmem = add(&vm, 0, 0).unwrap();
+    vm.remove_memslot(SlotId(0), QUIET).unwrap();
+    vm.close_guest_memfd(gmem, QUIET).unwrap();
+    assert!(!vm.is_destroyed());
+    vm.close_vm_descriptor(QUIET).unwrap();
+    assert!(vm.is_destroyed());
+}
+
 #[test]
 fn a_file_closed_under_its_slot_gives_everything_back_and_the_slot_stays() {
     let vm = vm(|_| {});

@@ -35,6 +35,8 @@ pub(crate) struct RmpView {
     pub(crate) rmp: Option<Arc<Rmp>>,
     /// What is taken away and known.
     cursor: RmpCursor,
+    /// See [`Mmu::named_page`].
+    named: Option<GuestPage>,
 }
 
 impl RmpView {
@@ -55,7 +57,7 @@ impl Mmu {
     /// Puts the RMP of the machine in force, or none: SNP is off and nothing is checked. Nothing cached survives.
     pub fn set_rmp(&mut self, rmp: Option<Arc<Rmp>>) {
         let cursor = rmp.as_ref().map_or(RmpCursor::default(), |rmp| rmp.changes().now());
-        self.view = RmpView { rmp, cursor };
+        self.view = RmpView { rmp, cursor, named: None };
         let stage2 = *self.stage2();
         self.context = Context::new(&self.features, &self.paging, &stage2, self.context.id, self.view.mode());
         self.flush_all();
@@ -64,6 +66,12 @@ impl Mmu {
     /// The RMP in force.
     pub fn rmp(&self) -> Option<&Arc<Rmp>> {
         self.view.rmp.as_ref()
+    }
+
+    /// The page that the last PVALIDATE, RMPADJUST or RMPQUERY reached; nothing if its operands were refused before they
+    /// were translated, or its translation faulted.
+    pub fn named_page(&self) -> Option<GuestPage> {
+        self.view.named
     }
 
     /// [`Mmu::translate`] where accesses are judged. Repeated only if somebody took away what it found meanwhile.
@@ -215,6 +223,7 @@ impl Mmu {
         let (Some(rmp), Some(Accessor::Snp(asid, guest))) = (self.view.rmp.clone(), self.context.accessor) else {
             return Ok(Err(RmpError::FailInput));
         };
+        self.view.named = None;
         let gva = self.context.linear(gva);
         if let Err(refused) = check(gva, guest.vmpl) {
             return Ok(Err(refused));
@@ -223,6 +232,7 @@ impl Mmu {
         let outcome = self.walk(gva, Access::new(AccessKind::Read, privilege), Judge::Instruction)?;
         let Translation { gpa, spa, flags, .. } = outcome.translation;
         let page = GuestPage { gva, gpa, spa, mapped: outcome.nested, asid, vmpl: guest.vmpl };
+        self.view.named = Some(page);
         let done = act(&rmp, &page);
         self.catch_up_rmp();
         done.map_err(|refusal| match refusal {

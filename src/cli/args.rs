@@ -18,7 +18,9 @@ use crate::config::{
     parse_c_bit, parse_page_size, parse_policy, parse_seed, parse_vmm_random, parse_vmpl,
 };
 use crate::loader::{BUILTINS, BuiltinGuest};
+use crate::vmm::SharedSide;
 use crate::vmm::random::RandomConfig;
+use gmem::policy::Generation;
 use hypervisor::VmKind;
 
 /// An x86-64 machine in software whose memory virtualisation is the point.
@@ -79,7 +81,7 @@ pub struct RunArguments {
     /// Nested paging: npt, ept or shadow, which may be followed by properties like ,pml=on or ,slot-zap=all [default: npt].
     #[arg(long, value_name = "KIND")]
     pub mmu: Option<String>,
-    /// Kind of VM: default; sw-protected, which may be followed by ,ram=shared|private and ,fault=convert|stop; or snp (a
+    /// Kind of VM: default; sw-protected, which may be followed by ,ram=shared|private ,api=next|7.3 and ,fault=convert|stop; or snp (a
     /// guest under AMD SEV-SNP), with ,boot=launch|stage0 ,assign=lazy|eager ,rmp=4k|2m|merge ,fault=convert|stop.
     #[arg(long, value_name = "KIND")]
     pub vm: Option<String>,
@@ -96,7 +98,7 @@ pub struct RunArguments {
     #[arg(long)]
     pub launch_digest: bool,
     /// A host that lies, once, to an SNP guest: replay, remap, swap, resize, double-validate, drop, ghcb, ghcb-valid or cpuid,
-    /// then @INSTRUCTIONS and :GPA or :code if they matter; see docs/sev-snp-faults.md.
+    /// then @INSTRUCTIONS and :GPA, :code or :user if they matter; see docs/sev-snp-faults.md.
     #[arg(long, value_name = "WHAT", conflicts_with = "parallel")]
     pub inject: Option<String>,
     /// How guest_memfd behaves: a generation, split=, shared=, punch=, order= [default: next with huge folios].
@@ -301,7 +303,7 @@ impl RunArguments {
             vm,
             launch_digest: self.launch_digest,
             inject: value("--inject", self.inject.as_deref(), None, |text| text.parse().map(Some))?,
-            gmem: value("--gmem", self.gmem.as_deref(), GmemChoice::default(), str::parse)?,
+            gmem: value("--gmem", self.gmem.as_deref(), gmem_of(&vm), str::parse)?,
             check_every: self.check_invariants,
             script: self.script,
             vmm_random: value("--vmm-random", self.vmm_random.as_deref(), None, |text| {
@@ -317,6 +319,14 @@ impl RunArguments {
             trace: self.trace.resolve()?,
             on_reset: if self.no_reboot { OnReset::End } else { OnReset::Restart },
         })
+    }
+}
+
+/// How guest_memfd behaves when `--gmem` does not say: as the kernel whose memory the VM has.
+fn gmem_of(vm: &VmChoice) -> GmemChoice {
+    match vm.shared {
+        SharedSide::Gmem => GmemChoice::default(),
+        SharedSide::UserMemory => GmemChoice(Generation::V7_3.policy()),
     }
 }
 

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::exit::ExitCode;
-use crate::machine::{Injected, LieResult, Outcome, SnpSummary, Summary};
+use crate::machine::{DeviceDma, Injected, LieResult, Outcome, SnpSummary, Summary};
 use crate::vmm::agent::{Deeds, Record, Tally};
 use emu_core::PageSize;
 use hypervisor::snp::memory::SnpStats;
@@ -110,6 +110,17 @@ fn snp_json(snp: &SnpSummary, memory: &SnpStats) -> Value {
     })
 }
 
+fn dma_json(dma: &DeviceDma) -> Value {
+    let ((vendor, device), c) = (dma.id, dma.counters);
+    json!({
+        "slot": dma.slot,
+        "id": format!("{vendor:04x}:{device:04x}"),
+        "read_bytes": c.read_bytes,
+        "written_bytes": c.written_bytes,
+        "refused": c.refused,
+    })
+}
+
 fn injected_json(told: &Injected) -> Value {
     let (result, why) = match &told.result {
         LieResult::Done => ("done", None),
@@ -123,6 +134,7 @@ fn injected_json(told: &Injected) -> Value {
         "other": told.other.map(|gpa| gpa.raw()),
         "result": result,
         "why": why,
+        "promised": told.promised.name(),
         "caught": told.caught,
     })
 }
@@ -136,6 +148,7 @@ pub(super) fn json(outcome: &Outcome, code: ExitCode, summary: &Summary) -> Valu
     json!({
         "schema": 1,
         "outcome": name(outcome),
+        "why": sentence(outcome),
         "exit": code.code(),
         "seed": summary.seed,
         "instructions": summary.instructions,
@@ -146,6 +159,7 @@ pub(super) fn json(outcome: &Outcome, code: ExitCode, summary: &Summary) -> Valu
             "refused": v.refused,
             "conversions": v.conversions,
             "memory_faults": v.memory_faults,
+            "full_rings": v.full_rings,
             "script": script(&summary.deeds),
             "random": random(&summary.deeds),
         },
@@ -153,6 +167,7 @@ pub(super) fn json(outcome: &Outcome, code: ExitCode, summary: &Summary) -> Valu
             "events": tally.events,
             "digest": format!("{:#018x}", tally.digest),
         })),
+        "dma": summary.dma.iter().map(dma_json).collect::<Vec<_>>(),
         "snp": summary.snp.map(|snp| snp_json(&snp, &summary.vm.snp)),
         "injected": summary.injected.as_ref().map(injected_json),
         "checks": summary.checks,

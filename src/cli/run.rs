@@ -38,6 +38,7 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, CliError> {
             .mmu(config.mmu.paging)
             .mmu_params(config.mmu.params)
             .kind(config.vm.kind, config.vm.ram)
+            .shared_side(config.vm.shared)
             .on_memory_fault(config.vm.on_memory_fault)
             .model(config.cpu.model())
             .seed(config.seed)

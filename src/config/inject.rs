@@ -3,7 +3,7 @@
 use core::fmt;
 use core::str::FromStr;
 
-use emu_core::Gpa;
+use emu_core::{Gpa, PageSize};
 
 use super::{ConfigError, parse_seed};
 
@@ -65,6 +65,57 @@ impl Lie {
     }
 }
 
+/// What the architecture promises against a lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Defence {
+    /// The host's instruction or access fails, and the guest does not notice.
+    Refused,
+    /// The guest's next use is a nested fault with the RMP bit; nothing wrong is read, and nothing is lost.
+    Caught,
+    /// The same, and then #VC with 0x404, because the page has to be validated anew.
+    CaughtAndUnvalidated,
+    /// #VC with 0x404 at the guest's next use.
+    Unvalidated,
+    /// Nothing: the guest's own software must notice.
+    Guest,
+}
+
+impl Defence {
+    /// Its name in reports and in the table of docs/sev-snp-faults.md.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Defence::Refused => "refused",
+            Defence::Caught => "caught",
+            Defence::CaughtAndUnvalidated => "caught, then #VC",
+            Defence::Unvalidated => "#VC",
+            Defence::Guest => "guest",
+        }
+    }
+}
+
+/// Every lie, the size of the page's entry where it matters, and what stands against it.
+const DEFENCES: [(Lie, Option<PageSize>, Defence); 10] = [
+    (Lie::Replay, None, Defence::Refused),
+    (Lie::Remap, None, Defence::Caught),
+    (Lie::Swap, None, Defence::Caught),
+    (Lie::Resize, Some(PageSize::Size4K), Defence::Refused),
+    (Lie::Resize, Some(PageSize::Size2M), Defence::Caught),
+    (Lie::Drop, None, Defence::CaughtAndUnvalidated),
+    (Lie::DoubleValidate, None, Defence::Unvalidated),
+    (Lie::Ghcb, None, Defence::Guest),
+    (Lie::GhcbValid, None, Defence::Guest),
+    (Lie::Cpuid, None, Defence::Guest),
+];
+
+impl Lie {
+    /// What the architecture promises when it is told about a page with an entry of this size; for an answer the size does
+    /// not matter.
+    pub fn defence(self, entry: PageSize) -> Defence {
+        let row = DEFENCES.iter().find(|(lie, size, _)| *lie == self && size.is_none_or(|size| size == entry));
+        row.map_or(Defence::Guest, |&(_, _, defence)| defence)
+    }
+}
+
 impl fmt::Display for Lie {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
@@ -78,6 +129,8 @@ pub enum LieTarget {
     Seed,
     /// The one that the first processor executes at that moment. A real host would have to find it by its page faults.
     Code,
+    /// The one that its stack pointer points to, as soon as it executes a program, at CPL 3.
+    User,
     /// The one around this address.
     Page(Gpa),
 }
@@ -106,6 +159,7 @@ impl FromStr for Injection {
         let (head, target) = match text.split_once(':') {
             None => (text, LieTarget::Seed),
             Some((head, "code")) => (head, LieTarget::Code),
+            Some((head, "user")) => (head, LieTarget::User),
             Some((head, gpa)) => (head, LieTarget::Page(Gpa::new(parse_seed(gpa).map_err(|_| refused())?))),
         };
         let (name, at) = match head.split_once('@') {
@@ -137,7 +191,30 @@ mod tests {
                 false => assert_eq!(placed, Err(ConfigError::LieWithoutPage(lie))),
             }
         }
-        assert_eq!("drop:code".parse(), Ok(Injection { lie: Lie::Drop, at: Injection::AT, target: LieTarget::Code }));
+        for (word, target) in [("code", LieTarget::Code), ("user", LieTarget::User)] {
+            assert_eq!(format!("drop:{word}").parse(), Ok(Injection { lie: Lie::Drop, at: Injection::AT, target }));
+            assert_eq!(format!("cpuid:{word}").parse::<Injection>(), Err(ConfigError::LieWithoutPage(Lie::Cpuid)));
+        }
+    }
+
+    #[test]
+    fn every_lie_has_a_defence_for_every_size_and_the_documentation_says_the_same() {
+        for lie in Lie::ALL {
+            for size in [PageSize::Size4K, PageSize::Size2M] {
+                let rows = DEFENCES.iter().filter(|(of, at, _)| *of == lie && at.is_none_or(|at| at == size));
+                assert_eq!(rows.count(), 1, "{lie} {size}");
+            }
+        }
+        let table = include_str!("../../docs/sev-snp-faults.md").lines().filter(|line| line.starts_with("| `"));
+        let documented = table.map(|line| {
+            let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
+            (cells[0].to_owned(), cells[cells.len() - 2].to_owned())
+        });
+        let declared = DEFENCES.iter().map(|(lie, size, defence)| {
+            let of = size.map_or(String::new(), |size| format!(", entry of {size}"));
+            (format!("`{lie}`{of}"), format!("`{}`", defence.name()))
+        });
+        assert_eq!(documented.collect::<Vec<_>>(), declared.collect::<Vec<_>>());
     }
 
     #[test]

@@ -5,8 +5,9 @@
 use core::fmt;
 use core::str::FromStr;
 
+use hypervisor::dirty::{ENTRY_BYTES, RingSize, RingWithBitmap};
 use hypervisor::tdp::AdType;
-use hypervisor::{EagerPageSplit, MmioCaching, MmuParams, NxHugePages, Pml, SlotZap};
+use hypervisor::{DirtyRingConfig, EagerPageSplit, MmioCaching, MmuParams, NxHugePages, Pml, SlotZap};
 
 use super::ConfigError;
 
@@ -70,7 +71,7 @@ struct Property {
 }
 
 /// Every property.
-const PROPERTIES: [Property; 6] = [
+const PROPERTIES: [Property; 7] = [
     Property {
         name: "ad",
         kinds: EPT,
@@ -104,7 +105,23 @@ const PROPERTIES: [Property; 6] = [
         kinds: ALL,
         values: &[("leaves", |p| p.slot_zap = SlotZap::Leaves), ("all", |p| p.slot_zap = SlotZap::All)],
     },
+    Property {
+        name: "dirty-ring",
+        kinds: ALL,
+        values: &[
+            ("off", |p| p.dirty_ring = None),
+            ("1024", |p| p.dirty_ring = ring(1024)),
+            ("4096", |p| p.dirty_ring = ring(4096)),
+            ("65536", |p| p.dirty_ring = ring(65536)),
+        ],
+    },
 ];
+
+/// Rings of so many entries, and bitmaps for what no processor writes: devices, and the VMM itself.
+fn ring(entries: u32) -> Option<DirtyRingConfig> {
+    let size = RingSize::of_bytes(u64::from(entries) * ENTRY_BYTES).ok()?;
+    Some(DirtyRingConfig { size, bitmap: RingWithBitmap::Yes })
+}
 
 impl FromStr for MmuChoice {
     type Err = ConfigError;
@@ -187,7 +204,9 @@ mod tests {
 
     #[test]
     fn it_prints_as_it_is_read() {
-        for text in ["shadow", "npt,slot-zap=all", "ept,pml=on,eager-page-split=off", "ept,ad=write-protect"] {
+        for text in
+            ["shadow,dirty-ring=4096", "npt,slot-zap=all", "ept,pml=on,eager-page-split=off", "ept,ad=write-protect"]
+        {
             assert_eq!(text.parse::<MmuChoice>().unwrap().to_string(), text);
         }
     }

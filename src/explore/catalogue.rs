@@ -28,9 +28,6 @@ pub struct Race {
     pub shown: Shown,
 }
 
-const SNP: &str = "needs the reverse map";
-const OWNED: &str = "a type owns what the mistake would leave behind";
-
 macro_rules! races {
     ($($number:literal $title:literal $how:ident($($what:tt)*);)*) => {
         &[$(Race { number: $number, title: $title, shown: races!(@ $how $($what)*) },)*]
@@ -45,7 +42,7 @@ pub const RACES: &[Race] = races! {
     2 "a fault against a hole that is still in progress" By(IgnoreRangeInProgress "E6");
     3 "two holes at once, of which the second resets the range" By(ResetRangeOnBegin "E2");
     4 "a user fault against the removal of a huge folio" By(MapAfterUnlock "C9");
-    5 "a neighbour's huge leaf over attributes that change" By(NarrowConversion "D1");
+    5 "a neighbour's huge leaf over attributes that change" By(NarrowConversion "D1", NarrowHole "D12");
     6 "records of mixed attributes read before they are recomputed" By(RecordMixedAfterEnd "D1");
     7 "a conversion that stores its attribute after the end of its invalidation" By(StoreAttributeAfterEnd "C8");
     8 "a storm of faults against conversions" Not("holds without a defect of its own: faults-convert-empty");
@@ -54,20 +51,20 @@ pub const RACES: &[Race] = races! {
     11 "a prefetch during an invalidation" By(PrefetchStale "B4");
     12 "a prefault that keeps a slot from going" By(PrefaultWaitsForSlot "E14");
     13 "a fast page fault that answers for the other side of memory" By(FastPathIgnoresPrivacy "E14");
-    14 "a fast page fault whose entry went and came back for another page" Not("shadow tables have no fast path");
+    14 "a fast page fault whose entry went and came back for another page" By(FastPathOnShadow "I2");
     15 "a dirty flag or a mark lost to a plain store" By(PlainStore "I1", ClearAfterArming "I2");
     16 "entries that go without a flush"
         By(SkipFlush "E5", YieldWithoutFlush "E5", HarvestWithoutFlush "E8", FlushOnlyOwed "E8");
     17 "a root that is invalid and cannot be found" By(ForgetInvalidRoots "E11");
     18 "a record of large pages looked up outside of its slot" By(RecoverAroundSlot "panic");
     19 "a lookup against the last close" By(ReviveFile "A8");
-    20 "an inode at the address of the one before" Not("what a fault looks at is locked, and the wait of SRCU is a wait for that lock");
+    20 "an inode at the address of the one before" By(TrustReusedFile "D3");
     21 "a slot deleted while its inode goes, whose binding stays" By(KeepBinding "A2", SkipDyingFile "A2");
     22 "a slot on guest_memfd that is changed in place" By(MoveWithoutUnbind "A2");
     23 "bindings that change between begin and end" By(UnlockDuringInvalidation "E1");
     24 "a refused binding that keeps its reference" By(LeakFileOnError "A7");
-    25 "a VM that is closed before its inodes" Not("every call on a file borrows its VM");
-    26 "a private page shown at another guest address" Not(SNP);
+    25 "a VM that is closed before its inodes" By(FileWithoutVm "A6");
+    26 "a private page shown at another guest address" By(AssignAnywhere "H2");
     27 "pieces of a huge page that outlive their inode" By(EndSubpoolWithInode "panic");
     28 "a pin against the check of references" By(CountBeforeUnmap "C4");
     29 "a reference of a batch that makes a conversion fail" By(CountBatches "C5");
@@ -76,7 +73,7 @@ pub const RACES: &[Race] = races! {
     32 "a VMM that forgot to unmap what it converts" By(ConvertMappedPages "C3");
     33 "a refused conversion that shares private pages" By(RollbackSharesAll "C3");
     34 "a conversion in part that says it succeeded" By(SilentPartial "C6");
-    35 "attributes read while their tree is freed" Not("a lock guards the tree, and who reads holds it");
+    35 "attributes read while their tree is freed" By(ReadFreedNode "panic");
     36 "reserved entries that count as attributes" By(CountReservedEntries "D7");
     37 "a forked process that keeps its mappings" By(UnmapOneProcess "B13");
     38 "a conversion of pages that are not there" Not("holds without a defect of its own: faults-convert-empty");
@@ -94,10 +91,11 @@ pub const RACES: &[Race] = races! {
     50 "a memory failure against a fault" By(FailureTellsNobody "B18");
     51 "populating a launch image against a user fault, each with the other's lock" By(PopulateUnderLock "deadlock");
     52 "populating a launch image against holes" By(PopulateUnlocked "B8");
-    53 "a hole over a VMSA" Not(SNP);
-    54 "two PSMASH at once" Not(SNP);
-    55 "a host write beside a page that becomes private" Not(SNP);
-    56 "a scanner that reads private pages" Not(SNP);
+    53 "a hole over a VMSA" By(ForgetSaveArea "H11", UseKeptFrames "H12");
+    54 "two PSMASH at once"
+        By(SecondPsmashFails "H6", PsmashWithoutZap "D12", PsmashAfterUnlock "D12", ResizeWithoutFlush "E5", MergeAnew "H6");
+    55 "a host write beside a page that becomes private" By(SplitDirectMapLate "H9", TakeBackOnHostFault "H2");
+    56 "a scanner that reads private pages" By(ScanWithoutReference "H9", ScanBehindTranslations "B9");
     57 "a reference on a page that counts none" By(ReferenceDevicePages "B8");
     58 "a page used after its reference was dropped" By(MarkAfterRelease "panic");
     59 "a long mapping of a driver's page" By(MapDeviceForLong "B8");
@@ -105,12 +103,15 @@ pub const RACES: &[Race] = races! {
     61 "a write to a guest table against its first shadow" By(CountBeforeWrite "J2");
     62 "write protection that finds its work done and skips the flush" By(FlushByHardwareWrite "E7");
     63 "recovery of an NX table that was replaced" By(RecoverBlindly "panic");
-    64 "aging against a change of the reverse map" Not(OWNED);
+    64 "aging against a change of the reverse map" By(AgeUnlocked "panic");
     65 "a device entry of an old generation" By(IgnoreMmioGeneration "I5");
     66 "a dirty ring full at its last entry" By(RingForgetsLastEntry "I2");
     67 "native and emulated accesses that see different bytes" By(OwnAccessToUserMemory "K5");
-    68 "a launch that finishes beside a running processor" Not(SNP);
-    71 "a deletion that zaps private memory of other slots" Not(SNP);
+    68 "a launch that finishes beside a running processor" By(LaunchBesideProcessors "H11");
+    71 "a deletion that zaps private memory of other slots" By(DeletionTakesAll "A9");
+    72 "a frame that changes hands while leaves show it" By(ReclaimBeforeZap "H2", AssignBeforeZap "H13");
+    73 "a frame that is given up and stays its guest's" By(FreeAssigned "H1", ClearAssigned "H7");
+    74 "a part of a 2M entry that leaves, and its neighbours with it" By(TakeBackWhole "H10");
 };
 
 impl Race {

@@ -9,7 +9,8 @@
 //! - [`programs`]: faults against changes of backing; [`logging`]: the fast path and logs of writes; [`roots`]: entries
 //!   and roots that go another way; [`lifetime`]: how files end; [`records`]: the VM's own attributes; [`references`]:
 //!   those of the host; [`splits`]: huge folios; [`user_memory`]: the VMM's address space; [`shadowed`]: guests over
-//!   shadow tables; [`launch`]: launch images; [`directed`]: histories of one task.
+//!   shadow tables; [`recycled`]: what is used after it was freed; [`launch`]: launch images; [`snp`]: guests under
+//!   SEV-SNP; [`directed`]: histories of one task.
 //! - [`catalogue`]: the known races and mistakes by number, and which scenario shows each.
 //! - [`words`]: what a step means, for the reader of a timeline.
 //! - [`choices`]: an interleaving as a line of text.
@@ -24,9 +25,11 @@ mod migration;
 mod processor;
 mod programs;
 mod records;
+mod recycled;
 mod references;
 mod roots;
 mod shadowed;
+mod snp;
 mod splits;
 mod user_memory;
 pub mod words;
@@ -85,7 +88,12 @@ const GROUPS: &[&[Scenario]] = &[
     splits::SCENARIOS,
     user_memory::SCENARIOS,
     shadowed::SCENARIOS,
+    recycled::SCENARIOS,
     launch::SCENARIOS,
+    snp::sizes::SCENARIOS,
+    snp::owners::SCENARIOS,
+    snp::host::SCENARIOS,
+    snp::areas::SCENARIOS,
     directed::SCENARIOS,
 ];
 

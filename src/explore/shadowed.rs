@@ -55,13 +55,13 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 ];
 
 /// The guest frame of the guest's page of PTEs; those of the tables above it come before.
-const TABLE: u64 = 3;
+pub(super) const TABLE: u64 = 3;
 
 /// A page of the guest that is a table too: for linear pages from 512 on.
 const LATER: u64 = 8;
 
 /// A present entry of the guest's, writable, accessed and dirty.
-const fn entry(gfn: u64) -> u64 {
+pub(super) const fn entry(gfn: u64) -> u64 {
     gfn * PAGE | 0x67
 }
 
@@ -75,7 +75,7 @@ struct Cpu {
 
 /// A step of the guest.
 #[derive(Clone, Copy, Debug)]
-enum Step {
+pub(super) enum Step {
     /// It enters the guest for the first time.
     Start,
     /// It reads a page.
@@ -95,13 +95,14 @@ enum Attempt {
     Faulted(PageFaultCode),
 }
 
-struct Guest {
-    world: Rc<World>,
+/// A guest over shadow tables.
+pub(super) struct Guest {
+    pub(super) world: Rc<World>,
     cpus: [Cpu; 2],
 }
 
 impl Guest {
-    fn new(defects: Defects) -> Rc<Guest> {
+    pub(super) fn new(defects: Defects) -> Rc<Guest> {
         let shadow = ShadowConfig { features: PagingFeatures::AMD, max_pages: ShadowConfig::LEAST_PAGES };
         let world = Setup { shadow: Some(shadow), ..Setup::of(defects) }.build();
         let put = |gfn: u64, index: u64, value: u64| {
@@ -117,12 +118,13 @@ impl Guest {
     }
 
     /// The processor's task.
-    fn vcpu(self: &Rc<Guest>, n: u16, steps: &'static [Step]) -> Body {
+    pub(super) fn vcpu(self: &Rc<Guest>, n: u16, steps: &'static [Step]) -> Body {
         let guest = Rc::clone(self);
         self.world.host(move |_, task| guest.run(n, steps, task))
     }
 
-    fn run(&self, n: u16, steps: &[Step], task: &Task<'_>) {
+    /// A processor takes these steps.
+    pub(super) fn run(&self, n: u16, steps: &[Step], task: &Task<'_>) {
         let cpu = &self.cpus[usize::from(n)];
         let id = VcpuId(n);
         for &step in steps {

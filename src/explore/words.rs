@@ -28,6 +28,7 @@ const fn at(point: Point) -> &'static str {
         Point::F8 => "F8 mmu_lock released",
         Point::FF1 => "FF1 leaf read without a lock",
         Point::FF2 => "FF2 about to exchange it",
+        Point::R1 => "R1 entry found in the reverse map",
         Point::I1 => "I1 invalidation begun",
         Point::I2 => "I2 entries zapped",
         Point::I3 => "I3 flushed, mmu_lock released",
@@ -45,6 +46,9 @@ const fn at(point: Point) -> &'static str {
         Point::A4 => "A4 folio frozen",
         Point::A5 => "A5 folio split or merged",
         Point::L1 => "L1 last reference on the file gone",
+        Point::L2 => "L2 memslot and file looked up",
+        Point::L3 => "L3 the VM's descriptor closed",
+        Point::M1 => "M1 attribute's node found",
         Point::T1 => "T1 in the guest",
         Point::D1 => "D1 marks taken, leaves armed",
         Point::N1 => "N1 table taken from the list",
@@ -53,5 +57,9 @@ const fn at(point: Point) -> &'static str {
         Point::P2 => "P2 folio found",
         Point::P3 => "P3 page copied",
         Point::S1 => "S1 shadow page unsync",
+        Point::O1 => "O1 RMP entry looked at",
+        Point::O2 => "O2 RMP entry changed",
+        Point::V1 => "V1 save area found",
+        Point::V2 => "V2 state read for its launch",
     }
 }

@@ -19,13 +19,15 @@ use hypervisor::shadow::ShadowConfig;
 use hypervisor::tdp::{Rights, TdpFormat};
 use hypervisor::{
     Action, FaultInput, GmemFlags, GmemId, HostConfig, HugeSize, MemSlotSpec, MmuParams, PML_ENTRIES, PagePolicy, Pml,
-    Resumed, Shareability, SlotFlags, SlotId, SlotState, VcpuId, Vm, VmConfig, VmError,
+    Resumed, Shareability, SlotFlags, SlotId, SlotState, SystemMemoryPlan, VcpuId, Vm, VmConfig, VmError,
 };
 use interleave::{Body, Program, Progress};
 use mmu::GuestRights;
 
 use super::migration::Migration;
 use super::processor::{Access, Attempt, Processor, Translation};
+use super::snp::SnpSetup;
+use super::snp::processor::SnpProcessor;
 use crate::machine::BuildError;
 
 pub(super) const QUIET: &Task<'static> = &Task::QUIET;
@@ -41,7 +43,7 @@ pub(super) struct World {
     pub(super) vm: Vm,
     /// Two inodes, each shown by the slot of its number.
     pub(super) gmems: [GmemId; 2],
-    defects: Defects,
+    pub(super) defects: Defects,
     pub(super) cpus: [Processor; 2],
     /// For each guest frame mapped now, what the guest meant when it was.
     mapped_as: RefCell<BTreeMap<u64, Shareability>>,
@@ -49,12 +51,17 @@ pub(super) struct World {
     pub(super) migration: Migration,
     /// Over shadow tables: what each processor has cached, by linear page.
     pub(super) linear: [RefCell<BTreeMap<u64, (Sfn, GuestRights)>>; 2],
+    /// Of an SNP guest: what its processors have beside.
+    pub(super) guests: Option<[SnpProcessor; 2]>,
     /// What a task has seen that may not be.
     seen: RefCell<Option<String>>,
 }
 
 impl Witness for World {
     fn translations(&self, vcpu: VcpuId, each: &mut dyn FnMut(Cached)) {
+        if let Some(guests) = &self.guests {
+            return guests[usize::from(vcpu.0)].translations(each);
+        }
         for (&gfn, &Translation { sfn, .. }) in self.cpus[usize::from(vcpu.0)].tlb.borrow().iter() {
             each(Cached { gfn: Gfn::new(gfn), sfn, size: PageSize::Size4K });
         }
@@ -72,6 +79,10 @@ impl Witness for World {
         tlb.values().filter(|(_, rights)| rights.contains(GuestRights::WRITE)).for_each(|(sfn, _)| each(*sfn));
     }
 
+    fn save_area(&self, vcpu: VcpuId) -> Option<Sfn> {
+        self.guests.as_ref()?[usize::from(vcpu.0)].runs_from.get()
+    }
+
     fn in_guest(&self, vcpu: VcpuId) -> bool {
         self.cpus[usize::from(vcpu.0)].in_guest.get()
     }
@@ -82,9 +93,16 @@ impl Witness for World {
 }
 
 /// The event sink of one task.
-struct Watch<'w> {
+pub(super) struct Watch<'w> {
     world: &'w World,
-    meant: Cell<Shareability>,
+    pub(super) meant: Cell<Shareability>,
+}
+
+impl<'w> Watch<'w> {
+    /// Nothing is meant to be private yet.
+    pub(super) const fn new(world: &'w World) -> Watch<'w> {
+        Watch { world, meant: Cell::new(Shareability::SHARED) }
+    }
 }
 
 impl EventSink for Watch<'_> {
@@ -115,6 +133,8 @@ pub(super) struct Setup {
     pub(super) params: MmuParams,
     /// Whether the guest's tables are shadowed.
     pub(super) shadow: Option<ShadowConfig>,
+    /// Whether it is an SNP guest, and by which policies.
+    pub(super) snp: Option<SnpSetup>,
 }
 
 impl Setup {
@@ -123,7 +143,7 @@ impl Setup {
         let (initial, page) = (Shareability::SHARED, PageSize::Size4K);
         let flags = GmemFlags::empty();
         let params = MmuParams::default();
-        Setup { defects, initial, page, inode_pages: TOUCHED, flags, adjust: |_| {}, params, shadow: None }
+        Setup { defects, initial, page, inode_pages: TOUCHED, flags, adjust: |_| {}, params, shadow: None, snp: None }
     }
 
     /// A shared 2M page for each inode, reserved in a pool.
@@ -138,13 +158,24 @@ impl Setup {
     }
 
     fn try_build(self) -> Result<Rc<World>, BuildError> {
-        let Setup { defects, initial, page, inode_pages, flags, adjust, params, shadow } = self;
+        let Setup { defects, initial, page, inode_pages, flags, adjust, params, shadow, snp } = self;
         let pages = PagePolicy::of(page);
         let nr_frames = 64 + 4 * page.frames();
-        let memory = SystemMemory::flat(nr_frames * PAGE)?;
         let pools = if page == PageSize::Size2M { vec![(HugeSize::Size2M, 2)] } else { Vec::new() };
         let host = HostConfig { first: Sfn::new(1), nr_frames: nr_frames - 1, pools };
-        let mut config = VmConfig { maxphyaddr: 36, nr_vcpus: 2, ..VmConfig::new(pages, host) };
+        let plan = SystemMemoryPlan { arena_bytes: nr_frames * PAGE, host };
+        let (plan, place) = match snp {
+            Some(_) => {
+                let (plan, place) = plan.with_rmp();
+                (plan, Some(place))
+            }
+            None => (plan, None),
+        };
+        let memory = SystemMemory::flat(plan.arena_bytes)?;
+        let mut config = VmConfig { maxphyaddr: 36, nr_vcpus: 2, ..VmConfig::new(pages, plan.host) };
+        if let (Some(snp), Some(place)) = (&snp, place) {
+            snp.configure(&mut config, &memory, place)?;
+        }
         adjust(&mut config);
         let mut vm = Vm::with_params(memory, &config, params)?;
         if let Some(shadow) = &shadow {
@@ -159,6 +190,7 @@ impl Setup {
             Ok(gmem)
         };
         let gmems = [show(0, 0)?, show(1, SECOND)?];
+        let guests = snp.map(|snp| snp.finish(&vm)).transpose()?;
         let cpus: [Processor; 2] = Default::default();
         if params.pml == Pml::On && vm.format() == TdpFormat::Ept {
             for cpu in &cpus {
@@ -175,6 +207,7 @@ impl Setup {
             history: RefCell::default(),
             migration: Migration::default(),
             linear: Default::default(),
+            guests,
             seen: RefCell::default(),
         }))
     }
@@ -243,7 +276,7 @@ impl World {
     pub(super) fn guest(self: &Rc<World>, n: u16, accesses: Vec<Access>) -> Body {
         let world = Rc::clone(self);
         Box::new(move |schedule| {
-            let watch = Watch { world: &world, meant: Cell::new(Shareability::SHARED) };
+            let watch = Watch::new(&world);
             let task = Task::reporting(&watch).under(schedule).with(world.defects).on_lane(n as u8);
             for &access in &accesses {
                 watch.meant.set(access.meaning);
@@ -254,7 +287,7 @@ impl World {
 
     /// The same before any task runs.
     pub(super) fn before(&self, n: u16, accesses: &[Access]) {
-        let watch = Watch { world: self, meant: Cell::new(Shareability::SHARED) };
+        let watch = Watch::new(self);
         for &access in accesses {
             watch.meant.set(access.meaning);
             self.execute(VcpuId(n), access, &Task::reporting(&watch).on_lane(n as u8));
@@ -303,7 +336,7 @@ impl World {
     pub(super) fn host(self: &Rc<World>, act: impl Fn(&World, &Task<'_>) + 'static) -> Body {
         let world = Rc::clone(self);
         Box::new(move |schedule: &dyn Schedule| {
-            let watch = Watch { world: &world, meant: Cell::new(Shareability::SHARED) };
+            let watch = Watch::new(&world);
             act(&world, &Task::reporting(&watch).under(schedule).with(world.defects).on_lane(7));
         })
     }

@@ -7,7 +7,7 @@
 use cpu::Vcpu;
 use emu_core::Spa;
 use emu_core::sync::Task;
-use hypervisor::{VcpuId, Vm};
+use hypervisor::{Reloaded, VcpuId, Vm};
 use mmu::{Ept, Eptp, ModificationLog, Npt, Stage2};
 
 use super::{RunError, shadow};
@@ -15,7 +15,18 @@ use super::{RunError, shadow};
 /// Before the guest: processor `n` loads the registers it is to run with, if it must load others. This may wait for locks
 /// of the hypervisor's, so it is done before the processor counts as being in the guest.
 pub(super) fn prepare(vm: &Vm, n: usize, vcpu: &mut Vcpu, task: &Task<'_>) -> Result<(), RunError> {
-    shadow::reload(vm, n, vcpu, task)
+    shadow::reload(vm, n, vcpu, task)?;
+    let id = VcpuId(n as u16);
+    while !vm.is_shadowing() && vm.must_reload(id) {
+        match vm.snp_reload_save_area(id, task)? {
+            Reloaded::At(sfn) => vcpu.set_vmsa(sfn.base()),
+            // VMRUN finds that the page is nobody's save area.
+            Reloaded::Gone => break,
+            // Another thread of the host is about to take the page away.
+            Reloaded::Retry => std::thread::yield_now(),
+        }
+    }
+    Ok(())
 }
 
 /// At the last moment: processor `n` loads the root of new nested tables, if the old one was given up. Nothing is waited

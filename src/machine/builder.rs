@@ -14,7 +14,7 @@ use emu_core::rng::{Consumer, Seed};
 use emu_core::sync::Task;
 use emu_core::time::Instant;
 use emu_core::{PageSize, Spa};
-use gmem::policy::GmemPolicy;
+use gmem::policy::{Generation, GmemPolicy};
 use hypervisor::plan::LOW_RAM_END;
 use hypervisor::shadow::ShadowConfig;
 use hypervisor::{
@@ -35,7 +35,7 @@ use crate::loader::{self, Confidential, Image, LoadOptions, MemoryMap, Module};
 use crate::trace::{Lens, Recorder};
 use crate::vmm::hypercall::GpaRange;
 use crate::vmm::script::Script;
-use crate::vmm::{InitialRam, OnMemoryFault, Vmm, memory};
+use crate::vmm::{InitialRam, OnMemoryFault, SharedSide, Vmm, memory};
 
 /// The most processors a machine has.
 pub(crate) const MAX_CPUS: u16 = 64;
@@ -59,6 +59,9 @@ pub struct MachineConfig {
     pub gmem: GmemPolicy,
     /// How RAM of a software-protected VM begins.
     pub ram: InitialRam,
+    /// Where a software-protected VM has the memory that it shares: [`SharedSide::UserMemory`] needs the 7.3 generation of
+    /// guest_memfd and small pages.
+    pub shared: SharedSide,
     /// How an SNP guest is launched and its memory kept.
     pub snp: SnpChoice,
     /// How the host of an SNP guest lies to it, if it does.
@@ -86,6 +89,7 @@ impl Default for MachineConfig {
             kind: VmKind::Default,
             gmem: GmemPolicy::DEFAULT,
             ram: InitialRam::Shared,
+            shared: SharedSide::Gmem,
             snp: SnpChoice::default(),
             inject: None,
             on_memory_fault: OnMemoryFault::Convert,
@@ -138,6 +142,11 @@ impl Builder {
     /// The kind of the VM, and how its RAM begins: [`InitialRam::Private`] needs a kind that has private memory.
     pub fn kind(mut self, kind: VmKind, ram: InitialRam) -> Builder {
         (self.config.kind, self.config.ram) = (kind, ram);
+        self
+    }
+    /// Where a software-protected VM has the memory that it shares with the host.
+    pub fn shared_side(mut self, shared: SharedSide) -> Builder {
+        self.config.shared = shared;
         self
     }
     /// An SNP guest, launched so; the processor model becomes one with SEV-SNP.
@@ -220,7 +229,11 @@ impl Builder {
         }
         let layout = RamLayout::pc(config.memory_bytes, config.pages)?;
         let policy = PagePolicy::of(config.pages);
-        let plan = SystemMemoryPlan::for_guest(layout.inode_bytes, policy);
+        let two_sided = config.shared == SharedSide::UserMemory && config.kind == VmKind::SwProtected;
+        if two_sided && (config.gmem.generation != Generation::V7_3 || config.pages != PageSize::Size4K) {
+            return Err(BuildError::TwoSided);
+        }
+        let plan = SystemMemoryPlan::for_guest(layout.inode_bytes << u32::from(two_sided), policy);
         let (plan, rmp_place) = match config.kind {
             VmKind::Snp => {
                 let (plan, place) = plan.with_rmp();
@@ -264,7 +277,10 @@ impl Builder {
             let features = Vcpu::paging_features(&config.model);
             vm = vm.shadowing(&ShadowConfig::for_guest(features, layout.inode_bytes))?;
         }
-        vm.add_ram(&layout, SlotId(0), &lens.task())?;
+        match two_sided {
+            true => vm.add_two_sided_ram(&layout, SlotId(0), &lens.task())?,
+            false => vm.add_ram(&layout, SlotId(0), &lens.task())?,
+        };
         if rmp.is_none() {
             add_firmware(&vm, SlotId(layout.ranges.len() as u16), &lens.task())?;
         }
@@ -322,6 +338,9 @@ impl Builder {
                 };
                 let mut vcpu = Vcpu::new(memory.clone(), &vcpu_config);
                 vcpu.mmu().set_rmp(rmp.clone());
+                if rmp.is_some() && lens.is_recording() {
+                    vcpu.record_sev();
+                }
                 vcpu.mmu().set_stage2(stage2(&config, vm.root_register(), n));
                 let log = vm.pml_buffer(VcpuId(n))?.map(ModificationLog::new);
                 vcpu.mmu().set_modification_log(log);

@@ -4,8 +4,11 @@ use core::any::Any;
 
 use ::devices::Board;
 use ::devices::block::Disk;
+use ::devices::bus::Width;
+use ::devices::dma::DmaCounters;
 use ::devices::nvme::Nvme;
 use ::devices::pci::assign::assign;
+use ::devices::pci::config::reg;
 use ::devices::pci::{PciDevice, SLOTS};
 use ::devices::virtio::VirtioPci;
 use ::devices::virtio::block::VirtioBlock;
@@ -28,6 +31,17 @@ pub enum Device {
     Console,
     /// A virtio entropy device, which draws from the machine's seed.
     Rng,
+}
+
+/// What a device on the PCI bus did to guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceDma {
+    /// Its slot.
+    pub slot: u8,
+    /// Vendor and device, as configuration space has them.
+    pub id: (u16, u16),
+    /// What it did.
+    pub counters: DmaCounters,
 }
 
 /// Plugs `devices` in, in order, and does what firmware would: addresses within the PCI window, decoding on.
@@ -62,6 +76,16 @@ impl Machine {
     /// The disks as they are now, in the order in which they were plugged in.
     pub fn disks(&self) -> impl Iterator<Item = &Disk> {
         (0..SLOTS as u8).filter_map(|slot| disk(self.board.pci().device(slot)?))
+    }
+
+    /// What each device did to guest memory, the bridges left out.
+    pub(super) fn device_dma(&self) -> Vec<DeviceDma> {
+        let pci = self.board.pci();
+        let of = |(slot, counters)| {
+            let id = |offset| Some(pci.device(slot)?.config().read(offset, Width::Word) as u16);
+            Some(DeviceDma { slot, id: (id(reg::VENDOR)?, id(reg::DEVICE)?), counters })
+        };
+        pci.dma_counters().skip(2).filter_map(of).collect()
     }
 
     /// Takes what the guest wrote to its virtio consoles since the last call.

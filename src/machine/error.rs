@@ -65,6 +65,9 @@ pub enum BuildError {
         /// What was asked for.
         mmu: NestedPaging,
     },
+    /// Shared memory of the VMM's own is what the VM's attributes choose, and comes in small pages.
+    #[error("shared memory beside guest_memfd needs --gmem 7.3 and pages of 4K")]
+    TwoSided,
     /// The machine's reverse map cannot be set up.
     #[error(transparent)]
     Rmp(#[from] RmpSetupError),
@@ -101,6 +104,7 @@ impl BuildError {
     /// What can be done about it.
     pub fn help(&self) -> &'static str {
         match self {
+            BuildError::TwoSided => "leave --gmem and --pages out, or say --vm sw-protected,api=next",
             BuildError::SnpNeedsNpt { .. } => "say --mmu npt, or leave --mmu out",
             BuildError::Policy(_) | BuildError::Firmware(_) => "the usual policy is 0x30000; leave --policy out",
             BuildError::Load(cause) => cause.help(),

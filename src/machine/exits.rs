@@ -271,7 +271,7 @@ impl Machine {
 }
 
 /// A nested fault in the hypervisor's words.
-pub(super) fn fault_input(fault: &NestedPageFault) -> FaultInput {
+pub(crate) fn fault_input(fault: &NestedPageFault) -> FaultInput {
     FaultInput {
         cause: match fault.cause {
             Stage2Cause::FinalAddress => FaultCause::FinalAddress,

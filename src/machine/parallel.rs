@@ -21,7 +21,7 @@ use emu_core::time::{Duration, Instant, MeetingPoint};
 use hypervisor::{Action, FlushRequest, VcpuId, Vm};
 
 use super::exits::{fault_input, forget};
-use super::seen::{reason, stamp};
+use super::seen::{reason, saw_inside, stamp};
 use super::{Limits, Machine, Outcome, RunError, border};
 use crate::trace::Lens;
 
@@ -252,7 +252,7 @@ impl<'m> Shared<'m> {
                 Ok((inside, flush)) => {
                     flush.into_iter().for_each(|request: FlushRequest| forget(&mut vcpu, request));
                     if self.vm.must_reload(id) {
-                        // Somebody took the root away a moment ago; whoever does so from now on waits.
+                        // Somebody took the root or the save area away a moment ago; whoever does so from now on waits.
                         continue;
                     }
                     let ran = border::enter(&self.vm, n, &mut vcpu).map(|()| vcpu.run(until));
@@ -265,6 +265,7 @@ impl<'m> Shared<'m> {
                     }
                 }
             };
+            saw_inside(lens, n, &mut vcpu);
             lens.point_at(|| stamp(n, &vcpu, vcpu.now()));
             let Exit::NestedPageFault { fault, access } = exit else { return (vcpu, Return::Exit(exit)) };
             task.report(Event::Exit { reason: reason(&exit) });

@@ -2,11 +2,13 @@
 
 use cpu::{Event, Exit};
 use devices::{BoardEvents, BoardRequest, CpuIndex};
+use emu_core::event::UserExitReason;
 use emu_core::time::{Duration, Instant};
+use hypervisor::VcpuId;
 
 use super::guest_memory::HostSide;
 use super::seat::{Activity, Message};
-use super::{Machine, RunError, border};
+use super::{Machine, RunError, border, seen};
 
 /// Longest turn of a lone processor when nothing is due.
 const LONE_TURN: u64 = 1 << 20;
@@ -211,11 +213,13 @@ impl Machine {
             let until = self.lie_when_due(n)?.map_or(until, |at| until.min(at));
             self.look_at(n);
             self.lens.task().report(emu_core::event::Event::Entry {});
+            self.empty_a_full_ring(n)?;
             let vcpu = &mut self.vcpus[n].vcpu;
             border::prepare(&self.vm, n, vcpu, &self.lens.task())?;
             border::enter(&self.vm, n, vcpu)?;
             let exit = vcpu.run(until);
             border::leave(&self.vm, n, vcpu, &self.lens.task())?;
+            seen::saw_inside(&self.lens, n, vcpu);
             let after = vcpu.now();
             self.vcpus[n].retired += after.saturating_since(self.now).units();
             self.now = self.now.max(after);
@@ -238,6 +242,18 @@ impl Machine {
             }
         }
         Ok(None)
+    }
+
+    /// A processor whose ring is full leaves to the VMM before it enters the guest.
+    fn empty_a_full_ring(&mut self, n: usize) -> Result<(), RunError> {
+        let has_rings = self.config.params.dirty_ring.is_some();
+        if has_rings && self.vm.is_dirty_ring_full(VcpuId(n as u16), &self.lens.task())? {
+            let reason = UserExitReason::DirtyRingFull;
+            self.lens.task().report(emu_core::event::Event::UserspaceExit { reason, errno: 0 });
+            self.vmm.ring_is_full(&self.vm, &self.lens.task())?;
+            self.flush_owed();
+        }
+        Ok(())
     }
 
     /// Lets the VMM do what is due by its own will. When it wants to act again, if no other processor runs until then.

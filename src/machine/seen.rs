@@ -1,9 +1,10 @@
 //! What a trace says of the machine's own doings: when, on which processor, and why it left the guest.
 
-use cpu::{Exit, Vcpu};
-use emu_core::Gva;
-use emu_core::event::{Direction, Event, ExitReason};
+use cpu::{Exit, SevAct, SevRecord, Vcpu};
+use emu_core::event::{Bits, Direction, Event, ExitReason, Validity};
 use emu_core::time::Instant;
+use emu_core::{Gfn, Gva, Sfn};
+use mmu::rmp::{GuestPage, Validated};
 
 use super::Machine;
 use crate::trace::{Lens, Recorded, Stamp};
@@ -40,6 +41,38 @@ pub(super) fn reason(exit: &Exit) -> ExitReason {
 /// The direction of an access that writes or not.
 pub(super) fn direction<T>(write: Option<T>) -> Direction {
     if write.is_some() { Direction::Write } else { Direction::Read }
+}
+
+/// As events tell it.
+fn act(record: &SevRecord) -> Event {
+    let frames =
+        |page: Option<GuestPage>| page.map_or((Gfn::new(0), Sfn::new(0)), |page| (page.gpa.frame(), page.spa.frame()));
+    match record.act {
+        SevAct::Pvalidate { gva, page, size, to, eax, carry } => {
+            let (gfn, sfn) = frames(page);
+            let to = match to {
+                Validated::Yes => Validity::Validated,
+                Validated::No => Validity::Rescinded,
+            };
+            let (size, carry) = (size.page_size(), carry.into());
+            Event::Pvalidate { gva, gfn, sfn, size, to, result: eax, carry }
+        }
+        SevAct::RmpAdjust { gva, page, rcx, rdx, eax } => {
+            Event::RmpAdjust { gva, gfn: frames(page).0, rcx: Bits(rcx), rdx: Bits(rdx), result: eax }
+        }
+        SevAct::VmmCommunication { exit_code } => Event::VmmCommunication { exit_code: Bits(exit_code.into()) },
+    }
+}
+
+/// Reports what processor `n` did inside the guest by instructions that do not leave it, as of then and there.
+pub(super) fn saw_inside(lens: &Lens, n: usize, vcpu: &mut Vcpu) {
+    if !lens.is_recording() {
+        return;
+    }
+    for record in vcpu.take_sev_records() {
+        lens.point_at(|| Stamp { time: record.at, vcpu: Some(n as u16), rip: Some(record.rip) });
+        lens.task().report(act(&record));
+    }
 }
 
 impl Machine {

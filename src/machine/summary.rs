@@ -6,7 +6,7 @@ use hypervisor::VmStats;
 use hypervisor::snp::launch::LaunchDigest;
 use mmu::MmuStats;
 
-use super::{Injected, LieResult, Machine};
+use super::{DeviceDma, Injected, LieResult, Machine};
 use crate::trace::Recorded;
 use crate::vmm::VmmCounters;
 use crate::vmm::agent::{Deeds, Tally};
@@ -44,6 +44,8 @@ pub struct Summary {
     pub blocks: u64,
     /// What was recorded of it, if anything.
     pub trace: Option<Recorded>,
+    /// What its devices did to guest memory.
+    pub dma: Vec<DeviceDma>,
     /// Of an SNP guest.
     pub snp: Option<SnpSummary>,
     /// What its host did to it.
@@ -97,6 +99,7 @@ impl Machine {
             deeds: self.vmm.deeds().clone(),
             blocks,
             trace: self.trace(),
+            dma: self.device_dma(),
             snp: self.snp.as_ref().map(|snp| SnpSummary {
                 digest: snp.digest(),
                 policy: self.config.snp.policy,
@@ -161,6 +164,13 @@ impl core::fmt::Display for Summary {
         if self.checks > 0 {
             writeln!(f, "checks       every invariant {} times", self.checks)?;
         }
+        for DeviceDma { slot, id: (vendor, device), counters: c } in &self.dma {
+            writeln!(
+                f,
+                "DMA          slot {slot} ({vendor:04x}:{device:04x}): {} bytes read, {} written; {} accesses refused",
+                c.read_bytes, c.written_bytes, c.refused
+            )?;
+        }
         if let Some(snp) = &self.snp {
             let m = &self.vm.snp;
             writeln!(f, "SNP          policy {:#x}, C-bit {}, VMPL{}", snp.policy, snp.c_bit, snp.vmpl.index())?;
@@ -199,6 +209,9 @@ impl core::fmt::Display for Summary {
                 "VMM          {} hypercalls  ({} refused, {} conversions)  {} memory faults",
                 v.hypercalls, v.refused, v.conversions, v.memory_faults
             )?;
+        }
+        if v.full_rings > 0 {
+            writeln!(f, "VMM          {} exits for full dirty rings", v.full_rings)?;
         }
         for record in &self.deeds.script {
             let what = &record.what;

@@ -1,13 +1,18 @@
 //! The guest's memory over time: for each block of guest frames how much of it is mapped by which level, backed by which
-//! folio size, and private.
+//! folio size, and private; of an SNP guest, how much is its own in the reverse map, and in which state (`entries`).
 //!
 //! A block's state is a count of pages for each of these, so that blocks add up; its history holds the state at the end
 //! of every column in which it changed. Blocks are as small as 2 MiB and grow so that there are few of them.
+
+mod entries;
 
 use std::collections::BTreeMap;
 
 use emu_core::PageSize;
 use emu_core::event::{Event, Ino, Sharing};
+use entries::{Entries, Step};
+
+pub(super) use entries::Sort;
 
 /// The most blocks that are told apart.
 const BLOCKS: usize = 4096;
@@ -22,16 +27,22 @@ pub(super) struct State {
     pub(super) private: i64,
     pub(super) mapped: [i64; 3],
     pub(super) folios: [i64; 3],
+    /// Of the guest in the reverse map, by [`Sort::index`].
+    pub(super) rmp: [i64; Sort::COUNT],
+}
+
+fn add<const N: usize>(a: [i64; N], b: [i64; N], sign: i64) -> [i64; N] {
+    core::array::from_fn(|n| a[n] + sign * b[n])
 }
 
 impl State {
     fn plus(self, other: State, sign: i64) -> State {
-        let add = |a: [i64; 3], b: [i64; 3]| core::array::from_fn(|n| a[n] + sign * b[n]);
         State {
             bound: self.bound + sign * other.bound,
             private: self.private + sign * other.private,
-            mapped: add(self.mapped, other.mapped),
-            folios: add(self.folios, other.folios),
+            mapped: add(self.mapped, other.mapped, sign),
+            folios: add(self.folios, other.folios, sign),
+            rmp: add(self.rmp, other.rmp, sign),
         }
     }
 }
@@ -97,12 +108,20 @@ pub(super) struct Memory {
     blocks: BTreeMap<u64, Block>,
     inodes: BTreeMap<Ino, Inode>,
     bindings: Vec<Binding>,
+    entries: Entries,
     column: usize,
 }
 
 impl Default for Memory {
     fn default() -> Memory {
-        Memory { shift: 9, blocks: BTreeMap::new(), inodes: BTreeMap::new(), bindings: Vec::new(), column: 0 }
+        Memory {
+            shift: 9,
+            blocks: BTreeMap::new(),
+            inodes: BTreeMap::new(),
+            bindings: Vec::new(),
+            entries: Entries::default(),
+            column: 0,
+        }
     }
 }
 
@@ -137,6 +156,7 @@ impl Memory {
         }
         self.inodes.clear();
         self.bindings.clear();
+        self.entries = Entries::default();
     }
 
     fn change(&mut self, block: u64, to: impl FnOnce(State) -> State) {
@@ -264,7 +284,11 @@ impl Memory {
                 }
             }
             Event::Zapped { gfn, size } => self.add(gfn.raw(), size.frames(), -1, |n| mapped(size, n)),
-            _ => {}
+            _ => {
+                for Step { gfn, frames, sort, sign } in self.entries.follow(event) {
+                    self.add(gfn, frames, sign, |n| of_sort(sort, n));
+                }
+            }
         }
     }
 
@@ -331,6 +355,12 @@ fn mapped(size: PageSize, nr_pages: i64) -> State {
 fn folio(size: PageSize, nr_pages: i64) -> State {
     let mut state = State::default();
     state.folios[size.index()] = nr_pages;
+    state
+}
+
+fn of_sort(sort: Sort, nr_pages: i64) -> State {
+    let mut state = State::default();
+    state.rmp[sort.index()] = nr_pages;
     state
 }
 

@@ -11,6 +11,7 @@
 mod html;
 mod memory;
 mod model;
+mod snp;
 mod stages;
 mod timeline;
 

@@ -8,6 +8,7 @@ use emu_core::event::{Event, EventKind, FaultOutcome, Field, Value};
 use serde_json::{Map, Value as Json, json};
 
 use super::memory::{Memory, Row, State, parts_of};
+use super::snp::Snp;
 use super::stages::{Histogram, Span, Stages};
 use super::timeline::Timeline;
 use crate::trace::{Consumer, Facts, Record};
@@ -25,6 +26,7 @@ pub struct Model {
     timeline: Timeline,
     memory: Memory,
     stages: Stages,
+    snp: Snp,
     /// What a person would want to read one by one.
     log: Vec<Json>,
     unlisted: u64,
@@ -45,6 +47,7 @@ impl Default for Model {
             timeline: Timeline::default(),
             memory: Memory::default(),
             stages: Stages::default(),
+            snp: Snp::default(),
             log: Vec::new(),
             unlisted: 0,
             mapped: [0; 3],
@@ -168,6 +171,7 @@ impl Model {
                 "total": state(&self.memory.total()),
                 "slots": slots,
             },
+            "snp": self.snp.json(),
             "log": self.log,
             "unlisted": self.unlisted,
         })
@@ -197,11 +201,11 @@ fn span(of: &Span) -> Json {
     })
 }
 
-/// Bound, private, mapped by 4K, 2M and 1G leaves, in folios of 4K, 2M and 1G: pages.
+/// Bound, private, mapped by 4K, 2M and 1G leaves, in folios of 4K, 2M and 1G: pages. Where the reverse map has any for the
+/// guest, these follow by [`Sort`](super::memory::Sort).
 fn state(of: &State) -> Json {
-    let [m4, m2, m1] = of.mapped;
-    let [f4, f2, f1] = of.folios;
-    json!([of.bound, of.private, m4, m2, m1, f4, f2, f1])
+    let rmp = if of.rmp.iter().any(|&pages| pages != 0) { &of.rmp[..] } else { &[] };
+    [&[of.bound, of.private][..], &of.mapped, &of.folios, rmp].concat().into()
 }
 
 fn row(of: &Row) -> Json {
@@ -237,6 +241,7 @@ impl Consumer for Model {
         self.count(&record.event);
         self.memory.follow(&record.event);
         self.stages.follow(record);
+        self.snp.follow(record, &mut self.timeline);
         if matches!(
             record.event,
             Event::VmCreated { .. }
@@ -250,6 +255,7 @@ impl Consumer for Model {
                 | Event::GetDirtyLog { .. }
                 | Event::UserspaceExit { .. }
                 | Event::PageStateChange { .. }
+                | Event::RmpFault { .. }
                 | Event::FramesLeaked { .. }
                 | Event::DmaRefused { .. }
         ) {

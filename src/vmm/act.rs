@@ -6,13 +6,15 @@
 use emu_core::sync::Task;
 use emu_core::{Gfn, Gpa, PageSize, Sfn};
 use gmem::{PageIndex, PageRange};
+use hypervisor::memslot::GmemServes;
 use hypervisor::tdp::AdBit;
 use hypervisor::{GmemId, MemSlot, MemSlotSpec, Shareability, SlotFlags, SlotId, Vm, VmError};
 
 use super::hypercall::GpaRange;
 use super::memory::{self, MemoryError};
-use super::migrate::Migration;
+use super::migrate::{self, Migration};
 use super::script::{Convert, MoveSlot, Range, What};
+use super::sides::{self, Sides};
 
 const PAGE: u64 = PageSize::Size4K.bytes();
 
@@ -23,6 +25,8 @@ struct Pages {
     range: PageRange,
     /// Where the first of them is shown, if they were named by guest physical address.
     gpa: Option<Gpa>,
+    /// Their two sides, if they have so many and were named so.
+    sides: Option<Sides>,
 }
 
 impl Pages {
@@ -35,7 +39,8 @@ impl Pages {
     /// Some of these pages.
     fn part(self, range: PageRange) -> Pages {
         let gpa = self.gpa.map(|gpa| gpa.wrapping_add((range.first.0 - self.range.first.0) * PAGE));
-        Pages { range, gpa, ..self }
+        // Parts of a part are looked at for who may use them alone.
+        Pages { range, gpa, sides: None, ..self }
     }
     /// Where they are shown, for who says of guest physical memory who may use it.
     fn shown(self) -> Result<GpaRange, MemoryError> {
@@ -51,14 +56,16 @@ impl Pages {
 fn pages(vm: &Vm, range: Range, task: &Task<'_>) -> Result<Vec<Pages>, MemoryError> {
     let whole = |gmem, offset: u64, len: u64, gpa| {
         let range = PageRange { first: PageIndex(offset / PAGE), nr_pages: len / PAGE };
-        Pages { gmem, range, gpa }
+        Pages { gmem, range, gpa, sides: None }
     };
     match range {
         Range::Inode { gmem, offset_bytes, len_bytes } => Ok(vec![whole(gmem, offset_bytes, len_bytes, None)]),
         Range::Gpa(range) => {
             let parts = memory::parts(vm, range, task)?;
-            let shown =
-                |part: &memory::Part| whole(part.gmem, part.offset_bytes, part.range.len_bytes, Some(part.range.gpa));
+            let shown = |part: &memory::Part| Pages {
+                sides: Sides::of(part),
+                ..whole(part.gmem, part.offset_bytes, part.range.len_bytes, Some(part.range.gpa))
+            };
             Ok(parts.iter().map(shown).collect())
         }
     }
@@ -84,6 +91,14 @@ struct Pin {
 }
 
 impl Holdings {
+    /// A processor's ring is full: what is in the rings is taken, for the migration if one is under way.
+    pub(super) fn empty_rings(&mut self, vm: &Vm, task: &Task<'_>) -> Result<(), VmError> {
+        match &mut self.migration {
+            Some(migration) => migration.empty_rings(vm, task),
+            None => migrate::take_rings(vm, task).map(drop),
+        }
+    }
+
     fn pinned(&self, part: Pages) -> Option<PageIndex> {
         let inside =
             |pin: &&Pin| pin.gmem == part.gmem && part.range.first <= pin.index && pin.index < part.range.end();
@@ -93,14 +108,21 @@ impl Holdings {
 
 /// Does it. How many bytes it concerned, where that is a number of interest.
 pub fn perform(vm: &Vm, what: &What, held: &mut Holdings, task: &Task<'_>) -> Result<u64, MemoryError> {
+    one_side_is_enough(vm, what, task)?;
     match what {
         What::Punch(range) => each(vm, *range, task, |p| {
+            if let Some(sides) = p.sides {
+                return sides::punch(vm, sides, task);
+            }
             if let Some(migration) = &mut held.migration {
                 migration.note_own(p.gmem, p.indices());
             }
             Ok(vm.punch_hole(p.gmem, p.offset_bytes(), p.len_bytes(), task)?)
         }),
         What::Allocate(range) => each(vm, *range, task, |p| {
+            if let Some(sides) = p.sides {
+                return sides::allocate(vm, sides, task);
+            }
             let inode = vm.gmem(p.gmem, task).ok_or(VmError::NoSuchGmem { id: p.gmem })?;
             Ok(inode.shared(task).allocate(vm.host(), p.range, task).map_err(VmError::from)?)
         }),
@@ -170,6 +192,21 @@ pub fn perform(vm: &Vm, what: &What, held: &mut Holdings, task: &Task<'_>) -> Re
             None => Err(MemoryError::Migration { running: false }),
         },
     }
+}
+
+/// Whether the action can be done where shared pages are the VMM's own memory.
+fn one_side_is_enough(vm: &Vm, what: &What, task: &Task<'_>) -> Result<(), MemoryError> {
+    let what = match what {
+        What::Balloon(_) => "balloon",
+        What::Pin(_) | What::Unpin(_) => "pin",
+        What::Unbind(_) | What::Bind(_) | What::Replug(_) | What::MoveSlot(_) => "a memslot that goes and comes",
+        What::LogStart(_) | What::LogRound(_) | What::LogStop(_) => "migration",
+        What::Poison(_) => "poison",
+        What::Punch(_) | What::Allocate(_) | What::Convert(_) | What::Toggle(_) => return Ok(()),
+        What::Zap(_) | What::ZapAll(_) | What::ZapAllFast(_) | What::Age(_) => return Ok(()),
+    };
+    let two_sided = |slot: &MemSlot| slot.gmem.is_some_and(|view| view.serves == GmemServes::Private);
+    if vm.memslots(task).iter().any(two_sided) { Err(MemoryError::TwoSided { what }) } else { Ok(()) }
 }
 
 fn each(

@@ -6,7 +6,7 @@
 
 use emu_core::rng::Seed;
 use emu_core::sync::Task;
-use hypervisor::Vm;
+use hypervisor::{Vm, VmError};
 
 use super::act::{self, Holdings};
 use super::memory::MemoryError;
@@ -121,6 +121,11 @@ impl Agenda {
     #[inline]
     pub fn until_due(&self, done: u64) -> Option<u64> {
         if self.now { Some(0) } else { self.next.map(|at| at.saturating_sub(done)) }
+    }
+
+    /// Takes what is in the processors' rings.
+    pub fn empty_rings(&mut self, vm: &Vm, task: &Task<'_>) -> Result<(), VmError> {
+        self.held.empty_rings(vm, task)
     }
 
     /// Does what the guest asked for, with everything that the VMM has going on in mind.

@@ -1,11 +1,13 @@
 //! The VMM's view of guest memory: which inode and which memslot stand behind a range of guest physical addresses.
 
 use emu_core::sync::Task;
-use emu_core::{Gpa, PageSize};
+use emu_core::{Gpa, Hva, PageSize};
+use hypervisor::memslot::GmemServes;
 use hypervisor::{GmemId, MEMORY_ATTRIBUTE_PRIVATE, MemoryAttributes, Shareability, SlotFlags, SlotId, Vm, VmError};
 use thiserror::Error;
 
 use super::hypercall::{GpaRange, HypercallError};
+use super::sides::{self, Sides};
 
 /// Why the VMM could not do something with guest memory.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -62,6 +64,21 @@ pub enum MemoryError {
         /// The number.
         slot: SlotId,
     },
+    /// An action on the pages of an inode, where shared pages are the VMM's own memory.
+    #[error("shared memory is the VMM's own here, not guest_memfd's: {what} is for memory that is converted in place")]
+    TwoSided {
+        /// The action.
+        what: &'static str,
+    },
+    /// The VMM's own memory cannot be changed.
+    #[error(transparent)]
+    UserMapping(#[from] gmem::mm::MmError),
+    /// The VMM's own memory cannot be reached.
+    #[error(transparent)]
+    UserAccess(#[from] gmem::mm::UserAccessError),
+    /// The VMM's own memory cannot be populated.
+    #[error(transparent)]
+    UserFault(#[from] gmem::mm::UserFault),
     /// The VM's attributes cannot be set.
     #[error(transparent)]
     Attributes(#[from] hypervisor::AttributeError),
@@ -94,6 +111,8 @@ pub struct Part {
     pub offset_bytes: u64,
     /// Where it is in guest physical memory.
     pub range: GpaRange,
+    /// Where the VMM has its shared side, if that is not the inode too.
+    pub user: Option<Hva>,
 }
 
 /// The memslots behind `range`, ascending; all of it is memory or the answer is an error.
@@ -109,7 +128,8 @@ pub fn parts(vm: &Vm, range: GpaRange, task: &Task<'_>) -> Result<Vec<Part>, Mem
         let range = GpaRange { gpa: at, len_bytes: stop - at.raw() };
         let view = slot.gmem.ok_or(MemoryError::NoGmem { gpa: at })?;
         let offset_bytes = (view.first_index.0 + (at.frame().raw() - slot.first.raw())) * page;
-        found.push(Part { slot: slot.id, flags: slot.flags, gmem: view.gmem, offset_bytes, range });
+        let user = (view.serves == GmemServes::Private).then(|| slot.hva_of(at.frame()));
+        found.push(Part { slot: slot.id, flags: slot.flags, gmem: view.gmem, offset_bytes, range, user });
         at = Gpa::new(stop);
     }
     Ok(found)
@@ -123,13 +143,24 @@ pub fn convert(vm: &Vm, range: GpaRange, to: Shareability, task: &Task<'_>) -> R
     }
     if vm.supported_memory_attributes() != 0 {
         // KVM keeps attributes of frames that are no memory too; a VMM converts memory.
-        parts(vm, range, task)?;
-        let attributes = if to.is_private() { MEMORY_ATTRIBUTE_PRIVATE } else { 0 };
-        let wanted = MemoryAttributes { address: range.gpa.raw(), size: range.len_bytes, attributes, flags: 0 };
-        return Ok(vm.set_memory_attributes(&wanted, task)?);
+        let parts = parts(vm, range, task)?;
+        if parts.iter().any(|part| part.user.is_some()) {
+            return parts.iter().try_for_each(|part| match Sides::of(part) {
+                Some(both) => sides::convert(vm, both, to, task),
+                None => set_attributes(vm, part.range, to, task),
+            });
+        }
+        return set_attributes(vm, range, to, task);
     }
     for part in parts(vm, range, task)? {
         vm.convert(part.gmem, part.offset_bytes, part.range.len_bytes, to, task)?;
     }
     Ok(())
+}
+
+/// `KVM_SET_MEMORY_ATTRIBUTES`.
+pub(super) fn set_attributes(vm: &Vm, range: GpaRange, to: Shareability, task: &Task<'_>) -> Result<(), MemoryError> {
+    let attributes = if to.is_private() { MEMORY_ATTRIBUTE_PRIVATE } else { 0 };
+    let wanted = MemoryAttributes { address: range.gpa.raw(), size: range.len_bytes, attributes, flags: 0 };
+    Ok(vm.set_memory_attributes(&wanted, task)?)
 }

@@ -13,7 +13,7 @@ use std::hash::Hasher;
 use emu_core::PageSize;
 use emu_core::sync::Task;
 use gmem::PageIndex;
-use hypervisor::dirty::{DirtyLogging, WORD_PAGES};
+use hypervisor::dirty::{DirtyGfn, DirtyLogging, WORD_PAGES};
 use hypervisor::{GmemId, MemSlotSpec, SlotId, Vm, VmError};
 
 use super::act;
@@ -29,7 +29,7 @@ type Place = (GmemId, u64);
 pub struct Migration {
     /// Fingerprints of pages that are not all zero.
     image: BTreeMap<Place, u64>,
-    /// Pages that the VMM itself changed since the last round.
+    /// Pages that the VMM itself changed since the last round, or took from a ring.
     own: BTreeSet<Place>,
 }
 
@@ -61,6 +61,7 @@ impl Migration {
 
     /// Copies what was written since the last round; how many bytes.
     pub fn round(&mut self, vm: &Vm, task: &Task<'_>) -> Result<u64, MemoryError> {
+        self.empty_rings(vm, task)?;
         let slots = act::ram(vm, task);
         let mut bytes =
             slots.iter().try_fold(0, |sum, slot| Ok::<u64, MemoryError>(sum + self.collect(vm, slot, task)?))?;
@@ -83,6 +84,17 @@ impl Migration {
         last
     }
 
+    /// Takes what processors pushed to their rings, and lets them push again. It is copied in the next round: what is
+    /// written until then is pushed anew.
+    pub fn empty_rings(&mut self, vm: &Vm, task: &Task<'_>) -> Result<(), VmError> {
+        for page in take_rings(vm, task)? {
+            let slots = vm.memslots(task);
+            let view = slots.by_id(page.slot).and_then(|slot| slot.info().gmem);
+            self.own.extend(view.map(|view| (view.gmem, view.first_index.0 + page.page)));
+        }
+        Ok(())
+    }
+
     /// Notes that the VMM itself changed pages, which no log tells.
     pub fn note_own(&mut self, gmem: GmemId, pages: impl Iterator<Item = PageIndex>) {
         self.own.extend(pages.map(|index| (gmem, index.0)));
@@ -90,6 +102,7 @@ impl Migration {
 
     /// Before a memslot is deleted: its log goes with it.
     pub fn before_delete(&mut self, vm: &Vm, slot: &MemSlotSpec, task: &Task<'_>) -> Result<(), MemoryError> {
+        self.empty_rings(vm, task)?;
         self.collect(vm, slot, task).map(|_| ())
     }
 
@@ -132,6 +145,18 @@ impl Migration {
         }
         Ok(())
     }
+}
+
+/// What is in the rings of all processors, if they have any (`KVM_RESET_DIRTY_RINGS` after reading them).
+pub(super) fn take_rings(vm: &Vm, task: &Task<'_>) -> Result<Vec<DirtyGfn>, VmError> {
+    let mut told = Vec::new();
+    for vcpu in vm.vcpu_ids() {
+        vm.collect_dirty_ring(vcpu, usize::MAX, &mut told, task)?;
+    }
+    if !told.is_empty() {
+        vm.reset_dirty_rings(task)?;
+    }
+    Ok(told)
 }
 
 /// The pages of a slot that have a folio.

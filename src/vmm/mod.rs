@@ -2,7 +2,8 @@
 //! it.
 //!
 //! Modelled: what a KVM VMM does on `KVM_EXIT_HYPERCALL` and `KVM_EXIT_MEMORY_FAULT`. [`hypercall`] is the guest's side of
-//! the interface, [`memory`] the way from guest physical ranges to inodes, [`Vmm`] decides. By its own will it does what a
+//! the interface, [`memory`] the way from guest physical ranges to inodes,
+//! [`SharedSide`] where the shared pages of such a range are, [`Vmm`] decides. By its own will it does what a
 //! script says ([`script`], [`agent`], [`act`], [`migrate`]), and at random what the guest must not notice ([`random`]).
 //!
 //! Always true: it acts while no processor executes the guest, on the machine's own time line, so that what it does is a
@@ -20,11 +21,12 @@ pub mod memory;
 mod migrate;
 pub mod random;
 pub mod script;
+mod sides;
 
 use emu_core::rng::Seed;
 use emu_core::sync::Task;
 use hypervisor::snp::memory::PageStateChange;
-use hypervisor::{MemoryFault, MemoryFaultReason, Vm};
+use hypervisor::{MemoryFault, MemoryFaultReason, Vm, VmError};
 
 use agent::{Agenda, Deeds};
 use hypercall::{GpaRange, Hypercall, HypercallError, Request};
@@ -50,6 +52,16 @@ pub enum InitialRam {
     Private,
 }
 
+/// Where a software-protected VM has the memory that it shares with the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum SharedSide {
+    /// Where its private memory is: one page of guest_memfd is private or shared (conversion in place).
+    #[default]
+    Gmem,
+    /// In the VMM's own memory, beside a guest_memfd for private pages: what Linux 7.3 has.
+    UserMemory,
+}
+
 /// What becomes of a processor after a memory fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AfterFault {
@@ -70,6 +82,8 @@ pub struct VmmCounters {
     pub conversions: u64,
     /// Memory faults.
     pub memory_faults: u64,
+    /// Exits of processors whose dirty ring was full.
+    pub full_rings: u64,
 }
 
 /// See the module.
@@ -148,6 +162,15 @@ impl Vmm {
             self.agenda.note(Happening::Conversion);
         }
         done
+    }
+
+    /// Takes what is in the rings, because that of a processor is full (`KVM_EXIT_DIRTY_RING_FULL`).
+    ///
+    /// # Errors
+    /// The hypervisor cannot arm the pages again: the processor may not go on.
+    pub fn ring_is_full(&mut self, vm: &Vm, task: &Task<'_>) -> Result<(), VmError> {
+        self.counters.full_rings += 1;
+        self.agenda.empty_rings(vm, task)
     }
 
     /// Answers a memory fault.

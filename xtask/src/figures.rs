@@ -22,7 +22,7 @@ struct Bench {
     question: &'static str,
 }
 
-const BENCHES: [Bench; 10] = [
+const BENCHES: [Bench; 11] = [
     Bench {
         package: "hypervisor",
         name: "handle_fault",
@@ -66,6 +66,12 @@ const BENCHES: [Bench; 10] = [
         question: "A round of dirty logging, each page written and harvested",
     },
     Bench { package: "hypervisor", name: "slots", groups: &["memslots/"], question: "Memslots, by how many there are" },
+    Bench {
+        package: "hypervisor",
+        name: "snp",
+        groups: &["snp/"],
+        question: "Memory of an SNP guest: first touch, conversions, PSMASH, page state changes, changes of a page's key",
+    },
     Bench { package: "mmu", name: "translate", groups: &["translate/"], question: "Walks of page tables" },
     Bench {
         package: "mmu",

@@ -6,7 +6,8 @@
 //! judges by, is the translation unit's own affair ([`Vcpu::mmu`]).
 //!
 //! - [`intercept`]: what raises #VC in place of an exit. [`emulate`]: what the hypervisor then does for the guest.
-//! - [`rmp`]: the instructions on the RMP, of the guest and of the hypervisor.
+//! - [`rmp`]: the instructions on the RMP, of the guest and of the hypervisor. [`registers`]: the MSRs that place it.
+//! - [`record`]: what a trace says of all this.
 //! - [`crate::vmsa`]: the registers in memory, from which such a guest starts and goes on.
 //!
 //! Always true: the mode is entered once and never left; EFER.SVME reads as 1 in it and cannot be changed.
@@ -17,6 +18,8 @@
 
 pub(crate) mod emulate;
 pub(crate) mod intercept;
+pub(crate) mod record;
+pub(crate) mod registers;
 pub(crate) mod rmp;
 
 use emu_core::cpu_model::CpuModel;

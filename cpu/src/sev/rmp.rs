@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use emu_core::sev::Vmpl;
 use emu_core::{Gva, Spa};
+use mmu::Rmp;
 use mmu::rmp::{Changed, Pvalidate as Operands, RmpAdjust, RmpError, RmpPageSize, RmpUpdate, Vmsa};
-use mmu::{Rmp, Stage2};
 
 use crate::cpu::Cpu;
 use crate::dispatch::{Ender, Flow};
@@ -21,6 +21,7 @@ use crate::mem::{Path, Slow};
 use crate::op::Op;
 use crate::segment::FLAT;
 use crate::sev::SevGuest;
+use crate::sev::record::SevAct;
 use crate::system::descriptor::ud;
 use crate::system::load::privileged;
 use crate::system::read_reg;
@@ -58,7 +59,7 @@ impl Cpu {
 
     /// The RMP of the machine that the running code owns; #UD in a guest, without an RMP and outside 64-bit mode.
     fn owned_rmp(&self) -> Result<Arc<Rmp>, Trap> {
-        let owns = self.sev.is_none() && matches!(self.mmu.stage2(), Stage2::None) && self.key.is_64();
+        let owns = self.owns_machine() && self.key.is_64();
         let rmp = self.mmu.rmp().filter(|_| owns).cloned().ok_or_else(ud)?;
         privileged(self)?;
         Ok(rmp)
@@ -85,6 +86,12 @@ impl Ender for Pvalidate {
         };
         let carry = if done == Ok(Changed::No) { Carry::Set } else { Carry::Clear };
         conclude(cpu, done.map(drop), carry);
+        if let Ok(Operands { size, validated: to }) = operands {
+            cpu.record_at(op, |cpu| {
+                let (page, eax) = (cpu.mmu.named_page(), cpu.reg(RAX));
+                SevAct::Pvalidate { gva, page, size, to, eax, carry: carry == Carry::Set }
+            });
+        }
         Ok(Flow::Next)
     }
 }
@@ -92,7 +99,7 @@ impl Ender for Pvalidate {
 /// RMPADJUST
 pub(crate) struct Rmpadjust;
 impl Ender for Rmpadjust {
-    fn exec(cpu: &mut Cpu, _op: &Op) -> Result<Flow, Trap> {
+    fn exec(cpu: &mut Cpu, op: &Op) -> Result<Flow, Trap> {
         cpu.snp_kernel_64()?;
         let gva = Gva::new(cpu.reg(RAX));
         let operands = RmpAdjust::decode_size(cpu.reg(RCX))
@@ -106,6 +113,10 @@ impl Ender for Rmpadjust {
             Err(refused) => Err(refused),
         };
         conclude(cpu, done, Carry::Clear);
+        cpu.record_at(op, |cpu| {
+            let page = operands.ok().and_then(|_| cpu.mmu.named_page());
+            SevAct::RmpAdjust { gva, page, rcx: cpu.reg(RCX), rdx: cpu.reg(RDX), eax: cpu.reg(RAX) }
+        });
         Ok(Flow::Next)
     }
 }

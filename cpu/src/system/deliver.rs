@@ -120,6 +120,7 @@ impl Cpu {
     pub fn deliver_event(&mut self, event: Event) -> Result<(), Trap> {
         self.note_raised(event);
         let delivery = Delivery::of(event);
+        let rip = self.rip();
         let delivered = if self.mode == Mode::Real {
             self.deliver_real(delivery)
         } else if self.is_long() {
@@ -133,6 +134,9 @@ impl Cpu {
                 self.pending.between_iterations = false;
                 if event == Event::Nmi {
                     self.pending.nmi_blocked = true;
+                }
+                if let Event::Exception(Exception::VmmCommunication { exit_code }) = event {
+                    self.record_vc(rip, exit_code);
                 }
                 Ok(())
             }

@@ -49,6 +49,10 @@ impl Cpu {
     pub fn own_msr(&mut self, msr: Msr, now: Instant) -> Result<Option<u64>, MsrRefused> {
         let entry = self.model.readable_msr(msr)?;
         self.check_guest_only(msr)?;
+        self.check_owner_only(msr)?;
+        if let Some(value) = self.rmp_msr(msr) {
+            return Ok(Some(value));
+        }
         Ok(match entry.class {
             MsrClass::Register(_) => Some(self.stored_msr(msr)),
             MsrClass::Constant(constant) => Some(constant.value(&self.model)),
@@ -95,6 +99,10 @@ impl Cpu {
     pub fn set_own_msr(&mut self, msr: Msr, value: u64, now: Instant) -> Result<Option<()>, MsrRefused> {
         let entry = self.model.msr(msr)?;
         self.check_guest_only(msr)?;
+        self.check_owner_only(msr)?;
+        if let Some(()) = self.set_rmp_msr(msr, value)? {
+            return Ok(Some(()));
+        }
         match entry.class {
             MsrClass::Apic => return Ok(None),
             MsrClass::Time if msr == Msr::TSC => {

@@ -85,15 +85,20 @@ impl Vcpu {
         let mmu = self.mmu();
         let key = Key::of_asid(asid.0).unwrap_or(Key::HOST);
         if let Some(rmp) = mmu.rmp() {
-            rmp.check_vmsa(area, asid).map_err(|cause| InvalidGuestState::NotVmsa { spa: area, cause })?;
+            // From here on nobody takes the page away.
+            rmp.use_vmsa(area, asid).map_err(|cause| InvalidGuestState::NotVmsa { spa: area, cause })?;
             rmp.rekey(area.frame(), key);
         }
-        mmu.memory().read(area, &mut page)?;
-        self.resume_from(&page).map_err(|cause| InvalidGuestState::Contents { spa: area, cause })?;
-        if let Some(rmp) = self.mmu().rmp() {
-            rmp.set_in_use(area.frame(), InUse::Yes);
+        let loaded = mmu.memory().read(area, &mut page).map_err(InvalidGuestState::from).and_then(|()| {
+            let resumed = self.resume_from(&page).map(drop);
+            resumed.map_err(|cause| InvalidGuestState::Contents { spa: area, cause })
+        });
+        if loaded.is_err()
+            && let Some(rmp) = self.mmu().rmp()
+        {
+            rmp.set_in_use(area.frame(), InUse::No);
         }
-        Ok(())
+        loaded
     }
 
     fn vmexit(&mut self, area: Spa) -> Result<(), BusError> {

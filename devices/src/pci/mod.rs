@@ -20,6 +20,7 @@ use emu_core::time::Instant;
 use thiserror::Error;
 
 use crate::bus::{DmaPort, Port, Width};
+use crate::dma::{Counted, DmaCounters};
 use crate::message::MsiMessage;
 use config::{BarRange, ConfigSpace, Identity};
 
@@ -148,12 +149,26 @@ pub enum PlugError {
     Full,
 }
 
+/// A device in its slot.
+#[derive(Debug)]
+struct Plugged {
+    slot: u8,
+    device: Box<dyn PciDevice>,
+    dma: DmaCounters,
+}
+
+impl Plugged {
+    fn new(slot: u8, device: Box<dyn PciDevice>) -> Plugged {
+        Plugged { slot, device, dma: DmaCounters::default() }
+    }
+}
+
 /// Bus 0 and configuration mechanism 1.
 #[derive(Debug)]
 pub struct PciBus {
     address: u32,
-    /// Slot and device, in the order of slots.
-    devices: Vec<(u8, Box<dyn PciDevice>)>,
+    /// In the order of slots.
+    devices: Vec<Plugged>,
 }
 
 impl Default for PciBus {
@@ -165,7 +180,8 @@ impl Default for PciBus {
 impl PciBus {
     /// The two bridges in slots 0 and 1, nothing else.
     pub fn new() -> PciBus {
-        PciBus { address: 0, devices: vec![(0, Box::new(Bridge::i440fx())), (1, Box::new(Bridge::piix3()))] }
+        let devices = vec![Plugged::new(0, Box::new(Bridge::i440fx())), Plugged::new(1, Box::new(Bridge::piix3()))];
+        PciBus { address: 0, devices }
     }
 
     /// Puts a device into a free slot.
@@ -179,23 +195,23 @@ impl PciBus {
         match self.place(slot) {
             Ok(_) => Err(PlugError::Taken(slot)),
             Err(place) => {
-                self.devices.insert(place, (slot, device));
+                self.devices.insert(place, Plugged::new(slot, device));
                 Ok(())
             }
         }
     }
     fn place(&self, slot: u8) -> Result<usize, usize> {
-        self.devices.binary_search_by_key(&slot, |(slot, _)| *slot)
+        self.devices.binary_search_by_key(&slot, |plugged| plugged.slot)
     }
     /// The device in `slot`.
     pub fn device(&self, slot: u8) -> Option<&dyn PciDevice> {
         let place = self.place(slot).ok()?;
-        Some(self.devices[place].1.as_ref())
+        Some(self.devices[place].device.as_ref())
     }
     /// The device in `slot`, to change.
     pub fn device_mut(&mut self, slot: u8) -> Option<&mut (dyn PciDevice + 'static)> {
         let place = self.place(slot).ok()?;
-        Some(self.devices[place].1.as_mut())
+        Some(self.devices[place].device.as_mut())
     }
     /// Puts a device into the lowest free slot and says which.
     ///
@@ -214,10 +230,10 @@ impl PciBus {
         self.devices_mut().filter_map(|device| (device.as_mut() as &mut dyn Any).downcast_mut())
     }
     fn devices(&self) -> impl Iterator<Item = (u8, &(dyn PciDevice + 'static))> {
-        self.devices.iter().map(|(slot, device)| (*slot, device.as_ref()))
+        self.devices.iter().map(|plugged| (plugged.slot, plugged.device.as_ref()))
     }
     fn devices_mut(&mut self) -> impl Iterator<Item = &mut Box<dyn PciDevice>> {
-        self.devices.iter_mut().map(|(_, device)| device)
+        self.devices.iter_mut().map(|plugged| &mut plugged.device)
     }
 
     /// Reads CONFIG_ADDRESS (port 0xcf8, four bytes).
@@ -330,11 +346,15 @@ impl PciBus {
     }
     /// Lets the devices that wait for it work on memory.
     pub fn run_dma(&mut self, memory: &mut dyn DmaPort, now: Instant) {
-        for device in self.devices_mut() {
+        for Plugged { device, dma, .. } in &mut self.devices {
             if device.wants_dma() && device.config().bus_master() {
-                device.run_dma(memory, now);
+                device.run_dma(&mut Counted { memory, counters: dma }, now);
             }
         }
+    }
+    /// What every device did to guest memory, by slot. The bridges do nothing.
+    pub fn dma_counters(&self) -> impl Iterator<Item = (u8, DmaCounters)> {
+        self.devices.iter().map(|plugged| (plugged.slot, plugged.dma))
     }
     /// The earliest event of any device.
     pub fn next_event(&self) -> Option<Instant> {

@@ -1,5 +1,6 @@
 use super::config::{Bar, BarKind, reg};
 use super::*;
+use crate::ram::Ram;
 
 /// A device with one BAR of each kind that remembers the last write.
 #[derive(Debug)]
@@ -115,4 +116,57 @@ fn messages_need_bus_mastering() {
     bus.write_data(0, Width::Word, 4);
     assert_eq!(bus.take_msi(), Some(message));
     assert_eq!(bus.take_msi(), None);
+}
+
+/// A device that moves 8 bytes there and back each time it is asked.
+#[derive(Debug)]
+struct Mover(ConfigSpace, Gpa);
+
+impl PciDevice for Mover {
+    fn config(&self) -> &ConfigSpace {
+        &self.0
+    }
+    fn config_mut(&mut self) -> &mut ConfigSpace {
+        &mut self.0
+    }
+    fn bar_read(&mut self, access: BarAccess, _now: Instant) -> u64 {
+        access.width.mask()
+    }
+    fn bar_write(&mut self, _access: BarAccess, _value: u64, _now: Instant) {}
+    fn wants_dma(&self) -> bool {
+        true
+    }
+    fn run_dma(&mut self, memory: &mut dyn DmaPort, _now: Instant) {
+        let mut bytes = [0; 8];
+        let read = memory.read(self.1, &mut bytes);
+        let written = memory.write(self.1, &bytes);
+        assert_eq!(read, written, "the device sees what the machine says");
+    }
+}
+
+#[test]
+fn what_devices_move_and_are_refused_is_counted_by_slot() {
+    let mut bus = PciBus::new();
+    let mover = |gpa| {
+        let mut config = ConfigSpace::new(Identity {
+            vendor: 0x1af4,
+            device: 0x1042,
+            class: 0x01_8000,
+            revision: 1,
+            subsystem: (0, 0),
+            interrupt_pin: 0,
+        });
+        config.write(reg::COMMAND, Width::Word, 4);
+        Box::new(Mover(config, Gpa::new(gpa)))
+    };
+    bus.plug(3, mover(0x100)).expect("free");
+    bus.plug(9, mover(0x1000)).expect("free");
+    let mut ram = Ram::new(0x1000);
+    for _ in 0..3 {
+        bus.run_dma(&mut ram, Instant::ZERO);
+    }
+    let moved = DmaCounters { read_bytes: 24, written_bytes: 24, refused: 0 };
+    let refused = DmaCounters { refused: 6, ..DmaCounters::default() };
+    let none = DmaCounters::default();
+    assert_eq!(bus.dma_counters().collect::<Vec<_>>(), [(0, none), (1, none), (3, moved), (9, refused)]);
 }

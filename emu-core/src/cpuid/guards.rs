@@ -160,7 +160,10 @@ impl Feature {
             Feature::BtcNo => &[Promise("no branch type is predicted")],
             Feature::Sev => &[Paging("the C-bit of an entry"), Msrs(&[Msr::SEV_STATUS])],
             Feature::SevEs => &[Instructions(&["VMGEXIT"]), Msrs(&[Msr::GHCB])],
-            Feature::SevSnp => &[Instructions(&["PVALIDATE", "RMPADJUST", "RMPUPDATE", "PSMASH"])],
+            Feature::SevSnp => &[
+                Instructions(&["PVALIDATE", "RMPADJUST", "RMPUPDATE", "PSMASH"]),
+                Msrs(&[Msr::RMP_BASE, Msr::RMP_END]),
+            ],
             Feature::Vmpl => &[Promise("RMPADJUST gives rights to four privilege levels")],
             Feature::Rmpquery => &[Instructions(&["RMPQUERY"])],
             Feature::HwEnfCacheCoh => &[Promise("no cache holds a line under two keys")],

@@ -4,7 +4,7 @@
 //! ([`Origin::Linux`]), and our own where Linux has none ([`Origin::Bifold`]). Events carry facts and no time; who
 //! executes what and when is known to the [`EventSink`] that takes them.
 //!
-//! The vocabulary is declared once, in `list.rs`. Names, groups, field names and the ways to write and to read an event
+//! The vocabulary is declared once, in `list.rs` and `snp.rs`. Names, groups, field names and the ways to write and to read an event
 //! all follow from that declaration, so that no two writers can disagree: [`Event::visit`] gives the fields as
 //! [`Value`]s, [`Event::read`] makes an event of them again.
 //!
@@ -15,6 +15,7 @@
 
 mod declare;
 mod list;
+mod snp;
 mod value;
 mod words;
 
@@ -22,7 +23,7 @@ pub use list::{Event, EventKind};
 pub use value::{Bits, Field, ReadError, Value};
 pub use words::{
     ClipReason, Direction, ExitReason, FailureResult, FaultOutcome, Group, Ino, NpfCode, Origin, RmpOwner, Sharing,
-    SlotChange, Stage, TableOrigin, UserExitReason,
+    SlotChange, Stage, TableOrigin, UserExitReason, Validity,
 };
 
 /// Where events go.

@@ -15,6 +15,7 @@ fn sample(kind: EventKind, n: u64) -> Event {
         SlotChange::ALL.iter().map(|w| w.word()).collect(),
         FailureResult::ALL.iter().map(|w| w.word()).collect(),
         RmpOwner::ALL.iter().map(|w| w.word()).collect(),
+        Validity::ALL.iter().map(|w| w.word()).collect(),
         vec!["4K", "2M", "1G"],
     ]
     .concat();

@@ -188,6 +188,14 @@ words! {
         Firmware = "firmware",
     }
 
+    /// What PVALIDATE makes of a page.
+    Validity {
+        /// The guest accepts it.
+        Validated = "validated",
+        /// The guest gives it up.
+        Rescinded = "rescinded",
+    }
+
     /// What happened to a memslot (`enum kvm_mr_change`).
     SlotChange {
         /// `KVM_MR_CREATE`.

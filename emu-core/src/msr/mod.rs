@@ -159,6 +159,10 @@ pub enum MsrReg {
     Ghcb,
     /// Which kinds of encrypted virtualisation the running code is under (SEV).
     SevStatus,
+    /// First byte of the reverse map (SEV-SNP).
+    RmpBase,
+    /// Last byte of the reverse map (SEV-SNP).
+    RmpEnd,
 }
 
 /// Registers with one value for all time.
@@ -287,6 +291,9 @@ pub enum MsrRefused {
         /// Its value.
         encoding: u8,
     },
+    /// A register that cannot be written while the reverse map is in force.
+    #[error("{0} cannot be written while SNP is on")]
+    FixedBySnp(Msr),
     /// A change of mode that the architecture forbids.
     #[error("{msr} cannot go from {old:#x} to {new:#x}")]
     Transition {

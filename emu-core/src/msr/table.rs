@@ -13,6 +13,9 @@ use crate::cpuid::Feature;
 use MsrClass::{Apic, Register, Time};
 use Presence::{Always, Only, With};
 
+/// What RMP_BASE and RMP_END can hold.
+const RMP_ADDRESS: u64 = 0x000f_ffff_ffff_ffff;
+
 /// HWCR: bit 0, system-management mode is locked (there is none); bit 24, the TSC counts at the P0 rate. Linux warns
 /// when an invariant TSC does not.
 const HWCR: u64 = 1 << 0 | 1 << 24;
@@ -139,6 +142,11 @@ msrs! {
     GHCB = 0xc001_0130, With(Feature::SevEs), Register(MsrReg::Ghcb), Any;
     /// Which kinds of encrypted virtualisation the running code is under; 0 for code that owns the machine (SEV).
     SEV_STATUS = 0xc001_0131, With(Feature::Sev), Register(MsrReg::SevStatus), ReadOnly;
+    /// First byte of the RMP (SEV-SNP). This register and the next are there for code that owns the machine alone: the
+    /// processor refuses them to guests.
+    RMP_BASE = 0xc001_0132, With(Feature::SevSnp), Register(MsrReg::RmpBase), Bits(RMP_ADDRESS);
+    /// Last byte of the RMP (SEV-SNP).
+    RMP_END = 0xc001_0133, With(Feature::SevSnp), Register(MsrReg::RmpEnd), Bits(RMP_ADDRESS);
     /// Decode configuration (AMD): LFENCE serialises, always.
     DE_CFG = 0xc001_1029, Only(Vendor::Amd), MsrClass::Constant(Constant::Is(DE_CFG)), Discarded;
 }

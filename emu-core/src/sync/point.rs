@@ -32,6 +32,8 @@ pub enum Point {
     FF1,
     /// It is about to exchange it.
     FF2,
+    /// An entry of the reverse map is found without `mmu_lock`; it is not aged yet.
+    R1,
     /// An invalidation is begun.
     I1,
     /// Its entries are zapped.
@@ -66,6 +68,12 @@ pub enum Point {
     A5,
     /// The last reference on a file is gone; it is not released yet.
     L1,
+    /// A fault has looked memslot and file up and holds neither.
+    L2,
+    /// The VM's descriptor is closed.
+    L3,
+    /// The node of an attribute is found; it is not read yet.
+    M1,
     /// A processor fills its TLB from what a walk found.
     T1,
     /// A harvest of the dirty log has taken marks and armed their leaves; nothing is flushed yet.
@@ -82,6 +90,14 @@ pub enum Point {
     P3,
     /// A shadow page goes its own way; the entry that lets the guest write its table is not written yet.
     S1,
+    /// Who owns a frame was looked up in the RMP; that is not changed yet.
+    O1,
+    /// It was changed.
+    O2,
+    /// A save area is found; nothing is noted of it yet.
+    V1,
+    /// The state of a processor is read for its launch.
+    V2,
 }
 
 impl core::fmt::Display for Point {

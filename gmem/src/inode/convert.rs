@@ -329,8 +329,9 @@ impl Exclusive<'_> {
         Ok(())
     }
 
-    /// Pages that become shared are the host's again (`kvm_arch_gmem_make_shared`), before anybody can use them as such.
-    fn take_back(
+    /// Pages that become shared are the host's again (`kvm_arch_gmem_make_shared`), before anybody can use them as such; a
+    /// part of [`Exclusive::convert`].
+    pub fn take_back(
         &self,
         host: &Host,
         &Conversion { range, to, .. }: &Conversion,

@@ -7,6 +7,7 @@
 
 use core::sync::atomic::Ordering;
 
+use emu_core::defect::Defect;
 use emu_core::event::Event;
 use emu_core::sync::Task;
 use emu_core::{Errno, PageSize, Sfn};
@@ -148,7 +149,7 @@ impl GuestMemfd {
         cache.each_run(first, end, |Run { first: at, nr_pages, sfn, .. }| {
             let (from, to) = (at.max(first), (at + nr_pages).min(end));
             let sfn = Sfn::new(sfn.raw() + (from - at));
-            if host.reclaim(sfn, to - from, Leaving::Freed, task).is_some() {
+            if !task.has(Defect::ClearAssigned) && host.reclaim(sfn, to - from, Leaving::Freed, task).is_some() {
                 // The page is gone for good: its next use finds it lost.
                 self.nr_poisoned.fetch_add(1, Ordering::AcqRel);
             }

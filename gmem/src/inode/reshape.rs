@@ -281,7 +281,9 @@ impl Books<'_> {
 
     /// Drops the page cache's references on folios that it no longer has.
     pub(super) fn put_run(&mut self, run: Run) {
-        self.host.reclaim(run.sfn, run.nr_pages, Leaving::Freed, &self.task);
+        if !self.task.has(Defect::FreeAssigned) {
+            self.host.reclaim(run.sfn, run.nr_pages, Leaving::Freed, &self.task);
+        }
         self.host.put_run(run.sfn, run.nr_pages, run.size);
         if self.task.is_reporting() {
             for n in (0..run.nr_pages).step_by(run.size.frames() as usize) {

@@ -8,6 +8,7 @@ use gmem::{GmemFlags, SlotId};
 
 use super::{Invariant, Violation};
 use crate::memslot::{AddressSpaceId, MemSlot};
+use crate::shadow::ShadowSurvey;
 use crate::tdp::{LeafView, Survey};
 use crate::vm::{GmemId, Vm};
 
@@ -59,9 +60,14 @@ impl CheckHistory {
         self.before = None;
         self.shadow_changed = false;
         let Some(tables) = vm.try_tables(task) else { return Ok(()) };
-        if let Some((changes, leaves)) = tables.try_shadow(task, |pages| pages.survey(self.shadow_changes)).flatten() {
-            (self.shadow_changes, self.shadow_leaves) = (Some(changes), leaves);
-            self.shadow_changed = true;
+        match tables.try_shadow(task, |pages| pages.survey(self.shadow_changes)) {
+            None | Some(ShadowSurvey::Same) => {}
+            Some(ShadowSurvey::Leaves(changes, leaves)) => {
+                (self.shadow_changes, self.shadow_leaves) = (Some(changes), leaves);
+                self.shadow_changed = true;
+            }
+            // What is not known is left out.
+            Some(ShadowSurvey::Walked) => (self.shadow_changes, self.shadow_leaves) = (None, Vec::new()),
         }
         let version = tables.version();
         if self.tree.as_ref().is_some_and(|(seen, _)| *seen == version) {

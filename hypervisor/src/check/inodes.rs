@@ -88,6 +88,14 @@ pub(super) fn inodes_stay_what_they_are(scene: &Scene<'_>) -> Found {
     Ok(())
 }
 
+/// A6.
+pub(super) fn live_inodes_have_a_live_vm(scene: &Scene<'_>) -> Found {
+    match scene.inodes.iter().flatten().next().filter(|_| scene.vm.is_destroyed()) {
+        Some((id, _)) => Err(format!("guest_memfd {} is open, and its VM is destroyed", id.0)),
+        None => Ok(()),
+    }
+}
+
 /// A11.
 pub(super) fn slots_change_with_their_generation(scene: &Scene<'_>) -> Found {
     let (Some(slots), Some((generation, were))) = (&scene.slots, &scene.history.slots) else { return Ok(()) };

@@ -1,5 +1,7 @@
 //! What the reverse map says of an SNP guest's memory (group H, and D12).
 
+use core::sync::atomic::Ordering;
+
 use emu_core::sync::Task;
 use emu_core::{PageSize, Sfn};
 use gmem::{PageIndex, Shareability};
@@ -7,6 +9,8 @@ use mmu::rmp::RmpPageSize;
 
 use super::scene::{Placed, Scene};
 use crate::snp::memory::SnpMemory;
+use crate::snp::memory::vmsa::Place;
+use crate::vcpu::VcpuId;
 
 type Found = Result<(), String>;
 
@@ -115,6 +119,40 @@ pub(super) fn leaked_frames_are_used_by_nobody(scene: &Scene<'_>) -> Found {
         let last = leaf.sfn.raw() + leaf.size.frames();
         if let Some(sfn) = (leaf.sfn.raw()..last).map(Sfn::new).find(|&sfn| host.is_leaked(sfn)) {
             return Err(format!("guest frame {:#x} shows {sfn:?}, which is leaked", leaf.gfn.raw()));
+        }
+    }
+    Ok(())
+}
+
+/// H11.
+pub(super) fn save_areas_stay(scene: &Scene<'_>) -> Found {
+    let (Some(_), Some(slots), Some(inodes)) = (scene.vm.snp.as_deref(), &scene.slots, &scene.inodes) else {
+        return Ok(());
+    };
+    for (n, vcpu) in scene.vm.vcpus.iter().enumerate() {
+        let Some(place) = vcpu.save_area.try_lock(&Task::QUIET).map(|place| *place) else { continue };
+        // What was asked to look again does so before it enters; what is in the guest was asked to leave.
+        if vcpu.area_stale.load(Ordering::Acquire) {
+            continue;
+        }
+        let id = VcpuId(n as u16);
+        let known = match place {
+            Place::Unknown => None,
+            Place::Kernel(sfn) => Some(sfn),
+            Place::Guest { page, .. } => page,
+        };
+        let runs_from = scene.witness.save_area(id);
+        if scene.witness.in_guest(id) && known.is_some() && runs_from != known {
+            return Err(format!("vCPU {n} runs from {runs_from:?}, and its save area is in {known:?}"));
+        }
+        let Place::Guest { gfn, page: Some(sfn) } = place else { continue };
+        let placed = slots.lookup(gfn).and_then(|slot| scene.served_by_gmem(slot, gfn));
+        let Some((inode, index)) = placed.and_then(|(id, index)| Some((inodes.get(&id)?, index))) else {
+            return Err(format!("the save area of vCPU {n} is at guest frame {:#x}, where no memory is", gfn.raw()));
+        };
+        let Some(folios) = inode.folios.as_ref().map(|_| inode.folios_at(index)) else { continue };
+        if folios.map(|folio| folio.frame_of(index)) != Some(sfn) {
+            return Err(format!("vCPU {n} is to run from {sfn:?}, which guest frame {:#x} has no longer", gfn.raw()));
         }
     }
     Ok(())

@@ -116,7 +116,7 @@ invariants! {
     A3 Always Scan(inodes::slots_lie_inside) "a bound slot lies inside its inode";
     A4 Always Scan(inodes::slots_have_live_inodes) "a slot's file is open, or was released and taken from it";
     A5 Always Scan(inodes::inodes_stay_what_they_are) "size and flags of an inode never change";
-    A6 Call Open("inodes live and die with their VM") "a live inode implies a live VM";
+    A6 Always Scan(inodes::live_inodes_have_a_live_vm) "a live inode implies a live VM";
     A7 Call Test("hypervisor/tests/memslots.rs") "slots keep no inode open for ever: closing after the last slot always succeeds";
     A8 MmuLockFree Scan(leaves::closed_files_are_not_shown) "after a file is released no leaf shows its frames";
     A9 Call Test(HISTORY) "bytes of an index depend on the inode's history, not on slots";
@@ -218,7 +218,7 @@ invariants! {
     H8 MmuLockFree Within(Invariant::H2) "a frame that is assigned stands behind one guest frame";
     H9 Call Test(SNP) "a write of the host succeeds exactly when nothing under its mapping is assigned";
     H10 Call Test(SNP) "a conversion to shared leaves nothing of its range assigned, and its neighbours as they were";
-    H11 Call Open("which page a processor runs from is the machine's to know") "a save area in use stays where it is";
+    H11 MmuLockFree Scan(rmp::save_areas_stay) "a save area in use stays where it is, or its processor is asked to look it up again";
     H12 MmuLockFree Scan(rmp::leaked_frames_are_used_by_nobody) "a frame that did not come back is never used again";
     H13 MmuLockFree Scan(rmp::shared_leaves_show_nothing_assigned) "a shared leaf shows no frame that is assigned";
     I1 Call Test("hypervisor/tests/dirty.rs") "a write to a logged page is in the next harvest";

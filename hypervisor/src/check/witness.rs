@@ -32,6 +32,11 @@ pub trait Witness {
         false
     }
 
+    /// The page that `vcpu`, which is in an SNP guest, runs from.
+    fn save_area(&self, _vcpu: VcpuId) -> Option<Sfn> {
+        None
+    }
+
     /// What the guest meant when the leaf that starts at `gfn` was installed.
     fn meant(&self, _gfn: Gfn) -> Option<Shareability> {
         None

@@ -231,6 +231,12 @@ impl Slot {
     pub(crate) fn in_state(&self, state: SlotState) -> Slot {
         Slot { state, ..self.clone() }
     }
+    /// What stands behind this slot, taken for what stands behind another that was where this one is.
+    pub(crate) fn instead_of(&self, before: MemSlot) -> Slot {
+        let view = before.gmem.zip(self.info.gmem);
+        let gmem = view.map(|(before, now)| GmemView { gmem: now.gmem, ..before });
+        Slot::new(MemSlot { gmem, ..before }, self.inode.clone())
+    }
     /// The same slot, logged or not.
     pub(crate) fn with_log(&self, log: Option<Arc<SlotLog>>) -> Slot {
         let mut info = self.info;

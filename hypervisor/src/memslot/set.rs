@@ -161,6 +161,16 @@ impl MemSlots {
         }
     }
 
+    /// The slot that holds `gfn` outside of system management mode, and the place where it is kept.
+    pub(crate) fn place_of(&self, gfn: Gfn) -> Option<(SlotHint, &Slot)> {
+        self.space(AddressSpaceId::Normal).holding(gfn).map(|placed| (placed.place, &*placed.slot))
+    }
+
+    /// The slot that is kept there now.
+    pub(crate) fn at(&self, place: SlotHint) -> Option<&Slot> {
+        self.space(AddressSpaceId::Normal).places.get(place.0 as usize)?.as_deref()
+    }
+
     /// The slot with this number, outside of system management mode.
     pub fn by_id(&self, id: SlotId) -> Option<&Slot> {
         self.by_id_in(AddressSpaceId::Normal, id)

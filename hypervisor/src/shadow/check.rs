@@ -1,5 +1,5 @@
 //! What must hold of the shadow MMU, recomputed from the tables themselves. One function for each invariant; each may be
-//! asked whenever nobody holds `mmu_lock` for writing.
+//! asked whenever nobody holds `mmu_lock` for writing. What needs the reverse map is not looked at while somebody walks it.
 //!
 //! That an unsync page agrees with its guest table once the guest has flushed (J3) is no state but a change of state: it
 //! is J2 after the flush, and the tests ask it there.
@@ -83,7 +83,7 @@ pub fn reverse_map(mmu: &ShadowMmu) -> Verdict {
             }
         }
     }
-    let mapped: BTreeSet<_> = mmu.rmaps.iter().collect();
+    let Some(mapped) = mmu.rmaps.look(|heads| heads.iter().collect::<BTreeSet<_>>()) else { return Ok(()) };
     match leaves.symmetric_difference(&mapped).next() {
         Some(odd) => broken("J1", odd),
         None => Ok(()),
@@ -118,7 +118,7 @@ pub fn synced_pages_follow(mmu: &ShadowMmu, features: &PagingFeatures) -> Verdic
 }
 
 fn no_writer(mmu: &ShadowMmu, rule: &'static str, gfn: Gfn) -> Verdict {
-    for &slot in mmu.rmaps.of(1, gfn) {
+    for slot in mmu.rmaps.look(|heads| heads.of(1, gfn).collect::<Vec<_>>()).unwrap_or_default() {
         if mmu.load(slot).is_writable() {
             return broken(rule, (gfn, slot));
         }
@@ -216,7 +216,8 @@ pub fn obsolete_pages_are_unreachable(mmu: &ShadowMmu) -> Verdict {
 
 /// J9: no leaf above the lowest level covers a shadowed guest table.
 pub fn huge_leaves_cover_no_guest_table(mmu: &ShadowMmu) -> Verdict {
-    for (level, gfn, slot) in mmu.rmaps.iter() {
+    let Some(mapped) = mmu.rmaps.look(|heads| heads.iter().collect::<Vec<_>>()) else { return Ok(()) };
+    for (level, gfn, slot) in mapped {
         if level > 1 && mmu.covers_shadowed(gfn, frames(level)) {
             return broken("J9", (gfn, slot));
         }

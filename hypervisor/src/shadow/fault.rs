@@ -1,6 +1,7 @@
 //! A page fault of a processor that walks shadow tables, from its exit to its answer (`paging64_page_fault` and its
 //! kin): the guest's own walk first, then the stages of [`crate::fault`] for the guest frame, then the shadow leaf.
 
+use emu_core::defect::Defect;
 use emu_core::event::{Bits, Event, NpfCode};
 use emu_core::regs::Cr4;
 use emu_core::sync::{Point, Task};
@@ -198,6 +199,13 @@ impl Vm {
         let admitted = admit::admit(attribute, in_slot)?;
         if unresolved.is_stale(&self.invalidation, task) {
             return Err(RETRY);
+        }
+        if task.has(Defect::FastPathOnShadow)
+            && fault.code.contains(PageFaultCode::P | PageFaultCode::W)
+            && self.fast_shadow_fault(state.root, linear(&state.paging, gva), task)
+        {
+            self.mark_dirty(in_slot.slot(), walk.gpa.frame(), own.ring.as_mut(), task);
+            return Ok(ShadowAnswer::Host(Action::Resume(Resumed::Fixed { size: PageSize::Size4K })));
         }
         top_up(self, &mut state.tables, task)?;
         task.at(Point::F3);

@@ -1,5 +1,4 @@
-//! Dirty logging and aging over shadow tables, by the reverse map (`rmap_write_protect`, `kvm_rmap_age_gfn_range`,
-//! `kvm_rmap_zap_collapsible_sptes`).
+//! Dirty logging over shadow tables, by the reverse map (`rmap_write_protect`, `kvm_rmap_zap_collapsible_sptes`).
 //!
 //! Always true while a memslot is logged: a leaf in it has the host-writable bit only if its page has been marked since it
 //! was last armed. So whatever makes a leaf again from the guest's entry, as a sync does, gives no right to write that
@@ -11,17 +10,16 @@ use emu_core::{Gfn, PageSize};
 use super::pages::{ShadowMmu, Slot};
 use super::role::Origin;
 use super::spte::leaf_size;
-use crate::age::Aging;
 use crate::flush::Owed;
 
 impl ShadowMmu {
-    fn reaching(&self, first: Gfn, nr_pages: u64) -> Vec<Slot> {
-        self.rmaps.reaching(first, Gfn::new(first.raw().saturating_add(nr_pages)))
+    fn reaching(&self, first: Gfn, nr_pages: u64, task: &Task<'_>) -> Vec<Slot> {
+        self.rmaps.reaching(first, Gfn::new(first.raw().saturating_add(nr_pages)), task)
     }
 
     /// Arms every leaf that reaches into the range: the next write through it faults.
     pub(crate) fn arm_range(&mut self, first: Gfn, nr_pages: u64, owed: &mut Owed, task: &Task<'_>) {
-        for slot in self.reaching(first, nr_pages) {
+        for slot in self.reaching(first, nr_pages, task) {
             let spte = self.load(slot);
             let armed = spte.host_write_withheld();
             if armed != spte {
@@ -33,24 +31,12 @@ impl ShadowMmu {
     /// Removes the leaves in the range that are 4K although the guest's page is larger, so that faults can make them large
     /// again.
     pub(crate) fn drop_collapsible(&mut self, first: Gfn, nr_pages: u64, owed: &mut Owed, task: &Task<'_>) {
-        for slot in self.reaching(first, nr_pages) {
+        for slot in self.reaching(first, nr_pages, task) {
             let role = self.page(slot.page).role;
             if role.origin == Origin::Direct && role.level == 1 {
                 self.drop_entry(slot, owed, task);
             }
         }
-    }
-
-    /// Whether any leaf that reaches into the range was used. Nothing is flushed, as for nested tables.
-    pub(crate) fn age(&mut self, first: Gfn, nr_pages: u64, aging: Aging, task: &Task<'_>) -> bool {
-        let mut young = false;
-        match aging {
-            Aging::Test => young = self.reaching(first, nr_pages).into_iter().any(|slot| self.load(slot).is_accessed()),
-            Aging::Clear => {
-                self.harvest_accessed(first, nr_pages, &mut |_, _| young = true, &mut Owed::default(), task);
-            }
-        }
-        young
     }
 
     /// Clears the accessed flag of every leaf in the range, and calls `found` for those that had it.
@@ -62,7 +48,7 @@ impl ShadowMmu {
         owed: &mut Owed,
         task: &Task<'_>,
     ) {
-        for slot in self.reaching(first, nr_pages) {
+        for slot in self.reaching(first, nr_pages, task) {
             let spte = self.load(slot);
             let page = self.page(slot.page);
             if let (true, Some(size)) = (spte.is_accessed(), leaf_size(page.role.level)) {

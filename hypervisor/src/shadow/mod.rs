@@ -19,6 +19,7 @@
 
 pub mod check;
 mod emulate;
+mod fast;
 mod fault;
 mod fetch;
 mod log;
@@ -37,6 +38,8 @@ mod zap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use emu_core::Gfn;
+use emu_core::memory::BusError;
 use emu_core::sync::{Mutex, Task};
 use mmu::PagingFeatures;
 
@@ -46,10 +49,13 @@ pub use pages::{Following, Page, PageId, ShadowMmu, Slot, Standing, Target};
 pub use role::{Origin, Role, RoleControls, TableFormat};
 pub use spte::{ShadowEntry, ShadowPte};
 pub use stats::ShadowStats;
+pub(crate) use survey::ShadowSurvey;
 
+use crate::age::Aging;
 use crate::config::VmError;
 use crate::vcpu::VcpuId;
 use crate::vm::Vm;
+use rmap::Rmaps;
 use vcpus::{Known, Reloads, VcpuShadow};
 
 /// What shadowing needs to know.
@@ -78,6 +84,7 @@ pub(crate) struct ShadowVm {
     pub(crate) features: PagingFeatures,
     pub(crate) reloads: Arc<Reloads>,
     known: Arc<Known>,
+    rmaps: Arc<Rmaps>,
     /// Emulated writes that have changed bytes and not told the shadow MMU yet.
     emulating: AtomicU64,
     vcpus: Vec<Mutex<VcpuShadow>>,
@@ -100,11 +107,13 @@ impl Vm {
         let known = Arc::new(Known::default());
         let mut pages = ShadowMmu::new(Arc::clone(self.memory()), dummy, max_pages, Arc::clone(&reloads));
         pages.known = Arc::clone(&known);
+        let rmaps = Arc::clone(&pages.rmaps);
         *self.mmu.write(task).shadow.lock(task) = Some(Box::new(pages));
         self.shadow = Some(ShadowVm {
             features: config.features,
             reloads,
             known,
+            rmaps,
             emulating: AtomicU64::new(0),
             vcpus: (0..nr_vcpus).map(|_| Mutex::new(VcpuShadow::new(&config.features))).collect(),
         });
@@ -123,6 +132,11 @@ impl Vm {
 
     pub(crate) fn shadow(&self) -> Result<&ShadowVm, VmError> {
         self.shadow.as_ref().ok_or(VmError::NotShadowing)
+    }
+
+    /// Whether a leaf over shadow tables that reaches into the range was used. No lock of `mmu_lock`'s is taken.
+    pub(crate) fn age_shadowed(&self, range: (Gfn, Gfn), aging: Aging, task: &Task<'_>) -> Result<bool, BusError> {
+        self.shadow.as_ref().map_or(Ok(false), |shadow| shadow.rmaps.age(self.memory(), range, aging, task))
     }
 
     /// The counters of shadowing; all zero without it.

@@ -20,7 +20,7 @@ use crate::flush::Owed;
 
 /// Number of a shadow page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PageId(u32);
+pub struct PageId(pub(super) u32);
 
 /// An entry of a shadow page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -139,7 +139,8 @@ pub struct ShadowMmu {
     /// Valid pages, the oldest first (`active_mmu_pages`).
     active: BTreeMap<u64, PageId>,
     next_age: u64,
-    pub(super) rmaps: Rmaps,
+    /// Also walked without the lock, by who asks for the age of pages.
+    pub(super) rmaps: Arc<Rmaps>,
     pub(super) shadowed: BTreeMap<Gfn, Shadowed>,
     /// Valid pages of guest tables (`indirect_shadow_pages`).
     pub(super) indirect: u64,
@@ -169,7 +170,7 @@ impl ShadowMmu {
             by_table: BTreeMap::new(),
             active: BTreeMap::new(),
             next_age: 0,
-            rmaps: Rmaps::default(),
+            rmaps: Arc::default(),
             shadowed: BTreeMap::new(),
             indirect: 0,
             generation: 0,
@@ -243,7 +244,7 @@ impl ShadowMmu {
         self.shadowed.get(&gfn).is_some_and(|shadowed| shadowed.tracked > 0)
     }
 
-    fn place(&self, slot: Slot) -> Spa {
+    pub(super) fn place(&self, slot: Slot) -> Spa {
         self.page(slot.page).table.wrapping_add(8 * u64::from(slot.index))
     }
 
@@ -322,7 +323,7 @@ impl ShadowMmu {
             self.stats.installed[size.index()] += 1;
             task.report(Event::Mapped { gfn: target.gfn, sfn, size });
         }
-        self.rmaps.add(level, target.gfn, slot)
+        self.rmaps.add(level, target.gfn, (slot, self.place(slot)), task)
     }
 
     /// Whether so many entries for one frame must be dropped.
@@ -338,7 +339,7 @@ impl ShadowMmu {
                 self.change(slot, ShadowPte::ABSENT, owed, task);
                 let page = self.page(slot.page);
                 let (level, target) = (page.role.level, page.target(slot.index));
-                self.rmaps.remove(level, target.gfn, slot);
+                self.rmaps.remove(level, target.gfn, slot, task);
             }
             ShadowEntry::Table(table) => {
                 self.change(slot, ShadowPte::ABSENT, owed, task);
@@ -354,12 +355,11 @@ impl ShadowMmu {
     /// may not cover a guest table at all (`kvm_mmu_slot_gfn_write_protect`, `disallow_lpage`).
     pub(super) fn write_protect(&mut self, gfn: Gfn, owed: &mut Owed, task: &Task<'_>) {
         for level in 2..=3 {
-            for slot in self.rmaps.of(level, run_base(gfn, frames(level))).to_vec() {
+            for slot in self.rmaps.of(level, run_base(gfn, frames(level)), task) {
                 self.drop_entry(slot, owed, task);
             }
         }
-        for n in 0..self.rmaps.of(1, gfn).len() {
-            let slot = self.rmaps.of(1, gfn)[n];
+        for slot in self.rmaps.of(1, gfn, task) {
             let spte = self.load(slot);
             // By MMU-writable and not by W: who withheld W for a log flushes after it has given the lock up.
             let by_hardware = task.has(Defect::FlushByHardwareWrite);
@@ -372,7 +372,7 @@ impl ShadowMmu {
 
     /// Removes every entry that maps a guest frame of `[first, end)`.
     pub(super) fn drop_mappings(&mut self, first: Gfn, end: Gfn, owed: &mut Owed, task: &Task<'_>) {
-        for slot in self.rmaps.reaching(first, end) {
+        for slot in self.rmaps.reaching(first, end, task) {
             self.drop_entry(slot, owed, task);
         }
     }

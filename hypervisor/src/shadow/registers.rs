@@ -61,8 +61,13 @@ impl Vm {
         self.load(vcpu, &mut state, task).map(Some)
     }
 
-    /// Whether `vcpu` must take [`Vm::reload_guest_paging`] before it runs the guest.
+    /// Whether `vcpu` must take [`Vm::reload_guest_paging`], or in an SNP guest [`Vm::snp_reload_save_area`], before it runs
+    /// the guest. Asked once more when it has entered: whoever takes something away from then on waits for it.
     pub fn must_reload(&self, vcpu: VcpuId) -> bool {
+        if self.snp.is_some() {
+            let vcpu = self.vcpus.get(usize::from(vcpu.0));
+            return vcpu.is_some_and(|vcpu| vcpu.area_stale.load(core::sync::atomic::Ordering::Acquire));
+        }
         self.shadow.as_ref().is_some_and(|shadow| shadow.reloads.is_asked(usize::from(vcpu.0)))
     }
 

@@ -124,6 +124,14 @@ impl ShadowPte {
         ShadowPte(self.0 & !(W | HOST_WRITABLE))
     }
 
+    /// The entry with a write allowed that was withheld for a log; the same where nothing was.
+    pub(super) const fn write_granted(self) -> ShadowPte {
+        match self.0 & (W | MMU_WRITABLE) {
+            MMU_WRITABLE => ShadowPte(self.0 | W | HOST_WRITABLE),
+            _ => self,
+        }
+    }
+
     /// Whether a processor may be able to write by what it has cached, whatever the entry says now.
     pub const fn may_be_cached_writable(self) -> bool {
         self.0 & (W | MMU_WRITABLE) != 0

@@ -14,7 +14,7 @@ use crate::vcpu::TableCache;
 impl Tables {
     /// See [`crate::Vm::age_range`]. The caller walks lockless.
     pub(crate) fn age(&self, first: Gfn, nr_pages: u64, aging: Aging, task: &Task<'_>) -> Result<bool, BusError> {
-        let mut young = self.shadow.lock(task).as_mut().is_some_and(|pages| pages.age(first, nr_pages, aging, task));
+        let mut young = false;
         self.for_each_leaf(first, nr_pages, &mut |place, spte| {
             if self.format.is_accessed(spte) {
                 young = true;

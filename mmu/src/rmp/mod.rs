@@ -193,6 +193,16 @@ impl Rmp {
         check::vmsa(self.table.entry(spa.frame()), asid)
     }
 
+    /// VMRUN of an SNP-active guest: its VMSA is asked about and noted as in use in one step, so that nobody takes it away
+    /// between. Each use ends with [`Rmp::set_in_use`].
+    pub fn use_vmsa(&self, spa: Spa, asid: Asid) -> Result<(), RmpCause> {
+        let sfn = spa.frame();
+        let mut writer = self.table.write(sfn).ok_or(RmpCause::Ownership)?;
+        check::vmsa(Some(writer.entry(sfn)), asid)?;
+        writer.note_use(sfn);
+        Ok(())
+    }
+
     /// A processor runs with this page, or has stopped to: RMPUPDATE and PSMASH of it fail meanwhile. Uses are counted, and
     /// each ends once.
     pub fn set_in_use(&self, sfn: Sfn, in_use: InUse) {

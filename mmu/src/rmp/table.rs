@@ -166,6 +166,11 @@ impl Writer<'_> {
         self.in_use.iter().any(|&used| used.offset_from(first).is_some_and(|distance| distance < frames))
     }
 
+    /// Notes a use of a frame.
+    pub(super) fn note_use(&mut self, sfn: Sfn) {
+        self.in_use.push(sfn);
+    }
+
     /// Every slot of the region as it is, Subpage_Count apart.
     pub(super) fn slots(&self) -> Vec<RmpEntry> {
         let slot = |n| self.table.load(self.head_slot.wrapping_add(n * ENTRY_BYTES));

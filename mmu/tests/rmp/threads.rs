@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use emu_core::{Gpa, Sfn, Spa};
 use mmu::Asid;
-use mmu::rmp::{FirmwareCommand, RmpBacklog, RmpCursor, RmpPageSize, RmpUpdate};
+use mmu::rmp::{FirmwareCommand, InUse, RmpBacklog, RmpCursor, RmpPageSize, RmpUpdate, Vmsa};
 
 use crate::rig::{MINE, REGIONS, Rig};
 
@@ -94,4 +94,39 @@ fn whoever_reads_the_log_sees_the_entry_behind_it() {
         }
         assert!(seen >= REGIONS * 512);
     });
+}
+
+#[test]
+fn a_save_area_is_not_taken_between_the_look_at_it_and_its_use() {
+    let rig = Rig::new();
+    let (rmp, spa) = (&rig.rmp, Sfn::new(5).base());
+    let make = || {
+        rmp.rmpupdate(spa, RmpUpdate::pre_guest(Asid(MINE), gpa(5), RmpPageSize::Size4K)).unwrap();
+        let (asid, size, permissions) = (Asid(MINE), RmpPageSize::Size4K, Default::default());
+        rmp.firmware(spa, FirmwareCommand::LaunchPage { asid, size, vmsa: Vmsa::Yes, permissions }).unwrap();
+    };
+    make();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let done = &done;
+        scope.spawn(move || {
+            let mut runs = 0;
+            while runs < 2_000 {
+                if rmp.use_vmsa(spa, Asid(MINE)).is_ok() {
+                    runs += 1;
+                    assert!(rmp.entry(spa.frame()).unwrap().vmsa(), "the processor runs from a page that is none");
+                    rmp.set_in_use(spa.frame(), InUse::No);
+                }
+            }
+            done.store(true, Ordering::Release);
+        });
+        while !done.load(Ordering::Acquire) {
+            if rmp.rmpupdate(spa, RmpUpdate::hypervisor(RmpPageSize::Size4K)).is_ok() {
+                make();
+            }
+        }
+    });
+    assert_eq!(rmp.use_vmsa(spa, Asid(MINE + 1)), Err(mmu::RmpCause::Ownership));
+    assert_eq!(rmp.use_vmsa(Sfn::new(6).base(), Asid(MINE)), Err(mmu::RmpCause::Ownership));
+    assert!(rmp.rmpupdate(spa, RmpUpdate::hypervisor(RmpPageSize::Size4K)).is_ok(), "what was refused is not in use");
 }

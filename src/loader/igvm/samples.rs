@@ -108,7 +108,7 @@ pub(crate) fn tables() -> [IgvmDirectiveHeader; 3] {
 
 /// The guest: makes [`NOT_LAUNCHED`] valid, writes there, and gives up with the number of processors as its reason, or with
 /// 0xff if the page could not be made valid.
-const INSTRUCTIONS: &[u8] = &[
+pub(crate) const INSTRUCTIONS: &[u8] = &[
     0xb8, 0x00, 0x00, 0x10, 0x00, // mov eax, NOT_LAUNCHED
     0x31, 0xc9, // xor ecx, ecx: 4 KiB
     0xba, 0x01, 0x00, 0x00, 0x00, // mov edx, 1

@@ -86,6 +86,9 @@ impl SignedIdentity {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use emu_core::event::Event;
     use hypervisor::snp::launch::FirmwareStatus;
     use igvm::IgvmDirectiveHeader;
     use igvm_defs::{IGVM_VHS_SNP_ID_BLOCK_PUBLIC_KEY as PublicKey, IGVM_VHS_SNP_ID_BLOCK_SIGNATURE as Signature};
@@ -97,6 +100,10 @@ mod tests {
     use crate::loader::igvm::samples;
     use crate::loader::{Image, LoadError};
     use crate::machine::{Limits, Machine, Outcome};
+    use crate::trace::jsonl::{Line, read};
+    use crate::trace::shared::Shared;
+    use crate::trace::writer::Writer;
+    use crate::trace::{Choice, Format, Recorder};
 
     fn build(bytes: &[u8], cpus: u16) -> Result<Machine, BuildError> {
         let builder = Machine::builder().memory(8 << 20).cpus(cpus).append("one two").snp(SnpChoice::default());
@@ -139,6 +146,35 @@ mod tests {
             let Outcome::Terminated { why, .. } = &outcome else { panic!("{outcome:?}") };
             assert!(why.contains(&format!("(reason set 1, code {cpus:#x})")), "{why}");
         }
+    }
+
+    #[test]
+    fn a_trace_has_what_the_guest_does_by_itself_with_its_instruction() {
+        let file = Shared::default();
+        let writer = Writer::new(Format::Jsonl, Box::new(file.clone()));
+        let recorder = Arc::new(Recorder::new(Choice::default(), None, vec![Box::new(writer)]));
+        recorder.begin(&[]);
+        let builder = Machine::builder().memory(8 << 20).snp(SnpChoice::default()).recorder(Arc::clone(&recorder));
+        let mut machine = builder.build(&Image { name: "guest.igvm", bytes: &samples::guest() }).unwrap();
+        machine.run(Limits { max_instructions: Some(100_000) }, |_| true).unwrap();
+        recorder.finish(&[]).unwrap();
+        let text = String::from_utf8(file.bytes()).unwrap();
+        let records: Vec<_> = text
+            .lines()
+            .filter_map(|line| match read(line).unwrap() {
+                Line::Record(record) => Some(record),
+                _ => None,
+            })
+            .collect();
+        let at = |wanted: fn(&Event) -> bool| records.iter().position(|record| wanted(&record.event)).unwrap();
+        let validated = at(|event| matches!(event, Event::Pvalidate { result: 0, carry: 0, .. }));
+        let entered = at(|event| matches!(event, Event::VmgexitMsrProtocolEnter { .. }));
+        let ended = at(|event| matches!(event, Event::VmgexitMsrProtocolExit { result: -22, .. }));
+        assert!(validated < entered && entered < ended);
+        let rip = |n: usize| records[n].stamp.rip.expect("the processor's doing").raw();
+        // It ends with VMGEXIT, four bytes.
+        assert!(rip(validated) < rip(entered), "{:#x}, {:#x}", rip(validated), rip(entered));
+        assert!(records.windows(2).all(|pair| pair[0].stamp.time <= pair[1].stamp.time), "time never goes back");
     }
 
     #[test]

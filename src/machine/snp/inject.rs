@@ -17,13 +17,16 @@ use hypervisor::snp::ghcb::{CpuidRequest, Field, GhcbMemory, VALID_BITMAP};
 use mmu::{NestedFaultKind, NestedPageFault};
 
 use super::vmgexit::Shared;
-use crate::config::{Injection, Lie, LieTarget};
+use crate::config::{Defence, Injection, Lie, LieTarget};
 use crate::machine::{Machine, RunError};
 use crate::vmm::hypercall::GpaRange;
 use crate::vmm::memory;
 
 /// How long the host keeps what it read before it writes it back, in instructions.
 const REPLAY_AFTER: u64 = 1 << 20;
+
+/// How often the host looks whether a program runs, in instructions.
+const LOOK_AGAIN: u64 = 5_000;
 
 /// SW_EXITINFO1 of a falsified answer: no outcome that the specification knows.
 const NO_OUTCOME: u64 = 0xbad;
@@ -52,8 +55,18 @@ pub struct Injected {
     pub other: Option<Gpa>,
     /// What became of it.
     pub result: LieResult,
+    /// What the architecture promises against it.
+    pub promised: Defence,
     /// Instructions before the first nested fault with the RMP bit on one of these pages.
     pub caught: Option<u64>,
+}
+
+impl Injected {
+    /// A lie at this moment that was told, about no page as yet.
+    fn new(lie: Lie, at: u64) -> Injected {
+        let promised = lie.defence(PageSize::Size4K);
+        Injected { lie, at, gpa: None, other: None, result: LieResult::Done, promised, caught: None }
+    }
 }
 
 /// What is still to be done.
@@ -96,7 +109,7 @@ impl Injector {
     /// Takes note that an answer was falsified.
     fn answered(&mut self, at: u64) {
         let lie = self.plan.lie;
-        self.record = Some(Injected { lie, at, gpa: None, other: None, result: LieResult::Done, caught: None });
+        self.record = Some(Injected::new(lie, at));
         self.step = Step::Over;
     }
 
@@ -115,6 +128,12 @@ impl Machine {
             return Ok(Some(self.now + Duration::new(due - done)));
         }
         let Some(mut injector) = self.injector.take() else { return Ok(None) };
+        if injector.plan.target == LieTarget::User && matches!(injector.step, Step::Wait { .. }) && !self.runs_program()
+        {
+            injector.step = Step::Wait { until: done + LOOK_AGAIN };
+            self.injector = Some(injector);
+            return Ok(Some(self.now + Duration::new(LOOK_AGAIN)));
+        }
         self.look_at_host();
         injector.step = self.lie(&mut injector, done);
         self.flush_owed();
@@ -127,7 +146,7 @@ impl Machine {
     fn lie(&mut self, injector: &mut Injector, done: u64) -> Step {
         let lie = injector.plan.lie;
         let mut step = Step::Over;
-        let mut record = Injected { lie, at: done, gpa: None, other: None, result: LieResult::Done, caught: None };
+        let mut record = Injected::new(lie, done);
         let told = match core::mem::replace(&mut injector.step, Step::Over) {
             Step::Wait { .. } if !lie.is_about_a_page() => return Step::Answer,
             Step::WriteBack { gfn, bytes, .. } => {
@@ -156,13 +175,15 @@ impl Machine {
         let pages = self.vm.snp_mapped_pages(&self.lens.task())?;
         let gfn = match injector.plan.target {
             LieTarget::Seed => injector.choose(&pages).map(|(gfn, _)| gfn),
-            LieTarget::Code => self.executed_page(),
+            LieTarget::Code => self.used_page(AccessKind::Execute),
+            LieTarget::User => self.used_page(AccessKind::Write),
             LieTarget::Page(gpa) => Some(gpa.frame()),
         };
         let gfn = gfn.ok_or(LieError::NoPage { gfn: Gfn::new(0) })?;
         record.gpa = Some(gfn.base());
         let leaf = pages.iter().copied().find(|&(head, size)| head == gfn.align_down(size));
         let (head, size) = leaf.ok_or(LieError::NoPage { gfn })?;
+        record.promised = record.lie.defence(size);
         let others: Vec<_> = pages.into_iter().filter(|&(other, its)| other != head && its == size).collect();
         let task = self.lens.task();
         let mut lied = vec![(head, size)];
@@ -202,12 +223,19 @@ impl Machine {
             .try_for_each(|part| Ok(self.vm.punch_hole(part.gmem, part.offset_bytes, part.range.len_bytes, &task)?))
     }
 
-    /// The page that the first processor executes.
-    fn executed_page(&mut self) -> Option<Gfn> {
+    /// Whether the first processor executes a program, as its registers say: a debugger beneath the host can see them.
+    fn runs_program(&mut self) -> bool {
+        const CPL: u16 = 3;
+        self.vcpu_state(0).is_some_and(|state| state.segments.regs[1].selector & CPL == CPL)
+    }
+
+    /// The page that the first processor executes, or that its stack pointer points to.
+    fn used_page(&mut self, kind: AccessKind) -> Option<Gfn> {
+        const RSP: usize = 4;
         let vcpu = self.vcpus.first_mut()?.vcpu.present()?;
-        let gva = Gva::new(vcpu.state().rip);
-        let fetch = |privilege| Access::new(AccessKind::Execute, privilege);
-        let probe = |privilege| vcpu.mmu().probe(gva, fetch(privilege)).ok();
+        let state = vcpu.state();
+        let gva = Gva::new(if kind == AccessKind::Execute { state.rip } else { state.gpr[RSP] });
+        let probe = |privilege| vcpu.mmu().probe(gva, Access::new(kind, privilege)).ok();
         [Privilege::Supervisor, Privilege::User].into_iter().find_map(probe).map(|found| found.gpa.frame())
     }
 

@@ -113,12 +113,13 @@ impl<'a> Launch<'a> {
             Ok(vcpu.vmsa())
         });
         let states = states.collect::<Result<Vec<_>, BuildError>>()?;
-        for ((processor, state), area) in vcpus.iter_mut().zip(&states).zip(areas) {
-            let area = match area {
-                Some(area) => area,
-                None => vm.snp_launch_vmsa(state, &mut |page| firmware.measure(page), task)?,
-            };
-            processor.vcpu.set_vmsa(area);
+        let mut states = states.into_iter().zip(&areas).map(|(state, area)| area.is_none().then_some(state));
+        let mut state = |_| states.next().flatten();
+        let launched = vm.snp_launch_processors(&mut state, &mut |page| firmware.measure(page), task)?;
+        for ((processor, area), launched) in vcpus.iter_mut().zip(areas).zip(launched) {
+            if let Some(area) = area.or(launched) {
+                processor.vcpu.set_vmsa(area);
+            }
         }
         let identity = self.igvm.as_ref().and_then(|igvm| igvm.id.as_deref());
         let identity = identity.map(|identity| SignedIdentity::new(identity, policy));

@@ -7,8 +7,8 @@ use emu_core::regs::Xcr0;
 use emu_core::sync::Task;
 use emu_core::{Exception, Gpa};
 use hypervisor::snp::ghcb::{
-    GhcbMemory, GhcbReply, GhcbUnreachable, GuestRequest, Hypercall as Asked, IoRequest, IoTransfer, PageState,
-    PageStateRun, ReplyError, SnpAction,
+    ExitWords, GhcbMemory, GhcbReply, GhcbUnreachable, GhcbVcpu, GuestRequest, Hypercall as Asked, IoRequest,
+    IoTransfer, PageState, PageStateRun, ReplyError, SnpAction,
 };
 use hypervisor::snp::memory::PageStateChange;
 use hypervisor::{Shareability, Vm};
@@ -46,6 +46,19 @@ enum Done {
     Ended(Outcome),
 }
 
+/// What ends the VM's run, negated.
+const EINVAL: i32 = 22;
+
+/// A VMGEXIT as a trace tells it.
+fn entered(ghcb: &GhcbVcpu, ghcb_msr: u64) -> Event {
+    match ghcb.asked() {
+        Some(ExitWords { code, info1, info2 }) => {
+            Event::VmgexitEnter { exit_code: Bits(code), info1: Bits(info1), info2: Bits(info2) }
+        }
+        None => Event::VmgexitMsrProtocolEnter { ghcb_gpa: Bits(ghcb_msr) },
+    }
+}
+
 impl Machine {
     /// Processor `n` has executed VMGEXIT.
     pub(in crate::machine) fn vmgexit(&mut self, n: usize) -> Result<Handled, RunError> {
@@ -59,6 +72,7 @@ impl Machine {
             let mut memory = Shared { vm: &self.vm, task: self.lens.task() };
             ghcb.vmgexit(&snp.guest, ghcb_msr, &mut memory)
         };
+        self.lens.task().report_with(|| entered(&ghcb, ghcb_msr));
         let page = Gpa::new(ghcb_msr);
         let mut input = IsInput::No;
         let ended = loop {
@@ -91,10 +105,28 @@ impl Machine {
                 Err(ReplyError::Mismatch) => unreachable!("every action above has its kind of reply"),
             };
         };
+        if self.lens.is_recording() {
+            self.saw_answer(n, &ghcb, ended.is_some());
+        }
         if let Some(snp) = &mut self.snp {
             snp.vcpus[n] = ghcb;
         }
         Ok(ended.map_or(Ok(events), Err))
+    }
+
+    /// Reports what processor `n` goes on with, or that it does not.
+    fn saw_answer(&mut self, n: usize, ghcb: &GhcbVcpu, ended: bool) {
+        if ghcb.asked().is_none() {
+            let result = if ended { -EINVAL } else { 1 };
+            let ghcb_gpa = Bits(self.vcpus[n].vcpu.ghcb());
+            self.lens.task().report(Event::VmgexitMsrProtocolExit { ghcb_gpa, result });
+            return;
+        }
+        let answer = ghcb.answered(&mut Shared { vm: &self.vm, task: self.lens.task() });
+        if let Some(ExitWords { code, info1, info2 }) = answer.filter(|_| !ended) {
+            let [exit_code, info1, info2] = [code, info1, info2].map(Bits);
+            self.lens.task().report(Event::VmgexitExit { exit_code, info1, info2 });
+        }
     }
 
     fn perform(&mut self, n: usize, action: SnpAction, events: &mut BoardEvents) -> Result<Done, RunError> {

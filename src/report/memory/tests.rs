@@ -84,6 +84,7 @@ impl Naive {
             private: self.private.iter().filter(|private| **private).count() as i64,
             mapped: [0; 3],
             folios: PageSize::ALL.map(count),
+            ..State::default()
         }
     }
 }

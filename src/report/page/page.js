@@ -126,12 +126,16 @@ for (const row of run.memory.rows) {
     last.count++;
   } else rows.push({ ...row, each: row.nr_pages, alike, count: 1 });
 }
-for (const row of rows) row.states = row.states.map(([at, state]) => [at, state.map((n) => n * row.count)]);
+// What the reverse map says stands at the end, where it says anything.
+const padded = (state) => [...state, 0, 0, 0, 0, 0].slice(0, 13);
+for (const row of rows) row.states = row.states.map(([at, state]) => [at, padded(state).map((n) => n * row.count)]);
 const weight = (row) => row.count > 1 ? Math.min(2.5, 1 + row.count / 40) : 1;
-const ALL = { bound: 0, private: 1, m: [2, 3, 4], f: [5, 6, 7] };
+const ALL = { bound: 0, private: 1, m: [2, 3, 4], f: [5, 6, 7], rmp: [8, 9, 10, 11, 12] };
+const RMP = [["validated 4K", "--v4"], ["validated 2M", "--v2"], ["assigned 4K", "--a4"], ["assigned 2M", "--a2"], ["immutable", "--fixed"]];
+const someRmp = rows.some((row) => row.states.some(([, s]) => ALL.rmp.some((n) => s[n])));
 const NAMES = ["4K", "2M", "1G"];
 function stateAt(row, column) {
-  let found = [0, 0, 0, 0, 0, 0, 0, 0];
+  let found = new Array(13).fill(0);
   for (const [at, state] of row.states) { if (at > column) break; found = state; }
   return found;
 }
@@ -165,13 +169,22 @@ const MODES = {
       return sum ? shade(by, sum, pages, [c.l4, c.l2, c.l1], c) : c.empty;
     },
   },
+  rmp: {
+    name: "RMP", legend: () => [...RMP.map(([name, color]) => [name, css(color)]), ["the hypervisor's, with memory behind it (shared)", css("--shared")], ["the hypervisor's", css("--empty")]],
+    color(state, pages, c) {
+      const [by, own] = bySize(state, ALL.rmp), [, backed] = bySize(state, ALL.f);
+      const all = [...by, Math.max(0, backed - own)], sum = own + all[5];
+      return sum ? shade(all, sum, pages, [...c.rmp, c.shared], c) : c.empty;
+    },
+  },
 };
+if (!someRmp) delete MODES.rmp;
 // The colours of the sizes in their shares, paler the less of the row it is; a single page still shows.
 function shade(by, sum, pages, colors, c) {
   const mix = [0, 1, 2].map((n) => colors.reduce((total, color, size) => total + color[n] * by[size] / sum, 0));
   return mixColor(c.empty, mix, 0.3 + 0.7 * Math.min(1, sum / pages));
 }
-let mode = rows.length && rows.some((row) => row.states.some(([, s]) => s[1] > 0)) ? "sharing" : "level";
+let mode = someRmp ? "rmp" : rows.length && rows.some((row) => row.states.some(([, s]) => s[1] > 0)) ? "sharing" : "level";
 const AXIS = 92, BOTTOM = 22, GAP = 5;
 // Rows one after another, with a gap where guest frames have a hole.
 function layout(height) {
@@ -195,7 +208,7 @@ function paint() {
   g.fillStyle = css("--surface"); g.fillRect(0, 0, W, H + BOTTOM);
   g.font = '11px system-ui, "DejaVu Sans", sans-serif'; g.fillStyle = css("--muted");
   if (!rows.length) { g.fillText("no memory was bound or mapped", 8, 24); return; }
-  const c = { empty: rgb("--empty"), l4: rgb("--l4"), l2: rgb("--l2"), l1: rgb("--l1"), private: rgb("--private"), shared: rgb("--shared") };
+  const c = { empty: rgb("--empty"), l4: rgb("--l4"), l2: rgb("--l2"), l1: rgb("--l1"), private: rgb("--private"), shared: rgb("--shared"), rmp: RMP.map(([, color]) => rgb(color)) };
   const step = (W - AXIS) / columns;
   let labelled = -20;
   for (const [n, { row, y, h }] of layout(H).entries()) {
@@ -227,7 +240,8 @@ function paint() {
 }
 function describe(state, pages) {
   const sizes = (of) => { const [by, sum] = bySize(state, of); return sum ? NAMES.filter((_, n) => by[n]).map((name, n) => name + " " + bytes(by[NAMES.indexOf(name)])).join(", ") : "nothing"; };
-  return `mapped: ${sizes(ALL.m)}\nfolios: ${sizes(ALL.f)}\nprivate: ${bytes(state[1])} of ${bytes(state[0])}`;
+  const own = RMP.map(([name], n) => [name, state[ALL.rmp[n]]]).filter(([, pages]) => pages > 0).map(([name, pages]) => `${name} ${bytes(pages)}`);
+  return `mapped: ${sizes(ALL.m)}\nfolios: ${sizes(ALL.f)}\nprivate: ${bytes(state[1])} of ${bytes(state[0])}` + (someRmp ? `\nRMP: ${own.join(", ") || "the hypervisor's"}` : "");
 }
 function showState() {
   const column = +$("when").value;
@@ -239,13 +253,16 @@ function showState() {
     else areas.push({ gfn: row.gfn, end: row.gfn + row.nr_pages, state: [...state] });
   }
   const pages = (n) => n > 0 ? bytes(n) : "–";
-  table($("state"), ["guest physical", "#size", "#private", "#shared", "#mapped 4K", "#mapped 2M", "#mapped 1G", "#folios 4K", "#folios 2M", "#folios 1G"],
-    areas.map(({ gfn, end, state }) => [el("code", {}, `${hex(gfn * 4096)} – ${hex(end * 4096)}`), pages(state[0]), pages(state[1]), pages(state[0] - state[1]), ...state.slice(2).map(pages)]));
+  // The columns are those of the picture: everything at once is wider than a page.
+  const rmp = mode === "rmp";
+  const heads = rmp ? RMP.map(([name]) => "#" + name) : ["mapped", "folios"].flatMap((what) => NAMES.map((size) => `#${what} ${size}`));
+  table($("state"), ["guest physical", "#size", "#private", "#shared", ...heads],
+    areas.map(({ gfn, end, state }) => [el("code", {}, `${hex(gfn * 4096)} – ${hex(end * 4096)}`), pages(state[0]), pages(state[1]), pages(state[0] - state[1]), ...(rmp ? state.slice(8) : state.slice(2, 8)).map(pages)]));
 }
 function memory() {
   $("modes").replaceChildren(...Object.entries(MODES).map(([key, { name }]) => {
     const button = el("button", { type: "button", "aria-pressed": key === mode }, name);
-    button.onclick = () => { mode = key; memory(); };
+    button.onclick = () => { mode = key; memory(); showState(); };
     return button;
   }));
   $("memory-note").textContent = rows.length
@@ -367,6 +384,27 @@ function exits() {
   table(into, ["reason", "#exits"], names.map((name) => [word(name.slice(5)), group(total(name))]));
   $("exit-table").replaceChildren(into);
 }
+const byTotal = (prefix) => Object.keys(run.series).filter((name) => name.startsWith(prefix)).sort((a, b) => total(b) - total(a));
+function snp() {
+  const { causes, others } = run.snp;
+  const named = (prefix) => byTotal(prefix).slice(0, 6).map((name, n) => [name, name.slice(prefix.length), "--s" + (n + 1)]);
+  const figures = [
+    ["Pages of the guest, in 4K", [["snp.assigned", "assigned to it", "--a2"], ["snp.validated", "validated", "--v2"], ["snp.rescinded", "given up", "--s5"], ["snp.returned", "returned", "--shared"], ["snp.launched", "launched", "--fixed"]]],
+    ["Page state changes asked for, in 4K", [["snp.to_private", "to private", "--private"], ["snp.to_shared", "to shared", "--shared"]]],
+    ["Entries split and merged, faults by the RMP", [["snp.psmash", "PSMASH", "--s2"], ["snp.unsmash", "merged", "--s3"], ["snp.fault", "nested faults by the RMP", "--s7"]]],
+    ["#VC, by what is intercepted", named("vc.")],
+    ["VMGEXIT, by event", named("vmgexit.")],
+  ].filter(([, names]) => names.some(([name]) => total(name)));
+  $("snp-section").hidden = !figures.length;
+  $("snp").replaceChildren(...figures.map(([title, names]) => {
+    const into = el("div");
+    queueMicrotask(() => chart(into, names, "bars"));
+    return el("figure", {}, el("figcaption", {}, title + ", over time"), into);
+  }));
+  const counts = ["vc.", "vmgexit."].flatMap((prefix) => byTotal(prefix).map((name) => [prefix === "vc." ? "#VC" : "VMGEXIT", name.slice(prefix.length), group(total(name))]));
+  table($("snp-counts"), ["exit", "reason", "#count"], counts);
+  table($("snp-causes"), ["what", "instruction at", "#times"], [...causes.map(([what, rip, times]) => [what, el("code", {}, rip || "–"), group(times)]), ...(others ? [["any other", "", group(others)]] : [])]);
+}
 function lists() {
   const log = run.log;
   $("log-note").textContent = log.length ? `Memslots, conversions, holes, failures and what left to the VMM${run.unlisted ? `: the first ${group(log.length)}; ${group(run.unlisted)} more are in the trace` : ""}.` : "Nothing of that kind happened.";
@@ -374,7 +412,7 @@ function lists() {
   table($("kinds"), ["event", "group", "name from", "#count"], run.kinds.map(([name, group_, origin, count]) => [el("code", {}, name), group_, origin, group(count)]));
   table($("facts"), ["configuration", ""], [...Object.entries(run.run), ...Object.entries(run.end)].map(([key, value]) => [key, el("code", {}, value === "" ? "–" : value)]));
 }
-function draw() { header(); memory(); showState(); faults(); stages(); changes(); pools(); exits(); lists(); }
+function draw() { header(); memory(); showState(); faults(); stages(); changes(); pools(); exits(); snp(); lists(); }
 draw();
 addEventListener("resize", paint);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);

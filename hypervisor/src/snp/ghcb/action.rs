@@ -340,6 +340,9 @@ const TERMINATION_REASONS: &[(u8, u8, &str)] = &[
     (1, 7, "it is not at VMPL0 and no SVSM is announced"),
     (1, 8, "an SVSM says that the guest is at VMPL0"),
     (1, 9, "the calling area of the SVSM is not aligned"),
+    (1, 10, "Secure TSC could not be set up"),
+    (1, 11, "the calling area of the SVSM could not be moved"),
+    (1, 12, "Secure AVIC could not be set up"),
 ];
 
 impl TerminationReason {

@@ -159,12 +159,25 @@ enum Expects {
     PageState(Cursor),
 }
 
+/// The words of a page that say what happened (of an answer: how it went).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExitWords {
+    /// SW_EXITCODE.
+    pub code: u64,
+    /// SW_EXITINFO1.
+    pub info1: u64,
+    /// SW_EXITINFO2.
+    pub info2: u64,
+}
+
 /// One processor's side of the protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GhcbVcpu {
     registered: Option<Gfn>,
     dr7: u64,
     pending: Pending,
+    /// The page that the last VMGEXIT was about, and what it asked.
+    asked: Option<(Gpa, ExitWords)>,
 }
 
 impl Default for GhcbVcpu {
@@ -176,12 +189,29 @@ impl Default for GhcbVcpu {
 impl GhcbVcpu {
     /// A processor that has no page yet.
     pub const fn new() -> GhcbVcpu {
-        GhcbVcpu { registered: None, dr7: 0x400, pending: Pending::Nothing }
+        GhcbVcpu { registered: None, dr7: 0x400, pending: Pending::Nothing, asked: None }
     }
 
     /// The page that the guest has registered.
     pub fn registered(&self) -> Option<Gpa> {
         self.registered.map(Gfn::base)
+    }
+
+    /// What the last VMGEXIT asked by its page; nothing if it came through the MSR, or the page could not be read. For a
+    /// trace: the words are the guest's, whether the event could be made of them or not.
+    pub fn asked(&self) -> Option<ExitWords> {
+        self.asked.map(|(_, words)| words)
+    }
+
+    /// The words of that page as they are now.
+    pub fn answered(&self, memory: &mut dyn GhcbMemory) -> Option<ExitWords> {
+        let (page, ExitWords { code, .. }) = self.asked?;
+        let mut word = |field: Field| {
+            let mut bytes = [0; 8];
+            memory.read(page.wrapping_add(field.offset() as u64), &mut bytes).ok()?;
+            Some(u64::from_le_bytes(bytes))
+        };
+        Some(ExitWords { code, info1: word(Field::SW_EXITINFO1)?, info2: word(Field::SW_EXITINFO2)? })
     }
 
     /// Forgets an event under way: the processor gets another state in place of the one that waits for an answer.
@@ -192,6 +222,7 @@ impl GhcbVcpu {
     /// Takes a VMGEXIT with this value in the GHCB MSR. An event that was under way is forgotten.
     pub fn vmgexit(&mut self, guest: &GhcbGuest, ghcb_msr: u64, memory: &mut dyn GhcbMemory) -> SnpAction {
         self.pending = Pending::Nothing;
+        self.asked = None;
         let resume = |ghcb_msr| SnpAction::Resume { ghcb_msr: Some(ghcb_msr) };
         match MsrRequest::decode(ghcb_msr) {
             MsrRequest::Page => self.page_event(guest, Gpa::new(ghcb_msr), memory),
@@ -230,6 +261,9 @@ impl GhcbVcpu {
             return RESUME;
         }
         let Ok(area) = Snapshot::take(page, memory) else { return RESUME };
+        let [code, info1, info2] =
+            [Field::SW_EXITCODE, Field::SW_EXITINFO1, Field::SW_EXITINFO2].map(|field| area.raw(field));
+        self.asked = Some((page, ExitWords { code, info1, info2 }));
         if self.registered != Some(page.frame()) {
             return SnpAction::Fatal(VmgexitFatal::NotRegistered { page, registered: self.registered() });
         }

@@ -4,8 +4,10 @@
 //! guest's memory, because its memslot moved, is assigned anew and must be accepted anew; Linux would leave it, and the guest
 //! would fault on it for ever.
 
-use emu_core::sync::Task;
+use emu_core::defect::Defect;
+use emu_core::sync::{Point, Task};
 use emu_core::{Gfn, PageSize, Sfn};
+use gmem::Host;
 use mmu::Asid;
 use mmu::rmp::{Assigned, RegionStatus, RmpError, RmpPageSize, RmpUpdate};
 use thiserror::Error;
@@ -44,7 +46,7 @@ pub enum AssignError {
 }
 
 impl Vm {
-    /// Makes a private page the guest's, and the host's own map follows.
+    /// Makes a private page the guest's.
     pub(crate) fn assign(
         &self,
         snp: &SnpMemory,
@@ -52,29 +54,22 @@ impl Vm {
         largest: PageSize,
         task: &Task<'_>,
     ) -> Result<(), VmError> {
-        if let Some(size) = snp.assign(gfn, sfn, largest, task)? {
-            self.host.block_assigned(sfn.align_down(size), size, task);
-        }
-        Ok(())
+        Ok(snp.assign((gfn, sfn), largest, &self.host, task)?)
     }
 }
 
 impl SnpMemory {
     /// Makes the frame `sfn` page `gfn` of the guest, with the 2M around it if `largest`, the policy and the entries there
-    /// allow that. The caller keeps the folio where it is and private. Tells the size of an entry that was written.
+    /// allow that. The caller keeps the folio where it is and private.
     #[inline]
-    pub(crate) fn assign(
-        &self,
-        gfn: Gfn,
-        sfn: Sfn,
-        largest: PageSize,
-        task: &Task<'_>,
-    ) -> Result<Option<PageSize>, AssignError> {
+    fn assign(&self, page: (Gfn, Sfn), largest: PageSize, host: &Host, task: &Task<'_>) -> Result<(), AssignError> {
+        let (gfn, sfn) = page;
         let entry = self.rmp.entry(sfn).ok_or(AssignError::NotCovered { sfn })?;
-        if self.is_at(entry, gfn) {
-            return Ok(None);
+        if self.is_at(entry, gfn) || entry.assigned() && task.has(Defect::AssignAnywhere) {
+            return Ok(());
         }
-        self.assign_alone(gfn, sfn, largest, task)
+        task.at(Point::O1);
+        self.assign_alone(page, largest, host, task)
     }
 
     /// The same, alone in the 2M block: what was found unassigned must still be when it is assigned, or a page that the
@@ -82,15 +77,15 @@ impl SnpMemory {
     #[cold]
     fn assign_alone(
         &self,
-        gfn: Gfn,
-        sfn: Sfn,
+        (gfn, sfn): (Gfn, Sfn),
         largest: PageSize,
+        host: &Host,
         task: &Task<'_>,
-    ) -> Result<Option<PageSize>, AssignError> {
+    ) -> Result<(), AssignError> {
         let _alone = self.block(sfn, task);
         let entry = self.rmp.entry(sfn).ok_or(AssignError::NotCovered { sfn })?;
         if self.is_at(entry, gfn) {
-            return Ok(None);
+            return Ok(());
         }
         let refused = |cause| AssignError::Refused { sfn, gfn, cause };
         if entry.assigned() {
@@ -103,13 +98,29 @@ impl SnpMemory {
         } else if largest >= PageSize::Size2M && self.sizes != RmpSizes::Only4K && self.is_free(sfn) {
             let (block, first) = (sfn.align_down(PageSize::Size2M), gfn.align_down(PageSize::Size2M));
             let whole = RmpUpdate::guest(self.asid, first.base(), RmpPageSize::Size2M);
-            if self.rmpupdate(block, whole, task).is_ok() {
-                return Ok(Some(PageSize::Size2M));
+            if self.hand_over(block, whole, host, task).is_ok() {
+                return Ok(());
             }
         }
         let page = RmpUpdate::guest(self.asid, gfn.base(), RmpPageSize::Size4K);
-        self.rmpupdate(sfn, page, task).map_err(refused)?;
-        Ok(Some(PageSize::Size4K))
+        self.hand_over(sfn, page, host, task).map_err(refused)
+    }
+
+    /// RMPUPDATE to the guest's, and the host's own map is out of its way before.
+    fn hand_over(&self, sfn: Sfn, update: RmpUpdate, host: &Host, task: &Task<'_>) -> Result<(), RmpError> {
+        let size = update.page_size.page_size();
+        let late = task.has(Defect::SplitDirectMapLate);
+        if !late {
+            host.assign_block(sfn, size, task);
+        }
+        let done = self.rmpupdate(sfn, update, task);
+        task.at(Point::O2);
+        match (done.is_ok(), late) {
+            (true, true) => host.assign_block(sfn, size, task),
+            (false, false) => host.keep_block(sfn, size, task),
+            (true, false) | (false, true) => {}
+        }
+        done
     }
 
     /// Whether nothing of the 2M around `sfn` is assigned (`is_large_rmp_possible`).

@@ -5,14 +5,15 @@
 //! begin and the end of an invalidation, so that no leaf is installed by the size before. An entry of 4K is what somebody
 //! else has split already, and an unassigned one is a page that is being taken away: both come again if they matter.
 
+use emu_core::defect::Defect;
 use emu_core::event::Event;
-use emu_core::sync::Task;
+use emu_core::sync::{Point, Task};
 use emu_core::{Gfn, PageSize, Sfn};
 use gmem::Shareability;
 use mmu::RmpCause;
 use mmu::rmp::RmpError;
 
-use super::{SnpMemory, code, count};
+use super::{AssignError, SnpMemory, code, count};
 use crate::config::VmError;
 use crate::fault::{FaultInput, MemoryFaultReason, Stop, memory_fault};
 use crate::flush::Owed;
@@ -41,6 +42,7 @@ impl Vm {
         let rmp_level = entry.page_size().page_size();
         let mut smashed = Ok(());
         let denied = cause == RmpCause::Vmpl || entry.immutable();
+        task.at(Point::O1);
         if !denied {
             if rmp_level == PageSize::Size2M {
                 smashed = self.smash(snp, gfn, folio.sfn, task)?;
@@ -55,6 +57,11 @@ impl Vm {
             rmp_level,
             psmash_ret: code(smashed),
         });
+        if let Err(cause) = smashed
+            && task.has(Defect::SecondPsmashFails)
+        {
+            return Err(VmError::from(AssignError::Refused { sfn: folio.sfn, gfn, cause }).into());
+        }
         // Nothing the hypervisor does makes these succeed.
         if denied { Err(memory_fault(input, MemoryFaultReason::RmpDenied)) } else { Ok(()) }
     }
@@ -85,9 +92,23 @@ impl Vm {
         let mut owed = Owed::default();
         self.invalidation.begin(task);
         self.invalidation.add_range(first, nr_pages, task);
-        let zapped = tables.zap(first, nr_pages, &mut owed, task);
-        self.flush(&owed, task);
+        let zapped = match task.has(Defect::PsmashWithoutZap) {
+            true => Ok(()),
+            false => tables.zap(first, nr_pages, &mut owed, task),
+        };
+        if !task.has(Defect::ResizeWithoutFlush) {
+            self.flush(&owed, task);
+        }
+        task.at(Point::I3);
+        if task.has(Defect::PsmashAfterUnlock) {
+            self.invalidation.end(task);
+            tables.bury(&self.host, task);
+            drop(tables);
+            task.at(Point::I5);
+            return Ok(change());
+        }
         let changed = change();
+        task.at(Point::O2);
         self.invalidation.end(task);
         tables.bury(&self.host, task);
         zapped?;

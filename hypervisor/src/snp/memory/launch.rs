@@ -237,8 +237,8 @@ impl Vm {
             None if !was_there => {}
             None => self.memory().discard(folio.sfn.base(), size.frames() * PAGE_SIZE as u64)?,
         }
-        snp.launch(&block, Vmsa::No, task)?;
-        self.host.block_assigned(folio.sfn, size.page_size(), task);
+        self.host.assign_block(folio.sfn, size.page_size(), task);
+        snp.launch(&block, Vmsa::No, task).inspect_err(|_| self.host.keep_block(folio.sfn, size.page_size(), task))?;
         for n in 0..size.frames() {
             let bytes = bytes.and_then(|bytes| bytes.get(n as usize * PAGE_SIZE..(n as usize + 1) * PAGE_SIZE));
             let gpa = gfn.base().wrapping_add(n * PAGE_SIZE as u64);

@@ -7,6 +7,7 @@
 //! Always true: a lie changes entries of the RMP, leaves, or nothing. The bookkeeping of guest_memfd does not learn of it, so
 //! that a leaf which shows another frame must go ([`Vm::zap_range`]) before the ordinary path answers a fault on its page.
 
+use emu_core::defect::Defect;
 use emu_core::memory::Key;
 use emu_core::page::PAGE_SIZE;
 use emu_core::sync::Task;
@@ -76,7 +77,10 @@ impl Vm {
         let (snp, leaf) = self.lied_page(gfn, task)?;
         let sfn = frame_of(&leaf, gfn);
         let mut bytes = [0; PAGE_SIZE];
-        snp.rmp.rekey(sfn, Key::HOST);
+        match task.has(Defect::ScanBehindTranslations) {
+            true => drop(snp.memory.rekey(sfn, Key::HOST)),
+            false => snp.rmp.rekey(sfn, Key::HOST),
+        }
         snp.memory.read(sfn.base(), &mut bytes).map_err(VmError::from)?;
         Ok(bytes)
     }

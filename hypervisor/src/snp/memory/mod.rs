@@ -24,11 +24,12 @@ mod launch;
 mod lie;
 mod psc;
 mod reclaim;
-mod vmsa;
+pub(crate) mod vmsa;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use emu_core::defect::Defect;
 use emu_core::event::{Event, RmpOwner};
 use emu_core::memory::{Key, SystemMemory};
 use emu_core::sync::{Mutex, Sharded, Task};
@@ -45,6 +46,7 @@ pub use assign::AssignError;
 pub use launch::{LaunchContent, LaunchError, LaunchedPage, Measure, SnpLaunchUpdate, SnpPageType};
 pub use lie::LieError;
 pub use psc::{PageStateChange, PageStateError, SizeHint};
+pub use vmsa::Reloaded;
 
 /// When a page that became private is assigned to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -286,6 +288,7 @@ impl SnpMemory {
         task.report(Event::Psmash { sfn: head, result: code(done) });
         match done {
             Ok(()) => count(&self.counters.smashed, 1),
+            Err(_) if task.has(Defect::SecondPsmashFails) => return done,
             Err(_) if self.rmp.entry(head).is_some_and(|entry| entry.page_size() == RmpPageSize::Size4K) => {}
             Err(refused) => return Err(refused),
         }

@@ -5,12 +5,13 @@
 //! attributes of its own. A page that becomes private is assigned by policy, at once if it has memory or at the guest's next
 //! use of it; the guest must accept it either way.
 
+use emu_core::defect::Defect;
 use emu_core::event::{Event, Sharing};
 use emu_core::page::PAGE_SIZE;
 use emu_core::sync::Task;
 use emu_core::{Errno, Gfn, PageSize};
 use gmem::Shareability;
-use mmu::rmp::{FirmwareCommand, FirmwareRefused, RmpPageSize};
+use mmu::rmp::{FirmwareCommand, FirmwareRefused, RmpPageSize, RmpUpdate};
 use thiserror::Error;
 
 use super::{Assign, RmpSizes, SnpMemory, count};
@@ -115,6 +116,9 @@ impl Vm {
         let bad_range = PageStateError::BadRange { first, nr_pages };
         let end = first.raw().checked_add(nr_pages).filter(|_| nr_pages > 0).ok_or(bad_range)?;
         let parts = self.gmem_parts(first, end, task)?;
+        if to.is_private() && task.has(Defect::AssignBeforeZap) {
+            self.assign_eagerly(snp, first, end, task)?;
+        }
         if self.gmem.generation.has_inode_attributes() {
             for part in &parts {
                 self.convert(part.gmem, part.offset_bytes, part.nr_pages * PAGE, to, task)?;
@@ -173,7 +177,7 @@ impl Vm {
             return Ok(gfn.raw() + 1);
         };
         let _stays = inode.shared(task);
-        let is_private = self.slot_attribute(slot, gfn, task).is_private();
+        let is_private = self.slot_attribute(slot, gfn, task).is_private() || task.has(Defect::AssignBeforeZap);
         let Some(folio) = inode.peek(index, task).filter(|_| is_private) else { return Ok(gfn.raw() + 1) };
         let largest = level::allowed_by_memory(self, slot, gfn, folio, Origin::Gmem, task);
         self.assign(snp, (gfn, folio.sfn), largest, task)?;
@@ -225,6 +229,9 @@ impl Vm {
         }
         self.resize(first, task, || {
             let _alone = snp.block(folio.sfn, task);
+            if task.has(Defect::MergeAnew) {
+                return snp.assign_anew(folio.sfn, first, task);
+            }
             let merged = snp.rmp.firmware(folio.sfn.base(), FirmwareCommand::Unsmash);
             let status = merged.err().map_or(0, FirmwareRefused::code);
             task.report(Event::Unsmash { sfn: folio.sfn, status });
@@ -236,6 +243,14 @@ impl Vm {
 }
 
 impl SnpMemory {
+    /// The mistake of a host that has no `SNP_PAGE_UNSMASH`.
+    fn assign_anew(&self, head: emu_core::Sfn, first: Gfn, task: &Task<'_>) {
+        let small = RmpUpdate::hypervisor(RmpPageSize::Size4K);
+        let gone = (0..M2).try_for_each(|n| self.rmpupdate(emu_core::Sfn::new(head.raw() + n), small, task));
+        let whole = RmpUpdate::guest(self.asid, first.base(), RmpPageSize::Size2M);
+        let _ = gone.and_then(|()| self.rmpupdate(head, whole, task));
+    }
+
     /// Whether 512 entries from `head` on could be one: so that nothing is zapped in vain.
     fn are_alike(&self, head: emu_core::Sfn) -> bool {
         let Some(first) = self.rmp.entry(head) else { return false };

@@ -7,6 +7,7 @@
 //! Always true: a processor enters only a save area that was looked for after the guest named it, and a reset hold ends
 //! with one answer, or with none when the guest has given the processor another state meanwhile.
 
+use hypervisor::VcpuId;
 use hypervisor::snp::ghcb::{ApCreate, GhcbReply, SnpAction};
 
 use super::vmgexit::Shared;
@@ -44,13 +45,13 @@ impl Machine {
         let processor = &mut self.vcpus[n];
         if let SaveArea::Next(vmsa) = processor.save_area {
             snp.vcpus[n].abandon();
-            processor.save_area = match self.vm.snp_save_area(vmsa, &self.lens.task()) {
-                Some(page) => {
+            processor.save_area = match self.vm.snp_use_save_area(VcpuId(n as u16), vmsa, &self.lens.task()) {
+                Ok(Some(page)) => {
                     processor.vcpu.set_vmsa(page.base());
                     SaveArea::Same
                 }
                 // The guest took the page away again.
-                None => SaveArea::None,
+                Ok(None) | Err(_) => SaveArea::None,
             };
         }
         if let Some(how) = processor.hold_over.take() {
