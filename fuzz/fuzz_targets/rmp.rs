@@ -1,7 +1,5 @@
 //! Histories of the reverse map: see `run_bytes` in mmu/tests/rmp/bytes.rs for what an input is and what must hold.
 #![no_main]
-// The rig of the tests, as it is: they build more with it than this target does.
-#![allow(dead_code)]
 
 use libfuzzer_sys::fuzz_target;
 

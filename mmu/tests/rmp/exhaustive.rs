@@ -6,9 +6,8 @@ use mmu::Asid;
 use mmu::rmp::Vmsa;
 use oracle::rmp::{Answer, Doing, Launch, Leaf, Map, NewEntry, Operand, Page, REGION, Use, Who};
 
-use crate::rig::{
-    Event, GPA, MINE, OTHER, REGIONS, Rig, Scene, UNCOVERED, entries, guest_page, refused, scenes, update,
-};
+use crate::rig::{Event, MINE, OTHER, REGIONS, Rig, guest_page, refused, update};
+use crate::scenes::{GPA, Scene, UNCOVERED, entries, scenes};
 
 const DOING: [Doing; 4] = [Doing::Read, Doing::Write, Doing::Fetch, Doing::TableWalk];
 

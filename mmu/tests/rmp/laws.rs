@@ -10,7 +10,8 @@ use mmu::rmp::{
 use mmu::{Asid, Rmp};
 use oracle::rmp::{Doing, Leaf, NewEntry, Page, REGION, Use, Who};
 
-use crate::rig::{GPA, MINE, OTHER, Rig, Scene, entries, guest_page, scenes, update};
+use crate::rig::{MINE, OTHER, Rig, guest_page, update};
+use crate::scenes::{GPA, Scene, entries, scenes};
 
 const MASKS: [[u8; 4]; 1] = [[0x1f, 3, 1, 0]];
 
